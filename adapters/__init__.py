@@ -1,0 +1,1 @@
+"""What an adapter is and how feedback changes it. Knows torch; no web, no Redis."""

@@ -1,0 +1,235 @@
+"""The folder a server loads: base, tokenizer, `session_init/`, `inner_rule.json`, `report.json`.
+
+Knows which files there are and that they fit each other; what is in them, other files know.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
+
+from adapters.base_model import ArtifactError, load_base, probe, save_base
+from adapters.chat import ChatEncoder, user_turn
+from adapters.config import AdapterError, InnerRule, LoraSpec
+from adapters.peft_io import PeftAdapter, check_shapes, load_peft, save_peft
+from adapters.plain import plain_rule, plain_spec
+from adapters.rule_io import read_rule, rule_text
+from adapters.snapshot import dumps, form_of
+from adapters.state import (
+    AdapterState,
+    Tensors,
+    fingerprint,
+    initial_tensors,
+    target_modules,
+    tensor_shapes,
+)
+
+__all__ = ["Artifact", "ArtifactError", "load_artifact", "save_artifact"]
+
+SESSION_INIT: Final = "session_init"
+RULE_FILE: Final = "inner_rule.json"
+REPORT_FILE: Final = "report.json"
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """Everything sessions share; tensors on ``model.device``, adapters in float32."""
+
+    name: str
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    spec: LoraSpec
+    session_init: Tensors
+    rule: InnerRule
+    fingerprint: str  # of the base as loaded
+    rule_hash: str  # of session_init and rule: what a derivation depends on besides its items
+    context_tokens: int
+    report: Mapping[str, Any] | None
+    header: tuple[int, ...] | None  # tokens that start every answer, where the template has some
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every adapter tensor by name."""
+        return {name: tuple(tensor.shape) for name, tensor in self.session_init.items()}
+
+    @property
+    def transposed(self) -> bool:
+        """Whether target weights are stored (in, out), which PEFT folders must say."""
+        return _transposed(self.model, self.spec)
+
+
+def save_artifact(
+    folder: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    spec: LoraSpec,
+    session_init: Tensors,
+    rule: InnerRule,
+    report: Mapping[str, Any],
+    header_ids: Sequence[int] | None,
+) -> Artifact:
+    """Write an artifact with 16-bit base weights, and load it again to be sure of it.
+
+    An artifact that is already at ``folder`` is replaced; nothing else is. Either the whole folder
+    is there afterwards or it is as it was.
+
+    Args:
+        header_ids: tokens every answer starts with; scope ``activated`` needs them.
+
+    Returns:
+        The artifact as a server will see it, on the CPU: its base is the rounded one.
+
+    Raises:
+        ArtifactError: parts that do not fit each other, or a folder with something else in it.
+    """
+    if folder.exists() and any(folder.iterdir()) and not (folder / RULE_FILE).is_file():
+        raise ArtifactError(f"{folder} holds something else: choose a new or empty folder")
+    partial = folder.with_name(folder.name + ".partial")
+    _remove(partial)
+    try:
+        save_base(partial, model, tokenizer)
+        state = AdapterState(spec, session_init, "")
+        transposed = _transposed(model, spec)
+        save_peft(partial / SESSION_INIT, state, header_ids, transposed=transposed)
+        (partial / RULE_FILE).write_text(rule_text(spec, rule), encoding="utf-8")
+        text = json.dumps(report, indent=1, sort_keys=True, allow_nan=False)
+        (partial / REPORT_FILE).write_text(text + "\n", encoding="utf-8")
+        artifact = load_artifact(partial)
+        _remove(folder)
+        partial.rename(folder)
+    except (AdapterError, TypeError, ValueError) as error:
+        raise ArtifactError(f"nothing was written to {folder}: {error}") from error
+    finally:
+        _remove(partial)
+    return replace(artifact, name=folder.name)
+
+
+def load_artifact(path: Path, device: torch.device | str = "cpu") -> Artifact:
+    """Load an artifact, or a plain Hugging Face causal LM with a zero-B start and a default rule.
+
+    Raises:
+        ArtifactError: a missing folder, no usable model, broken JSON, unknown keys, shapes that do
+            not fit, values that are not finite; the message names the file.
+    """
+    path, device = Path(path), torch.device(device)
+    if not path.is_dir():
+        raise ArtifactError(f"there is no folder {path}: give the path of a model folder")
+    base = load_base(path, device)
+    encoder = ChatEncoder(base.tokenizer)
+    header = encoder.assistant_header()
+    stored_rule = _part(path / RULE_FILE, read_rule)
+    stored_init = _part(path / SESSION_INIT, load_peft)
+    try:
+        spec = _spec(base.model, stored_rule, stored_init)
+        session_init = _session_init(base.model, spec, stored_init, header)
+        rule = stored_rule[1] if stored_rule else plain_rule(session_init)
+        _check_rule(rule, session_init, encoder)
+    except AdapterError as error:
+        raise ArtifactError(f"{path}: {error}") from error
+    rule_hash = _rule_hash(spec, session_init, rule)
+    session_init = {name: tensor.to(device) for name, tensor in session_init.items()}
+    probe(path, base.model, spec, session_init)
+    return Artifact(
+        name=path.resolve().name,
+        model=base.model,
+        tokenizer=base.tokenizer,
+        spec=spec,
+        session_init=session_init,
+        rule=rule,
+        fingerprint=fingerprint(base.model),
+        rule_hash=rule_hash,
+        context_tokens=base.context_tokens,
+        report=_part(path / REPORT_FILE, _read_report),
+        header=header,
+    )
+
+
+def _spec(
+    model: PreTrainedModel,
+    rule: tuple[LoraSpec, InnerRule] | None,
+    session_init: PeftAdapter | None,
+) -> LoraSpec:
+    if rule is None:
+        return plain_spec(model) if session_init is None else session_init.spec
+    if session_init is not None and form_of(rule[0]) != form_of(session_init.spec):
+        raise ArtifactError(
+            f"{RULE_FILE} is for adapters of form {form_of(rule[0])}, {SESSION_INIT} has "
+            f"{form_of(session_init.spec)}: they must agree"
+        )
+    return rule[0]
+
+
+def _session_init(
+    model: PreTrainedModel,
+    spec: LoraSpec,
+    stored: PeftAdapter | None,
+    header: tuple[int, ...] | None,
+) -> Tensors:
+    shapes = tensor_shapes(model, spec)
+    if stored is None:
+        return initial_tensors(model, spec, torch.Generator().manual_seed(0))
+    check_shapes(stored.tensors, shapes)
+    if spec.scope == "activated" and stored.header != header:
+        raise ArtifactError(
+            f"{SESSION_INIT} starts at the tokens {stored.header}, but the chat template starts "
+            f"answers with {header}: they must agree"
+        )
+    return {name: stored.tensors[name] for name in shapes}
+
+
+def _check_rule(rule: InnerRule, session_init: Tensors, encoder: ChatEncoder) -> None:
+    different = sorted(rule.step_sizes.keys() ^ session_init.keys())
+    if different:
+        where = "no" if different[0] in session_init else "a useless"
+        raise ArtifactError(f"{RULE_FILE} has {where} step size for {different[0]}")
+    for anchor in rule.anchors:
+        encoder.example(user_turn(anchor.prompt), anchor.completion)
+
+
+def _rule_hash(spec: LoraSpec, session_init: Tensors, rule: InnerRule) -> str:
+    digest = hashlib.sha256(dumps(AdapterState(spec, session_init, "")))
+    digest.update(rule_text(spec, rule).encode())
+    return digest.hexdigest()
+
+
+def _transposed(model: PreTrainedModel, spec: LoraSpec) -> bool:
+    modules = target_modules(model, spec.targets).values()
+    return any(isinstance(module, Conv1D) for module in modules)
+
+
+def _read_report(path: Path) -> dict[str, Any]:
+    def refuse(name: str) -> None:
+        raise ArtifactError(f"holds {name}: write a number or null")
+
+    try:
+        report = json.loads(path.read_bytes(), parse_constant=refuse)
+    except (OSError, ValueError, RecursionError) as error:
+        raise ArtifactError(f"is not JSON: {error}") from error
+    if not isinstance(report, dict):
+        raise ArtifactError("must hold a JSON object")
+    return report
+
+
+def _part(path: Path, read: Callable[[Path], T]) -> T | None:
+    if not path.exists():
+        return None
+    try:
+        return read(path)
+    except AdapterError as error:
+        raise ArtifactError(f"{path}: {error}") from error
+
+
+def _remove(folder: Path) -> None:
+    if folder.exists():
+        shutil.rmtree(folder)

@@ -1,0 +1,97 @@
+"""Shape of a session adapter (`LoraSpec`) and the rule by which feedback changes it (`InnerRule`).
+
+Frozen values, checked when made. Knows nothing about models, files or sessions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import Tensor
+
+Scope = Literal["activated", "full"]
+
+
+class AdapterError(Exception):
+    """Root of everything that can go wrong in this package."""
+
+
+class SpecError(AdapterError, ValueError):
+    """An adapter or rule has a form that cannot work; the message names the field."""
+
+
+@dataclass(frozen=True)
+class LoraSpec:
+    """Form of a LoRA adapter (Hu et al. 2021, arXiv 2106.09685).
+
+    Scope ``activated`` acts from the assistant header on (Activated LoRA, Greenewald et al. 2025,
+    arXiv 2504.12397); ``full`` acts on every token.
+    """
+
+    rank: int
+    targets: tuple[str, ...]  # last parts of the module names the adapter acts on
+    alpha: float | None = None  # numerator of the scale alpha / R; None means R
+    scope: Scope = "activated"
+
+    def __post_init__(self) -> None:
+        """Refuse forms that cannot work.
+
+        Raises:
+            SpecError: rank below 1, no targets, or an unknown scope.
+        """
+        if self.rank < 1:
+            raise SpecError(f"rank must be at least 1, got {self.rank}")
+        if not self.targets:
+            raise SpecError("targets must name at least one module")
+        if self.scope not in ("activated", "full"):
+            raise SpecError(f"scope must be 'activated' or 'full', got {self.scope!r}")
+
+    @property
+    def scale(self) -> float:
+        """Factor on the low-rank product, alpha / R."""
+        return 1.0 if self.alpha is None else self.alpha / self.rank
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """An unrelated turn replayed inside the inner loss, to keep its answer as it was."""
+
+    prompt: str
+    completion: str
+
+
+@dataclass(frozen=True)
+class InnerRule:
+    """How an adapter takes its inner steps; meta-learned, frozen when served.
+
+    ``step_sizes`` holds per tensor the sizes of steps 0..K-1, each (K,); later steps reuse the
+    last one (per-tensor per-step sizes: MAML++, Antoniou et al. 2019, arXiv 1810.09502).
+    """
+
+    steps: int
+    step_sizes: Mapping[str, Tensor]
+    clip: float  # bound on a session's gradient norm in one step
+    anchor_weight: Tensor | float = 0.0  # weight of the anchors' mean KL in a session's loss
+    anchors: tuple[Anchor, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        """Refuse rules that cannot work.
+
+        Raises:
+            SpecError: no steps, or a tensor without a size for every step.
+        """
+        if self.steps < 1:
+            raise SpecError(f"steps must be at least 1, got {self.steps}")
+        for name, sizes in self.step_sizes.items():
+            if sizes.shape != (self.steps,):
+                raise SpecError(
+                    f"step sizes of {name} must have shape ({self.steps},), "
+                    f"got {tuple(sizes.shape)}"
+                )
+
+    def sizes_at(self, step: int) -> dict[str, Tensor]:
+        """Step size of every tensor at inner step ``step``, counted from 0."""
+        index = min(step, self.steps - 1)
+        return {name: sizes[index] for name, sizes in self.step_sizes.items()}

@@ -1,0 +1,125 @@
+"""Prompts prefilled once by the base, and forward passes that go on from there.
+
+Knows the calling convention of transformers' causal LMs and their cache; knows nothing about
+adapters or sessions. Gradients flow through a prefix when it was computed with gradients on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from adapters.config import SpecError
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """Keys and values of B prompts, right-padded to P tokens.
+
+    ``layers``: per decoder layer keys and values, (B, H, P, D) each.
+    ``lengths``: (B,) tokens of each prompt; positions from there on are padding.
+    """
+
+    layers: tuple[tuple[Tensor, Tensor], ...]
+    lengths: Tensor
+
+    @property
+    def width(self) -> int:
+        """Padded length P."""
+        return self.layers[0][0].shape[2] if self.layers else 0
+
+    def select(self, rows: Tensor) -> Prefix:
+        """The prompts at ``rows`` (B',), repeats allowed."""
+        return Prefix(
+            tuple((k.index_select(0, rows), v.index_select(0, rows)) for k, v in self.layers),
+            self.lengths.index_select(0, rows),
+        )
+
+
+def empty_prefix(rows: int, device: torch.device) -> Prefix:
+    """A prefix of no tokens for ``rows`` rows."""
+    return Prefix((), torch.zeros(rows, dtype=torch.long, device=device))
+
+
+def pad(sequences: Sequence[Sequence[int]], value: int, device: torch.device) -> Tensor:
+    """Right-pad token sequences to (B, T)."""
+    width = max(len(sequence) for sequence in sequences)
+    rows = [[*sequence, *[value] * (width - len(sequence))] for sequence in sequences]
+    return torch.tensor(rows, dtype=torch.long, device=device)
+
+
+def prefill(model: nn.Module, prompts: Sequence[Sequence[int]], device: torch.device) -> Prefix:
+    """Run B prompts through the model as it stands and keep their keys and values."""
+    lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
+    if int(lengths.max()) == 0:
+        return empty_prefix(len(prompts), device)
+    cache = DynamicCache()
+    # Padding comes after a prompt's tokens, so causal attention alone keeps it out of them.
+    model(
+        input_ids=pad(prompts, 0, device), past_key_values=cache, use_cache=True, logits_to_keep=1
+    )
+    return Prefix(kept_layers(cache), lengths)
+
+
+def kept_layers(cache: DynamicCache) -> tuple[tuple[Tensor, Tensor], ...]:
+    """Keys and values of every decoder layer in ``cache``.
+
+    Raises:
+        SpecError: a layer keeps something else, as state-space layers do.
+    """
+    layers = []
+    for layer in cache.layers:
+        if not isinstance(layer, DynamicLayer) or layer.keys is None or layer.values is None:
+            raise SpecError("a layer of this model keeps no keys and values")
+        layers.append((layer.keys, layer.values))
+    return tuple(layers)
+
+
+def continue_from(model: nn.Module, prefix: Prefix, ids: Tensor) -> Tensor:
+    """Logits (B, T, V) of ``ids`` (B, T), each row going on where its prompt ended."""
+    rows, tokens = ids.shape
+    offsets = torch.arange(tokens, device=ids.device)
+    output = model(
+        input_ids=ids,
+        position_ids=prefix.lengths.unsqueeze(1) + offsets,
+        attention_mask=_mask(prefix, tokens, _dtype(model)),
+        past_key_values=_cache(prefix),
+        use_cache=bool(prefix.layers),
+    )
+    logits = output.logits
+    assert isinstance(logits, Tensor)
+    assert logits.shape[0] == rows
+    return logits
+
+
+def _cache(prefix: Prefix) -> DynamicCache | None:
+    if not prefix.layers:
+        return None
+    cache = DynamicCache()
+    for keys, values in prefix.layers:
+        layer = DynamicLayer()  # type: ignore[no-untyped-call]
+        layer.lazy_initialization(keys, values)
+        layer.keys, layer.values = keys, values
+        cache.layers.append(layer)
+    return cache
+
+
+def _mask(prefix: Prefix, tokens: int, dtype: torch.dtype) -> Tensor:
+    """Additive attention mask, (B, 1, T, P + T): own prompt, then causal."""
+    device = prefix.lengths.device
+    columns = torch.arange(prefix.width, device=device)
+    seen = (columns < prefix.lengths.unsqueeze(1)).unsqueeze(1)  # (B, 1, P)
+    causal = torch.ones(tokens, tokens, dtype=torch.bool, device=device).tril()
+    rows = prefix.lengths.shape[0]
+    allowed = torch.cat([seen.expand(rows, tokens, -1), causal.expand(rows, tokens, tokens)], dim=2)
+    mask = torch.zeros(allowed.shape, dtype=dtype, device=device)
+    return mask.masked_fill_(~allowed, torch.finfo(dtype).min).unsqueeze(1)
+
+
+def _dtype(model: nn.Module) -> torch.dtype:
+    return next(model.parameters()).dtype

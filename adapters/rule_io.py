@@ -1,0 +1,111 @@
+"""`inner_rule.json`: form of the adapter and the rule it learns by, versioned and checked.
+
+Knows the file's form; knows nothing about models or about who learned the rule.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from adapters.config import AdapterError, Anchor, InnerRule, LoraSpec, Scope, SpecError
+
+FORMAT_VERSION: Final = 1
+
+
+class RuleError(AdapterError, ValueError):
+    """An inner rule cannot be read or written; the message names the field."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class _Spec(_Part):
+    rank: int = Field(ge=1)
+    alpha: float | None
+    targets: list[str] = Field(min_length=1)
+    scope: Scope
+
+
+class _Anchor(_Part):
+    prompt: str
+    completion: str
+
+
+class _Rule(_Part):
+    format_version: Literal[1]
+    spec: _Spec
+    steps: int = Field(ge=1)
+    clip: float = Field(gt=0)
+    anchor_weight: float = Field(ge=0)
+    anchors: list[_Anchor]
+    step_sizes: dict[str, list[Annotated[float, Field(ge=0)]]]
+
+
+def rule_text(spec: LoraSpec, rule: InnerRule) -> str:
+    """The file's content; equal rules give equal text.
+
+    Raises:
+        RuleError: a number is not finite, negative, or of the wrong shape.
+    """
+    sizes = {name: sizes.detach().tolist() for name, sizes in rule.step_sizes.items()}
+    content = {
+        "format_version": FORMAT_VERSION,
+        "spec": {
+            "rank": spec.rank,
+            "alpha": spec.alpha,
+            "targets": list(spec.targets),
+            "scope": spec.scope,
+        },
+        "steps": rule.steps,
+        "clip": float(rule.clip),
+        "anchor_weight": float(rule.anchor_weight),
+        "anchors": [{"prompt": a.prompt, "completion": a.completion} for a in rule.anchors],
+        "step_sizes": sizes,
+    }
+    return _check(content).model_dump_json(indent=1) + "\n"
+
+
+def read_rule(path: Path) -> tuple[LoraSpec, InnerRule]:
+    """Read and check a rule.
+
+    Raises:
+        RuleError: unreadable, broken JSON, unknown or missing keys, wrong types, values that are
+            not finite, or step sizes that do not fit the number of steps.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise RuleError(f"cannot be read: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise RuleError(f"is not JSON: {error}") from error
+    part = _check(content)
+    spec = part.spec
+    try:
+        return (
+            LoraSpec(spec.rank, tuple(spec.targets), spec.alpha, spec.scope),
+            InnerRule(
+                part.steps,
+                {name: torch.tensor(sizes) for name, sizes in part.step_sizes.items()},
+                part.clip,
+                part.anchor_weight,
+                tuple(Anchor(anchor.prompt, anchor.completion) for anchor in part.anchors),
+            ),
+        )
+    except SpecError as error:
+        raise RuleError(str(error)) from error
+
+
+def _check(content: Any) -> _Rule:
+    try:
+        return _Rule.model_validate(content)
+    except ValidationError as error:
+        lines = [
+            f"{'.'.join(map(str, e['loc'])) or '(top)'}: {e['msg']}" for e in error.errors()[:8]
+        ]
+        raise RuleError("is not a usable rule: " + "; ".join(lines)) from error

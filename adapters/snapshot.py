@@ -1,0 +1,106 @@
+"""One adapter as bytes and back: safetensors with a header that says what it belongs to.
+
+Equal adapters give equal bytes. Knows nothing about where the bytes are kept. Never pickle.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Final
+
+import torch
+from safetensors.torch import save
+
+from adapters.config import AdapterError, LoraSpec
+from adapters.state import AdapterState
+from adapters.tensor_file import TensorFileError, read_tensor_file, shorten
+
+FORMAT_VERSION: Final = 1
+# One key for everything: safetensors writes several in random order, and equal adapters must give
+# equal bytes.
+METADATA_KEY: Final = "innerloop.adapter"
+
+
+class SnapshotError(AdapterError, ValueError):
+    """Bytes are no snapshot that can be used here; the message names what differs."""
+
+
+def form_of(spec: LoraSpec) -> dict[str, object]:
+    """What makes two adapters of one form, with equal meanings written equally."""
+    return {
+        "rank": spec.rank,
+        "alpha": float(spec.scale * spec.rank),
+        "targets": sorted(spec.targets),
+        "scope": spec.scope,
+    }
+
+
+def dumps(state: AdapterState) -> bytes:
+    """``state`` as bytes.
+
+    Raises:
+        SnapshotError: a tensor is not float32 or not finite: such an adapter is not kept.
+    """
+    tensors = {}
+    for name, tensor in state.tensors.items():
+        if tensor.dtype != torch.float32:
+            raise SnapshotError(f"{name} is {tensor.dtype}, expected torch.float32")
+        if not bool(torch.isfinite(tensor).all()):
+            raise SnapshotError(f"{name} holds values that are not finite")
+        # Tensors of a slot share memory with their neighbours, which safetensors refuses.
+        tensors[name] = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+    header = json.dumps(_header(state.spec, state.base_fingerprint), sort_keys=True)
+    return save(tensors, {METADATA_KEY: header})
+
+
+def loads(
+    data: bytes,
+    *,
+    spec: LoraSpec,
+    base_fingerprint: str,
+    shapes: Mapping[str, tuple[int, ...]],
+) -> AdapterState:
+    """The adapter in ``data``, on the CPU, its tensors in the order of ``shapes``.
+
+    Args:
+        spec: the form that adapters have here.
+        base_fingerprint: the base they belong to here.
+        shapes: shape of every tensor by name.
+
+    Raises:
+        SnapshotError: anything else than a whole snapshot of exactly this form.
+    """
+    try:
+        file = read_tensor_file(data)
+        _check_header(file.metadata.get(METADATA_KEY), _header(spec, base_fingerprint))
+        file.check(shapes, ("F32",))
+        tensors = file.tensors()
+    except TensorFileError as error:
+        raise SnapshotError(f"no usable adapter snapshot: {error}") from error
+    return AdapterState(spec, {name: tensors[name] for name in shapes}, base_fingerprint)
+
+
+def _header(spec: LoraSpec, base_fingerprint: str) -> dict[str, object]:
+    return {
+        "format_version": FORMAT_VERSION,
+        "base_fingerprint": base_fingerprint,
+        "dtype": "float32",
+        **form_of(spec),
+    }
+
+
+def _check_header(text: str | None, expected: Mapping[str, object]) -> None:
+    if text is None:
+        raise SnapshotError("no adapter snapshot: the file does not say what it belongs to")
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise SnapshotError(f"the snapshot's header is not JSON: {error}") from error
+    if not isinstance(found, dict) or found.keys() != expected.keys():
+        raise SnapshotError(f"the snapshot's header is not of format {FORMAT_VERSION}")
+    for key, value in expected.items():
+        if found[key] != value:
+            raise SnapshotError(
+                f"the snapshot's {key} is {shorten(found[key])}, expected {shorten(value)}"
+            )

@@ -1,0 +1,124 @@
+"""Puts a recipe's parts together: corpus, base, learner, episodes and the outer loop.
+
+The one place that knows all stages of meta-training; holds no algorithm of its own.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+from adapters.chat import ChatEncoder
+from adapters.config import Anchor
+from meta_training.corpus import Corpus, load_corpus
+from meta_training.embed import embed
+from meta_training.learner import Learner
+from meta_training.pretrain import TextRows, pretrain
+from meta_training.recipe import InnerPart, Recipe
+from meta_training.tasks.batches import UnrelatedPool
+from meta_training.tasks.families import Families, unrelated_questions
+from meta_training.tasks.sampler import EpisodeSampler
+from meta_training.train import OuterLoop
+
+POOL_SIZE = 96  # unrelated questions held at a time
+ANSWER_TOKENS = 12  # of the untaught model's greedy answer that must stay
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """A recipe with its corpus loaded and its base pre-trained."""
+
+    recipe: Recipe
+    corpus: Corpus
+    model: LlamaForCausalLM
+    tokenizer: PreTrainedTokenizerFast
+    folder: Path
+
+
+def open_workshop(recipe: Recipe, data: Path, folder: Path) -> Workshop:
+    """Load the corpus and pre-train the base, or take up where an earlier call stopped."""
+    corpus = load_corpus(data, recipe.data, recipe.seed)
+    model, tokenizer = pretrain(recipe, corpus, folder / "pretrained")
+    return Workshop(recipe, corpus, model, tokenizer, folder)
+
+
+def build_learner(workshop: Workshop) -> Learner:
+    """A learner at the start of meta-training."""
+    encoder = ChatEncoder(workshop.tokenizer)
+    inner = workshop.recipe.inner
+    anchors = choose_anchors(workshop.corpus, encoder, inner, workshop.recipe.seed)
+    return Learner(workshop.model, encoder, inner, anchors, workshop.recipe.seed)
+
+
+def embed_questions(workshop: Workshop, learner: Learner) -> None:
+    """The contrastive stage, once; later calls load what it made."""
+    recipe, corpus = workshop.recipe, workshop.corpus
+    if recipe.embed.steps:
+        texts = TextRows(corpus, workshop.tokenizer, recipe.pretrain.row_tokens, recipe.seed + 2)
+        path = workshop.folder / "embedded.pt"
+        embed(learner, corpus, texts, recipe.embed, path, recipe.seed)
+
+
+def build_outer_loop(workshop: Workshop, learner: Learner) -> OuterLoop:
+    """The outer loop over the recipe's training tasks."""
+    corpus, recipe = workshop.corpus, workshop.recipe
+    encoder = learner.encoder
+    families = Families(
+        corpus.train_intents,
+        corpus.train_replies,
+        corpus.train_personas,
+        label_words(workshop.tokenizer),
+        token_counts(corpus.train_replies, workshop.tokenizer),
+    )
+    pool = UnrelatedPool(
+        unrelated_questions(corpus.train_intents, corpus.train_personas),
+        encoder,
+        lambda examples: learner.greedy(examples, ANSWER_TOKENS),
+        POOL_SIZE,
+    )
+    sampler = EpisodeSampler(families, pool, encoder, recipe.outer.families, recipe.outer.tasks)
+    texts = TextRows(corpus, workshop.tokenizer, recipe.pretrain.row_tokens, recipe.seed + 1)
+    folder = workshop.folder / recipe.outer.algorithm
+    folder.mkdir(parents=True, exist_ok=True)
+    return OuterLoop(learner, sampler, pool, texts, recipe.outer, folder, recipe.seed)
+
+
+def token_counts(texts: list[str], tokenizer: PreTrainedTokenizerFast) -> list[int]:
+    """Tokens of each text, without control tokens."""
+    encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False)
+    return [len(ids) for ids in encoded["input_ids"]]
+
+
+def label_words(tokenizer: PreTrainedTokenizerFast) -> list[str]:
+    """Plain words that are one token of the vocabulary, in the vocabulary's order."""
+    tokens = sorted(tokenizer.get_vocab().items(), key=lambda pair: pair[1])
+    words = (token[1:] for token, _ in tokens if token.startswith("Ġ"))
+    return [word for word in words if len(word) >= 3 and word.isascii() and word.isalpha()]
+
+
+def choose_anchors(
+    corpus: Corpus, encoder: ChatEncoder, part: InnerPart, seed: int
+) -> list[Anchor]:
+    """Short first turns of training dialogues and persona questions, drawn by ``seed``.
+
+    Half of them are persona questions; no two have the same answer.
+    """
+    rng = random.Random(seed)
+    pairs = [
+        (dialogue.turns[0][1], dialogue.turns[1][1])
+        for dialogue in corpus.train_dialogues
+        if len(dialogue.turns) > 1 and dialogue.turns[0][0] == "user"
+    ]
+    rng.shuffle(pairs)
+    chat = [(group.questions[0], group.answers[0][1]) for group in corpus.train_personas]
+    pairs = [pair for both in zip(pairs, chat * len(pairs), strict=False) for pair in both]
+    anchors: dict[str, Anchor] = {}
+    for prompt, completion in pairs:
+        if len(anchors) == part.anchors:
+            break
+        if len(encoder.completion(completion)) <= part.anchor_tokens:
+            anchors.setdefault(completion, Anchor(prompt, completion))
+    return list(anchors.values())

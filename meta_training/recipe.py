@@ -1,0 +1,145 @@
+"""The recipe: one YAML file says everything that makes an artifact. Unknown keys stop the start.
+
+Knows the form of a recipe; knows nothing about models or data.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+LINEAR_TARGETS = (
+    "q_proj",
+    "k_proj",
+    "v_proj",
+    "o_proj",
+    "gate_proj",
+    "up_proj",
+    "down_proj",
+)
+
+
+class RecipeError(ValueError):
+    """A recipe cannot be used; the message names the file, the key and what was expected."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelPart(_Part):
+    """Size of a Llama-style base trained from scratch."""
+
+    vocab_size: int = Field(4096, description="tokens in the byte-level BPE vocabulary")
+    hidden_size: int = Field(192, description="width D")
+    layers: int = Field(4, description="decoder layers")
+    heads: int = Field(6, description="attention heads")
+    intermediate_size: int = Field(512, description="width of the MLP")
+    context_tokens: int = Field(512, description="longest sequence served")
+
+
+class DataPart(_Part):
+    """What is read and what stays out of every training stage."""
+
+    held_out: dict[str, list[str] | Literal["all"]] = Field(
+        default_factory=dict, description="intent source -> domains kept for the report, or 'all'"
+    )
+    validation: list[str] = Field(
+        default_factory=list, description="intent sources used only to watch training"
+    )
+    held_out_persona_share: float = Field(0.2, ge=0, lt=1, description="share of persona groups")
+
+
+class PretrainPart(_Part):
+    """Language modelling on dialogue text, with AdamW and a cosine schedule."""
+
+    steps: int = Field(3000, description="optimizer steps")
+    rows: int = Field(24, description="sequences a step")
+    row_tokens: int = Field(128, description="tokens a sequence")
+    learning_rate: float = 3e-3
+    warmup_steps: int = 100
+    weight_decay: float = 0.05
+
+
+class EmbedPart(_Part):
+    """Contrastive pass over known intents, with language modelling beside it."""
+
+    steps: int = Field(600, description="optimizer steps; 0 leaves the stage out")
+    kinds: int = Field(32, description="kinds of question a step")
+    questions_per_kind: int = 4
+    language_rows: int = Field(8, description="sequences of dialogue text a step")
+    learning_rate: float = 1e-3
+    warmup_steps: int = 30
+
+
+class InnerPart(_Part):
+    """Shape of the session adapter and of its inner loop."""
+
+    rank: int = Field(8, description="LoRA rank R")
+    targets: list[str] = Field(default_factory=lambda: list(LINEAR_TARGETS))
+    scope: Literal["activated", "full"] = "activated"
+    steps: int = Field(5, description="inner steps K with a learned size each")
+    first_step_size: float = Field(0.2, description="step size every tensor starts from")
+    clip: float = Field(10.0, description="bound on a session's gradient norm in one inner step")
+    anchors: int = Field(4, description="unrelated turns replayed inside the inner loss")
+    anchor_tokens: int = Field(9, description="completion tokens of an anchor, at most")
+    anchor_weight: float = Field(0.3, description="weight of the anchors' KL at the start; learned")
+
+
+class OuterPart(_Part):
+    """The outer loop."""
+
+    algorithm: Literal["maml", "fomaml", "multitask"] = "maml"
+    steps: int = Field(3000, description="outer steps")
+    tasks: int = Field(4, description="episodes a step")
+    base_learning_rate: float = 5e-4
+    adapter_learning_rate: float = 2e-3
+    step_size_learning_rate: float = 2e-2
+    warmup_steps: int = 50
+    clip: float = 1.0
+    locality_weight: float = Field(1.0, description="weight of the KL on unrelated queries")
+    untaught_weight: float = Field(0.2, description="weight of the KL from off to session_init")
+    language_weight: float = Field(0.3, description="weight of language modelling on dialogue text")
+    language_rows: int = Field(4, description="sequences of dialogue text an outer step")
+    prototype_weight: float = Field(0.3, description="weight of the prototypical auxiliary loss")
+    families: dict[str, float] = Field(
+        default_factory=lambda: {"label": 1.0, "house_reply": 1.0, "persona": 0.3},
+        description="how often each task family is drawn",
+    )
+
+
+class Recipe(_Part):
+    """Everything that makes an artifact."""
+
+    name: str
+    seed: int = 0
+    model: ModelPart = ModelPart()
+    data: DataPart = DataPart()
+    pretrain: PretrainPart = PretrainPart()
+    embed: EmbedPart = EmbedPart()
+    inner: InnerPart = InnerPart()
+    outer: OuterPart = OuterPart()
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Read and check a recipe.
+
+    Raises:
+        RecipeError: missing file, broken YAML, unknown key or wrong type; the message names it.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecipeError(f"cannot read the recipe {path}: {error}") from error
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path} is not YAML: {error}") from error
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        lines = [
+            f"  {'.'.join(map(str, e['loc'])) or '(top)'}: {e['msg']}" for e in error.errors()
+        ]
+        raise RecipeError(f"{path} is not a usable recipe:\n" + "\n".join(lines)) from error

@@ -1,0 +1,99 @@
+"""From episodes of text to the token batches an outer step works on.
+
+Knows families, the chat encoder and where unrelated questions come from; nothing about gradients.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from adapters.chat import ChatEncoder, user_turn
+from adapters.inner_loop import Example
+from meta_training.tasks.families import Episode, Turn
+
+
+@dataclass(frozen=True)
+class Batch:
+    """S episodes in tokens. Each list of examples comes with the session each belongs to."""
+
+    family: str
+    support: list[Example]
+    support_sessions: list[int]
+    query: list[Example]
+    query_sessions: list[int]
+    unrelated: list[Example]
+    unrelated_sessions: list[int]
+    kinds: list[str]  # kind of question: support, then query, then unrelated
+    count: int  # S
+
+
+@dataclass(frozen=True)
+class Unrelated:
+    """A question nobody taught, with the untaught model's own greedy answer."""
+
+    kind: str
+    example: Example
+
+
+class UnrelatedPool:
+    """Unrelated questions with the untaught model's answers, renewed as the model changes."""
+
+    def __init__(
+        self,
+        questions: Sequence[tuple[str, str]],
+        encoder: ChatEncoder,
+        answer: Callable[[Sequence[Example]], list[tuple[int, ...]]],
+        size: int,
+    ) -> None:
+        """Hold ``size`` of ``questions`` (kind, text), answered by ``answer``."""
+        self._questions = list(questions)
+        self._encoder = encoder
+        self._answer = answer
+        self._size = size
+        self._pool: list[Unrelated] = []
+
+    def renew(self, rng: random.Random) -> None:
+        """Draw the pool anew and let the model as it is now answer it."""
+        pairs = rng.sample(self._questions, min(self._size, len(self._questions)))
+        blank = [self._encoder.example(user_turn(question), "") for _, question in pairs]
+        answers = self._answer(blank)
+        self._pool = [
+            Unrelated(kind, Example(example.prompt, example.header, answer))
+            for (kind, _), example, answer in zip(pairs, blank, answers, strict=True)
+        ]
+
+    def draw(self, episode: Episode, count: int, rng: random.Random) -> list[Unrelated]:
+        """``count`` questions whose kind the episode did not teach."""
+        others = [item for item in self._pool if item.kind not in episode.taught]
+        return rng.sample(others, min(count, len(others)))
+
+
+def encode_batch(
+    episodes: Sequence[Episode],
+    unrelated: Sequence[Sequence[Unrelated]],
+    encoder: ChatEncoder,
+) -> Batch:
+    """Put S episodes and their unrelated questions into tokens."""
+    support = [(turn, s) for s, episode in enumerate(episodes) for turn in episode.support]
+    query = [(turn, s) for s, episode in enumerate(episodes) for turn in episode.query]
+    others = [(item, s) for s, items in enumerate(unrelated) for item in items]
+    return Batch(
+        family=episodes[0].family,
+        support=[encode_turn(turn, encoder) for turn, _ in support],
+        support_sessions=[s for _, s in support],
+        query=[encode_turn(turn, encoder) for turn, _ in query],
+        query_sessions=[s for _, s in query],
+        unrelated=[item.example for item, _ in others],
+        unrelated_sessions=[s for _, s in others],
+        kinds=[turn.kind for turn, _ in support]
+        + [turn.kind for turn, _ in query]
+        + [item.kind for item, _ in others],
+        count=len(episodes),
+    )
+
+
+def encode_turn(turn: Turn, encoder: ChatEncoder) -> Example:
+    """A question and its answer in tokens."""
+    return encoder.example(user_turn(turn.question), turn.answer)

@@ -1,0 +1,168 @@
+"""Reads prepared text files (see ``innerloop data``) into intents, dialogues, persona answers and FAQs.
+
+Knows the files' form and what is held out; knows nothing about tokens, episodes or models.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+INTENT_FILES = (
+    "clinc150.jsonl",
+    "multidogo.jsonl",
+    "natcs-intents.jsonl",
+    "hint3.jsonl",
+    "bitext-support.jsonl",
+    "sgd-intents.jsonl.gz",
+    "snips.jsonl",
+    "rasa-nlu.jsonl",
+    "botframework-en.jsonl",
+)
+DIALOGUE_FILES = (
+    "dialogues-sgd.jsonl.gz",
+    "dialogues-star.jsonl.gz",
+    "dialogues-taskmaster4.jsonl.gz",
+    "dialogues-multiwoz.jsonl.gz",
+    "dialogues-woz2.jsonl.gz",
+    "dialogues-camrest.jsonl.gz",
+    "dialogues-topicalchat.jsonl.gz",
+)
+# Labels that gather leftovers: their questions have nothing in common that could be taught.
+CATCH_ALL = frozenset({"oos", "contentonly", "outofdomain", "inform", "Undefined", "None"})
+
+
+class DataError(ValueError):
+    """A data file cannot be used; the message names file, line and field."""
+
+
+@dataclass(frozen=True)
+class Intent:
+    """One intent: differently worded questions that want the same answer."""
+
+    source: str
+    domain: str
+    name: str
+    questions: tuple[str, ...]
+    answer: str | None = None
+
+
+@dataclass(frozen=True)
+class Dialogue:
+    """One dialogue as (role, text) turns."""
+
+    source: str
+    split: str | None
+    turns: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class PersonaGroup:
+    """Wordings of one question, with each persona's answer to it."""
+
+    group: str
+    questions: tuple[str, ...]
+    answers: tuple[tuple[str, str], ...]
+
+
+def read_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the JSON objects of a ``.jsonl`` or ``.jsonl.gz`` file.
+
+    Raises:
+        DataError: the file is missing or a line is not a JSON object; names file and line.
+    """
+    if not path.exists():
+        raise DataError(f"{path} is missing: run `innerloop data --target {path.parent}` first")
+    opener = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "rt", encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise DataError(f"{path}:{number}: not JSON: {error}") from error
+            if not isinstance(row, dict):
+                raise DataError(f"{path}:{number}: expected an object, found {type(row).__name__}")
+            yield row
+
+
+def field(row: dict[str, Any], name: str, path: Path, number: int) -> str:
+    """Return a text field of a row.
+
+    Raises:
+        DataError: the field is missing or not text; names file, line and field.
+    """
+    value = row.get(name)
+    if not isinstance(value, str) or not value.strip():
+        raise DataError(f"{path}:{number}: field {name!r} must be non-empty text, found {value!r}")
+    return value
+
+
+def load_intents(
+    path: Path, minimum_questions: int = 8, longest_words: int = 22
+) -> list[Intent]:
+    """Group a labelled-utterance file into intents with at least ``minimum_questions`` wordings.
+
+    Questions of more than ``longest_words`` words are left out: one of them sets the padded width
+    of a whole batch.
+
+    Raises:
+        DataError: a row lacks ``text``, ``intent`` or ``domain``.
+    """
+    questions: dict[tuple[str, str], dict[str, None]] = defaultdict(dict)
+    answers: dict[tuple[str, str], str] = {}
+    for number, row in enumerate(read_rows(path), 1):
+        if row.get("lang", "en") != "en":
+            continue
+        key = (field(row, "domain", path, number), field(row, "intent", path, number))
+        text = field(row, "text", path, number)
+        if len(text.split()) <= longest_words:
+            questions[key][text] = None
+        if "answer" in row:
+            answers[key] = field(row, "answer", path, number)
+    source = path.name.split(".")[0]
+    return [
+        Intent(source, domain, name, tuple(texts), answers.get((domain, name)))
+        for (domain, name), texts in sorted(questions.items())
+        if len(texts) >= minimum_questions and name not in CATCH_ALL
+    ]
+
+
+def load_dialogues(path: Path) -> list[Dialogue]:
+    """Read a dialogue file.
+
+    Raises:
+        DataError: a row has no ``turns``.
+    """
+    dialogues = []
+    for number, row in enumerate(read_rows(path), 1):
+        turns = row.get("turns")
+        if not isinstance(turns, list) or not turns:
+            raise DataError(f"{path}:{number}: field 'turns' must be a non-empty list")
+        pairs = tuple((turn["role"], turn["text"]) for turn in turns if turn["text"].strip())
+        dialogues.append(Dialogue(row.get("source", path.name), row.get("split"), pairs))
+    return dialogues
+
+
+def load_personas(path: Path) -> list[PersonaGroup]:
+    """Read a ``style-chitchat`` file into groups of wordings with one answer per persona."""
+    questions: dict[str, dict[str, None]] = defaultdict(dict)
+    answers: dict[str, dict[str, str]] = {}
+    for number, row in enumerate(read_rows(path), 1):
+        group = str(row.get("group"))
+        questions[group][field(row, "query", path, number)] = None
+        answers.setdefault(group, dict(row["responses"]))
+    return [
+        PersonaGroup(group, tuple(texts), tuple(sorted(answers[group].items())))
+        for group, texts in questions.items()
+    ]
+
+
+def load_faq_answers(path: Path, split: str) -> list[str]:
+    """Answers of ``faq-dstc9`` in one split, without repeats."""
+    rows = (row for row in read_rows(path) if row.get("split") == split)
+    return list(dict.fromkeys(str(row["answer"]) for row in rows))

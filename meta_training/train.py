@@ -1,0 +1,161 @@
+"""Stage two, the outer loop: the base, session_init and the inner rule learn to adapt. Resumable.
+
+Knows the recipe and the algorithms; knows nothing about how episodes are drawn or reported.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from meta_training.algorithms.maml import OuterLosses, outer_losses
+from meta_training.checkpoint import load_checkpoint, save_checkpoint
+from meta_training.learner import Learner
+from meta_training.pretrain import TextRows, cosine, language_loss
+from meta_training.recipe import OuterPart
+from meta_training.tasks.batches import UnrelatedPool
+from meta_training.tasks.sampler import EpisodeSampler
+
+POOL_RENEWED_EVERY = 25  # outer steps between two answers of the untaught model to its pool
+SAVED_EVERY = 100
+JUDGED_EVERY = 250
+# Inner steps an outer step trains through: K, often fewer (cheaper, and early steps count),
+# sometimes more, so that reusing the last sizes stays stable.
+STEP_OFFSETS = ((0, 0.35), (-2, 0.6), (2, 0.05))
+
+
+@dataclass
+class Moving:
+    """Moving averages of what an outer step reports."""
+
+    values: dict[str, float]
+
+    def update(self, name: str, value: float) -> None:
+        """Take a new value in."""
+        before = self.values.get(name, value)
+        self.values[name] = 0.95 * before + 0.05 * value
+
+
+class OuterLoop:
+    """The outer optimisation of one learner."""
+
+    def __init__(
+        self,
+        learner: Learner,
+        sampler: EpisodeSampler,
+        pool: UnrelatedPool,
+        texts: TextRows,
+        part: OuterPart,
+        folder: Path,
+        seed: int,
+        judge: Callable[[], dict[str, float]] | None = None,
+    ) -> None:
+        """Write checkpoints and ``progress.jsonl`` below ``folder``; ``judge`` is called at times."""
+        self.learner = learner
+        self._sampler = sampler
+        self._pool = pool
+        self._texts = texts
+        self._part = part
+        self._folder = folder
+        self._rng = random.Random(seed)
+        self._judge = judge
+        self._optimizer = torch.optim.AdamW(
+            [
+                {"params": list(learner.model.parameters()), "lr": part.base_learning_rate},
+                {"params": list(learner.adapter), "lr": part.adapter_learning_rate},
+                {
+                    "params": [learner.log_sizes, learner.log_anchor_weight],
+                    "lr": part.step_size_learning_rate,
+                },
+            ],
+            weight_decay=0.0,
+        )
+        self._schedule = torch.optim.lr_scheduler.LambdaLR(
+            self._optimizer, lambda step: cosine(step, part.steps, part.warmup_steps)
+        )
+
+    def run(self) -> None:
+        """Go on to the last step; Ctrl-C saves, and the same call goes on from there."""
+        parts = {
+            "learner": self.learner,
+            "optimizer": self._optimizer,
+            "schedule": self._schedule,
+        }
+        path = self._folder / "checkpoint.pt"
+        done = load_checkpoint(path, parts)
+        self._rng.seed(f"{self._rng.random()}-{done}")
+        self._pool.renew(self._rng)
+        moving = Moving({})
+        progress = tqdm(
+            range(done, self._part.steps), initial=done, total=self._part.steps, desc="meta-train"
+        )
+        try:
+            for step in progress:
+                if step % POOL_RENEWED_EVERY == 0:
+                    self._pool.renew(self._rng)
+                self._step(moving)
+                done = step + 1
+                progress.set_postfix({k: f"{v:.3f}" for k, v in moving.values.items()})
+                if done % SAVED_EVERY == 0:
+                    save_checkpoint(path, parts, done)
+                if done % JUDGED_EVERY == 0 or done == self._part.steps:
+                    self._report(done, moving)
+        except KeyboardInterrupt:
+            save_checkpoint(path, parts, done)
+            raise
+        save_checkpoint(path, parts, done)
+
+    def _step(self, moving: Moving) -> None:
+        part = self._part
+        batch = self._sampler.batch(self._rng)
+        losses = outer_losses(
+            self.learner, batch, self._inner_steps(), second_order=part.algorithm == "maml"
+        )
+        language = language_loss(self.learner.model, self._texts.batch(part.language_rows))
+        loss = (
+            losses.query
+            + part.locality_weight * losses.locality
+            + part.prototype_weight * losses.prototype
+            + part.language_weight * language
+        )
+        self._optimizer.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.learner.parameters(), part.clip)
+        if math.isfinite(float(norm)):
+            self._optimizer.step()
+        else:
+            moving.update("skipped", 1.0)
+        self._schedule.step()
+        self._note(moving, batch.family, losses, float(language))
+
+    def _inner_steps(self) -> int:
+        if self._part.algorithm == "multitask":
+            return 0
+        offsets, weights = zip(*STEP_OFFSETS, strict=True)
+        offset = self._rng.choices(offsets, weights)[0]
+        return max(1, self.learner.part.steps + int(offset))
+
+    @staticmethod
+    def _note(moving: Moving, family: str, losses: OuterLosses, language: float) -> None:
+        short = {"label": "lab", "house_reply": "rep", "persona": "per"}.get(family, family)
+        moving.update(f"{short}", float(losses.query))
+        moving.update(f"{short}_ok", losses.exact)
+        moving.update("kl", float(losses.locality))
+        moving.update(f"{short}_chg", losses.changed)
+        moving.update("con", float(losses.prototype))
+        moving.update("lm", language)
+
+    def _report(self, done: int, moving: Moving) -> None:
+        row: dict[str, float] = {"step": done, "time_s": time.time(), **moving.values}
+        if self._judge is not None:
+            row |= self._judge()
+        with (self._folder / "progress.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")

@@ -1,0 +1,153 @@
+"""`POST /generate`: a session's answer, whole or as it comes."""
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import StreamingResponse
+
+from adapters.chat import PromptError
+from server.api.auth import Tenant
+from server.api.context import Running
+from server.api.problems import RESPONSES, Problem, invalid
+from server.api.schemas import (
+    DEFAULT_MAX_TOKENS,
+    GenerateAnswer,
+    GenerateBody,
+    TokenLogprob,
+    Usage,
+)
+from server.api.streams import connected, event, respond
+from server.engine import Delta, Finished, RequestTooLong, Sampling
+from server.flows.answering import Answer, ChoiceError, Question, new_completion_id
+from server.flows.encoding import Encoding
+from server.runtime import Runtime
+
+router = APIRouter(tags=["generate"], responses=RESPONSES)
+
+
+@router.post(
+    "/generate",
+    response_model=GenerateAnswer,
+    response_model_exclude_none=True,
+    responses={
+        200: {
+            "content": {
+                "text/event-stream": {
+                    "schema": {"type": "string"},
+                    "example": 'event: delta\ndata: {"text": "Every"}\n\n'
+                    'event: done\ndata: {"id": "cmpl-…", "text": "Every parcel …"}\n\n',
+                }
+            }
+        }
+    },
+)
+async def generate(
+    body: GenerateBody, request: Request, tenant: Tenant, running: Running
+) -> GenerateAnswer | StreamingResponse:
+    """Answer a prompt or a chat as this session has learned to.
+
+    A session that is not there yet starts untaught. With `stream` the answer comes as server-sent
+    events: `delta` with the next piece of text, at last `done` with the same object that a plain
+    call answers, or `error` with a problem document.
+    """
+    pieces = _pieces(running, body, _question(body, tenant))
+    if body.stream:
+        return await respond(request, _events(pieces))
+    return await connected(request, _whole(pieces))
+
+
+async def _whole(pieces: AsyncGenerator[Delta | GenerateAnswer, None]) -> GenerateAnswer:
+    async with aclosing(pieces):
+        async for piece in pieces:
+            if isinstance(piece, GenerateAnswer):
+                return piece
+    raise RuntimeError("the engine ended an answer without finishing it")
+
+
+async def _events(
+    pieces: AsyncGenerator[Delta | GenerateAnswer, None],
+) -> AsyncGenerator[str, None]:
+    async with aclosing(pieces):
+        async for piece in pieces:
+            if isinstance(piece, GenerateAnswer):
+                yield event(piece.model_dump(mode="json", exclude_none=True), "done")
+            elif piece.text:
+                yield event({"text": piece.text}, "delta")
+
+
+async def _pieces(
+    running: Runtime, body: GenerateBody, question: Question
+) -> AsyncGenerator[Delta | GenerateAnswer, None]:
+    """The answer in pieces, its last one as clients see it, its errors naming their field."""
+    try:
+        async with aclosing(running.answering.answer(question, new_completion_id())) as pieces:
+            async for piece in pieces:
+                yield _wire(running.encoding, piece) if isinstance(piece, Answer) else piece
+    except ChoiceError as error:
+        raise invalid(f"choices[{error.index}]", str(error)) from error
+    except PromptError as error:
+        raise refused_turns(body.place, error) from error
+    except RequestTooLong as error:
+        raise invalid(body.place, str(error)) from error
+
+
+def refused_turns(place: str, error: PromptError) -> Problem:
+    """The problem of turns that cannot be encoded; ``place`` is the field they came in."""
+    message = str(error)
+    if place.endswith("prompt"):
+        message = message.replace("messages[0].content", "the prompt")
+    return invalid(place, message)
+
+
+def usage(finished: Finished) -> Usage:
+    """The tokens of a finished answer."""
+    return Usage(
+        prompt_tokens=finished.prompt_tokens,
+        completion_tokens=finished.completion_tokens,
+        cached_tokens=finished.cached_tokens,
+        total_tokens=finished.prompt_tokens + finished.completion_tokens,
+    )
+
+
+def _question(body: GenerateBody, tenant: str) -> Question:
+    sampling = Sampling(
+        max_tokens=body.max_tokens or DEFAULT_MAX_TOKENS,
+        temperature=body.temperature,
+        top_p=body.top_p,
+        top_k=body.top_k,
+        stop=(body.stop,) if isinstance(body.stop, str) else tuple(body.stop),
+        seed=body.seed,
+        logprobs=body.logprobs,
+        choices=tuple(body.choices or ()),
+    )
+    return Question(
+        tenant,
+        body.session_id,
+        body.turns,
+        sampling,
+        max_tokens=body.max_tokens,
+        default_tokens=DEFAULT_MAX_TOKENS,
+        version=body.adapter_version,
+    )
+
+
+def _wire(encoding: Encoding, answer: Answer) -> GenerateAnswer:
+    finished = answer.finished
+    fields: dict[str, Any] = {}
+    if answer.sampled:
+        fields["logprobs"] = [
+            TokenLogprob(id=token.id, token=encoding.token_text(token.id), logprob=token.logprob)
+            for token in answer.sampled
+        ]
+    return GenerateAnswer(
+        id=answer.id,
+        session_id=answer.session_id or "",
+        text=finished.text,
+        finish_reason="length" if finished.finish_reason == "length" else "stop",
+        adapter_version=answer.adapter_version,
+        usage=usage(finished),
+        choice_logprobs=finished.choice_logprobs,
+        **fields,
+    )

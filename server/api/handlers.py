@@ -1,0 +1,144 @@
+"""Which error of which room becomes which problem document.
+
+Rooms raise errors that say what to do; here they only get a status. What nobody foresaw is logged
+with its trace and answered with 500, the trace kept from the client.
+"""
+
+import logging
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+
+from adapters.chat import PromptError
+from adapters.config import AdapterError
+from server.api.problems import FieldError, Problem, answer
+from server.engine import EngineBusy, EngineError, EngineStopped, InvalidRequest
+from server.flows.answering import VersionUnusable
+from server.flows.outcome import LessonError, SessionFull
+from server.sessions import (
+    CompletionNotFound,
+    IdempotencyConflict,
+    InvalidName,
+    ItemNotFound,
+    NotStorable,
+    SessionNotFound,
+    SessionStoreError,
+    StoreCorrupt,
+    StoreUnavailable,
+    VersionConflict,
+    VersionNotFound,
+)
+
+logger = logging.getLogger(__name__)
+
+
+class ClientLeft(Exception):
+    """The client closed its connection; whatever is answered, nobody reads it."""
+
+
+_NAMES: Sequence[tuple[type[Exception], str]] = (
+    (SessionNotFound, "not-found"),
+    (ItemNotFound, "not-found"),
+    (VersionNotFound, "not-found"),
+    (CompletionNotFound, "not-found"),
+    (IdempotencyConflict, "conflict"),
+    (VersionConflict, "conflict"),
+    (InvalidName, "invalid"),
+    (NotStorable, "invalid"),
+    (StoreUnavailable, "unavailable"),
+    (EngineBusy, "busy"),
+    (EngineStopped, "unavailable"),
+    (InvalidRequest, "invalid"),
+    (PromptError, "invalid"),
+    (LessonError, "invalid"),
+    (SessionFull, "conflict"),
+    (VersionUnusable, "conflict"),
+)
+_STATUS_NAMES = {404: "not-found", 405: "method-not-allowed", 413: "too-large"}
+
+
+def install(app: FastAPI) -> None:
+    """Make every error of ``app`` a problem document."""
+    app.add_exception_handler(Problem, _on_error)
+    app.add_exception_handler(RequestValidationError, _on_error)
+    app.add_exception_handler(HTTPException, _on_error)
+    app.add_exception_handler(SessionStoreError, _on_error)
+    app.add_exception_handler(EngineError, _on_error)
+    app.add_exception_handler(AdapterError, _on_error)
+    app.add_exception_handler(Exception, _on_error)
+    app.add_exception_handler(ClientLeft, _on_client_left)
+
+
+async def _on_error(request: Request, error: Exception) -> JSONResponse:
+    return answer(request, to_problem(error, request))
+
+
+async def _on_client_left(request: Request, error: Exception) -> Response:
+    return Response(status_code=499)  # nginx's number for it, for whoever reads the log
+
+
+def to_problem(error: Exception, request: Request | None = None) -> Problem:
+    """The problem that tells a client about ``error``; what nobody foresaw is logged."""
+    if isinstance(error, Problem):
+        return error
+    if isinstance(error, RequestValidationError):
+        return _from_validation(error, request)
+    if isinstance(error, HTTPException):
+        name = _STATUS_NAMES.get(error.status_code, "malformed")
+        return Problem(name, _detail(error, request), headers=error.headers)
+    for kind, name in _NAMES:
+        if isinstance(error, kind):
+            return Problem(name, str(error), headers=_headers(error))
+    logger.error("a request failed", exc_info=error)
+    if isinstance(error, StoreCorrupt):
+        return Problem("internal", str(error))
+    return Problem(
+        "internal",
+        "the server failed on this request; nothing was promised, and its log has the cause",
+    )
+
+
+def _headers(error: Exception) -> dict[str, str]:
+    if isinstance(error, EngineBusy):
+        return {"Retry-After": str(max(1, math.ceil(error.retry_after_s)))}
+    return {}
+
+
+def _detail(error: HTTPException, request: Request | None) -> str:
+    if request is None or error.status_code not in (404, 405):
+        return str(error.detail)
+    what = "route" if error.status_code == 404 else f"method {request.method} on"
+    return f"there is no {what} {request.url.path}: /openapi.json lists all routes"
+
+
+def _from_validation(error: RequestValidationError, request: Request | None) -> Problem:
+    found = error.errors()
+    if any(item["type"] == "json_invalid" for item in found):
+        reason = found[0].get("ctx", {}).get("error", "invalid JSON")
+        return Problem("malformed", f"the body is not valid JSON ({reason})")
+    sent = "" if request is None else request.headers.get("content-type", "")
+    if [item["loc"] for item in found] == [("body",)] and "json" not in sent:
+        return Problem(
+            "media-type",
+            f"the body came as {sent or 'nothing in particular'}: send JSON with the header "
+            "Content-Type: application/json",
+        )
+    errors = [_field_error(item) for item in found]
+    detail = "; ".join(f"{e.path}: {e.message}" if e.path else e.message for e in errors[:8])
+    return Problem("invalid", detail, errors=errors)
+
+
+def _field_error(item: Any) -> FieldError:
+    location, *parts = item["loc"]
+    path = ""
+    for part in parts:
+        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else str(part)
+    message = str(item["msg"]).removeprefix("Value error, ")
+    if item["type"] == "extra_forbidden":
+        message = "there is no such field"
+    return FieldError(location=str(location), path=path, message=message)

@@ -1,0 +1,121 @@
+"""Answering with one of given texts: score each by the model, and take the likeliest.
+
+A text's score is the sum of its tokens' log-probabilities, the end token included, so that the
+scores are those of whole answers and no text is another's beginning. Knows nothing about the batch
+being decoded: scoring takes no row of it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from adapters.inner_loop import Example, Turns, make_turns
+from adapters.objective import IGNORE
+from adapters.prefix import Prefix, continue_from
+from adapters.state import AdapterState
+from server.engine.base import Base
+from server.engine.errors import EngineFailed
+from server.engine.isolation import failure
+from server.engine.outbox import Outbox
+from server.engine.prefix_cache import Tokens
+from server.engine.slots import Slots
+from server.engine.ticket import Ticket
+from server.engine.types import Delta, Finished, GenerateRequest
+
+
+class Choosing(Ticket):
+    """A request that is answered with one of its choices."""
+
+    def __init__(
+        self,
+        base: Base,
+        request: GenerateRequest,
+        state: AdapterState | None,
+        outbox: Outbox[Delta | Finished],
+        options: Sequence[Tokens],
+    ) -> None:
+        """Start with no scores. ``options``: the tokens of each choice, end token included."""
+        super().__init__(base, request, state, outbox)
+        self.options = tuple(options)
+        self.scores: list[tuple[float, ...]] = []  # per option scored so far, per token
+
+    def next_options(self, limit_tokens: int) -> tuple[Tokens, ...]:
+        """The unscored options that fit into one bounded pass, at least one."""
+        group: list[Tokens] = []
+        width = 0
+        for option in self.options[len(self.scores) :]:
+            width = max(width, len(self.head) + len(option))
+            if group and width * (len(group) + 1) > limit_tokens:
+                break
+            group.append(option)
+        return tuple(group)
+
+    def settle(self) -> None:
+        """Answer, once every option has its score."""
+        texts = self.request.sampling.choices
+        totals = dict(zip(texts, map(sum, self.scores), strict=True))
+        best = max(range(len(texts)), key=lambda index: totals[texts[index]])
+        logprobs = self.scores[best] if self.request.sampling.logprobs else None
+        self.outbox.put(Delta(texts[best], self.options[best], logprobs))
+        self._finish(texts[best], "stop", len(self.options[best]), totals)
+
+
+class Scorer:
+    """Requests with choices whose prompts are ready, one bounded pass at a time."""
+
+    def __init__(self, base: Base, slots: Slots, limit_tokens: int) -> None:
+        """Hold no requests yet."""
+        self.queue: deque[Choosing] = deque()
+        self._base = base
+        self._slots = slots
+        self._limit_tokens = limit_tokens
+
+    def step(self) -> None:
+        """Score the next options of the first request; then the next request has its turn."""
+        if not self.queue:
+            return
+        ticket = self.queue[0]
+        self.queue.rotate(-1)
+        try:
+            self._score(ticket)
+        except EngineFailed as error:
+            ticket.fail(error)
+        except Exception as error:
+            ticket.fail(failure("scoring choices", error))
+
+    @torch.no_grad()
+    def _score(self, ticket: Choosing) -> None:
+        options = ticket.next_options(self._limit_tokens)
+        turns = _turns(ticket.head, options, ticket.ready_prefix, self._base.device)
+        with self._base.hooks.use(self._slots.rows([ticket.slot] * len(options))):
+            logits = continue_from(self._base.model, turns.prefix, turns.ids)
+        scores = token_logprobs(logits, turns.targets).tolist()
+        for row, option in zip(scores, options, strict=True):
+            begin = len(ticket.head) - 1
+            ticket.scores.append(tuple(row[begin : begin + len(option)]))
+        if not all(score == score for row in ticket.scores for score in row):
+            raise EngineFailed(
+                f"the model's output under adapter {ticket.key} is not finite: "
+                "roll the session back"
+            )
+        if len(ticket.scores) == len(ticket.options):
+            ticket.settle()
+
+
+def token_logprobs(logits: Tensor, targets: Tensor) -> Tensor:
+    """Log-probability of every target (B, T) under logits (B, T, V); 0 where there is none."""
+    taught = targets != IGNORE
+    safe = torch.where(taught, targets, 0).unsqueeze(-1)
+    values = logits.float().log_softmax(-1).gather(-1, safe).squeeze(-1)
+    return torch.where(taught, values, 0.0)
+
+
+def _turns(head: Tokens, options: Sequence[Tokens], prefix: Prefix, device: torch.device) -> Turns:
+    examples = [Example((), head, option) for option in options]
+    every = torch.zeros(len(options), dtype=torch.long, device=device)
+    # "activated" whatever the artifact's scope: the prefix is there, and the head goes on from it.
+    return make_turns(examples, prefix.select(every), "activated", device)

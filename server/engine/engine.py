@@ -1,0 +1,168 @@
+"""The engine as the rest of the server sees it: asynchronous calls, answered by the engine thread.
+
+Runs on callers' event loops: checks requests, loads adapters that the engine does not hold, and
+waits. Knows nothing about HTTP, sessions or Redis, and never touches the model itself after start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+
+from adapters.artifact import Artifact
+from adapters.state import AdapterState
+from server.engine.base import make_base
+from server.engine.choices import Choosing
+from server.engine.errors import AdapterMismatch, EngineStopped, InvalidRequest, RequestTooLong
+from server.engine.lesson import Job, make_course
+from server.engine.outbox import Outbox
+from server.engine.prefix_cache import Tokens
+from server.engine.status import EngineStatus
+from server.engine.ticket import Ticket, Writing
+from server.engine.types import (
+    AdapterRef,
+    AdaptRequest,
+    Candidate,
+    Delta,
+    EngineLimits,
+    Finished,
+    GenerateRequest,
+)
+from server.engine.worker import Worker
+
+
+class Engine:
+    """Decodes and adapts many sessions at once on one model."""
+
+    def __init__(self, artifact: Artifact, limits: EngineLimits | None = None) -> None:
+        """Take over the artifact's model; nobody else may run it from here on.
+
+        Computes what the untaught model says to the rule's anchors, so it takes a moment.
+        """
+        self.limits = EngineLimits() if limits is None else limits
+        self._artifact = artifact
+        self._base = make_base(artifact)
+        self._worker = Worker(self._base, make_course(self._base, artifact), self.limits)
+        self._started = False
+
+    def start(self) -> None:
+        """Start the engine thread.
+
+        Raises:
+            EngineStopped: it was started before; an engine runs once.
+        """
+        if self._started:
+            raise EngineStopped("an engine runs once: make a new one")
+        self._started = True
+        self._worker.start()
+
+    async def stop(self, drain_s: float) -> None:
+        """Refuse new requests, give those inside ``drain_s`` seconds, and end the thread.
+
+        What is not done by then ends: running answers with finish reason "cancelled" and their text
+        so far, everything else with EngineStopped.
+        """
+        thread = self._worker.close(drain_s)
+        if thread is not None:
+            await asyncio.to_thread(thread.join)
+            self._base.hooks.remove()
+
+    def status(self) -> EngineStatus:
+        """What the engine is doing now."""
+        return self._worker.status()
+
+    async def generate(self, request: GenerateRequest) -> AsyncIterator[Delta | Finished]:
+        """Answer a prompt: pieces of text as they come, then ``Finished``.
+
+        Closing the iterator cancels the request; use ``contextlib.aclosing`` where the loop may be
+        left early. Errors come from the first ``__anext__`` on.
+
+        Raises:
+            InvalidRequest, RequestTooLong, AdapterMismatch: the request cannot be done.
+            adapters.chat.PromptError: a choice contains a control token.
+            EngineBusy, EngineStopped: not now.
+            EngineFailed: this request failed; the engine goes on.
+            Exception: whatever the adapter's ``load`` raises.
+        """
+        options = self._check_generate(request)
+        self._worker.check_open()  # before loading for nothing
+        state = None if request.adapter is None else await self._state(request.adapter)
+        outbox: Outbox[Delta | Finished] = Outbox()
+        ticket: Ticket
+        if options:
+            ticket = Choosing(self._base, request, state, outbox, options)
+        else:
+            ticket = Writing(self._base, request, state, outbox)
+        self._worker.submit(ticket)
+        try:
+            while True:
+                item = await outbox.get()
+                yield item
+                if isinstance(item, Finished):
+                    return
+        finally:
+            outbox.cancel()
+
+    async def adapt(self, request: AdaptRequest) -> Candidate:
+        """Derive an adapter from session_init over the request's examples.
+
+        Raises:
+            InvalidRequest, RequestTooLong: the request cannot be done.
+            EngineBusy, EngineStopped: not now.
+            EngineFailed: this job failed; the engine goes on.
+        """
+        for index, example in enumerate(request.examples):
+            tokens = example.prompt + example.header + example.completion
+            self._check_tokens(tokens, f"examples[{index}]", len(tokens))
+        steps = self._artifact.rule.steps if request.steps is None else request.steps
+        outbox: Outbox[Candidate] = Outbox()
+        self._worker.submit(Job(request, steps, outbox))
+        try:
+            return await outbox.get()
+        finally:
+            outbox.cancel()
+
+    def _check_generate(self, request: GenerateRequest) -> list[Tokens]:
+        """Check what can be checked without the model; returns the tokens of the choices."""
+        prompt, sampling = request.prompt.ids, request.sampling
+        if not request.prompt.header:
+            raise InvalidRequest("the prompt needs at least one token that the adapter acts on")
+        options = [self._base.encoder.completion(choice) for choice in sampling.choices]
+        if not all(options):
+            raise InvalidRequest("choices must not contain an empty text: this model has no end")
+        longest = max(map(len, options)) if options else sampling.max_tokens
+        self._check_tokens(prompt, "the prompt", len(prompt) + longest)
+        if not self._worker.fits(len(prompt) + longest):
+            raise RequestTooLong(
+                f"{len(prompt) + longest} tokens need more than the engine's KV memory of "
+                f"{self.limits.kv_bytes} bytes: shorten the prompt or lower max_tokens"
+            )
+        return options
+
+    def _check_tokens(self, tokens: Sequence[int], what: str, needed: int) -> None:
+        context = self._base.context_tokens
+        if needed > context:
+            raise RequestTooLong(
+                f"{what} has {len(tokens)} tokens and needs room for {needed}, but the model's "
+                f"context is {context}: shorten it or ask for fewer tokens"
+            )
+        if not 0 <= min(tokens) <= max(tokens) < self._base.vocabulary:
+            raise InvalidRequest(
+                f"{what} has a token outside the model's vocabulary of {self._base.vocabulary}"
+            )
+
+    async def _state(self, adapter: AdapterRef) -> AdapterState:
+        state = self._worker.slots.state(adapter.key)
+        if state is None:
+            state = await adapter.load()
+        if state.base_fingerprint != self._base.fingerprint:
+            raise AdapterMismatch(
+                f"adapter {adapter.key} belongs to another base: derive it again from its log"
+            )
+        shapes = {name: tuple(tensor.shape) for name, tensor in state.tensors.items()}
+        if shapes != self._artifact.shapes:
+            raise AdapterMismatch(
+                f"adapter {adapter.key} has another form than this engine's adapters (rank "
+                f"{self._base.spec.rank}, targets {', '.join(self._base.spec.targets)})"
+            )
+        return state

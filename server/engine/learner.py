@@ -1,0 +1,142 @@
+"""Adapt jobs waiting for their turn, and the lesson that is going on.
+
+Jobs that wait are put into one lesson; a job whose lesson fails learns alone before it counts as
+failed. Knows nothing about decoding, or how much time it may take.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Iterator, Sequence
+
+from server.engine.base import Base
+from server.engine.errors import EngineError, EngineFailed
+from server.engine.isolation import failure
+from server.engine.lesson import Course, Job, Lesson
+from server.engine.prefill import Prefills
+from server.engine.types import EngineLimits
+
+_log = logging.getLogger(__name__)
+
+
+class Learner:
+    """Adapt jobs from arrival to answer."""
+
+    def __init__(
+        self, base: Base, course: Course, prefills: Prefills, limits: EngineLimits
+    ) -> None:
+        """Have nothing to learn yet."""
+        self.waiting: deque[Job] = deque()
+        self.preparing: list[Job] = []  # their prompts are being computed, for the next lesson
+        self.learning: list[Job] = []
+        self.finished = 0
+        self.failed = 0
+        self._steps: Iterator[None] | None = None  # of the lesson that is going on
+        self._base = base
+        self._course = course
+        self._prefills = prefills
+        self._limits = limits
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is no job at all."""
+        return not (self.waiting or self.preparing or self.learning)
+
+    def prepare(self) -> None:
+        """Ask for the prompts of the jobs that could be in the next lesson."""
+        self._drop([job for job in (*self.waiting, *self.preparing) if job.outbox.cancelled])
+        while self.waiting and len(self.preparing) < self._limits.adapt_batch:
+            job = self.waiting.popleft()
+            if self._base.spec.scope != "full":  # there, the adapter acts on the prompt too
+                job.prompts = [self._prefills.request(e.prompt) for e in job.request.examples]
+            self.preparing.append(job)
+        for job in list(self.preparing):
+            error = next((prompt.error for prompt in job.prompts if prompt.error), None)
+            if error is not None:
+                self._fail(job, error)
+
+    @property
+    def ready(self) -> bool:
+        """Whether ``step`` has something to do."""
+        return self._steps is not None or any(map(_prompts_ready, self.preparing))
+
+    def step(self) -> None:
+        """Run one micro-step of the lesson that is going on, or of the next one."""
+        if not self.ready:
+            return
+        try:
+            if self._steps is None:
+                self.learning = self._next_class()
+                self._steps = Lesson(self._base, self._course, self.learning).run()
+            next(self._steps)
+        except StopIteration:
+            self._end_lesson()
+        except Exception as error:
+            self._break_up(error)
+
+    def cancel(self, error: EngineError) -> None:
+        """End every job with ``error``."""
+        self._steps = None
+        for job in (*self.waiting, *self.preparing, *self.learning):
+            if not job.done:
+                self._fail(job, error)
+
+    def _next_class(self) -> list[Job]:
+        """Ready jobs from the front on that learn together within the limit of tokens."""
+        chosen: list[Job] = []
+        examples = width = 0
+        for job in filter(_prompts_ready, self.preparing):
+            if chosen and (job.alone or chosen[0].alone):
+                break
+            examples += len(job.request.examples)
+            width = max(width, job.width)
+            if chosen and examples * width > self._limits.adapt_tokens:
+                break
+            chosen.append(job)
+        self.preparing = [job for job in self.preparing if job not in chosen]
+        return chosen
+
+    def _end_lesson(self) -> None:
+        self._steps = None
+        self.finished += sum(job.done for job in self.learning)
+        self._drop(self.learning)
+
+    def _break_up(self, error: Exception) -> None:
+        """After a failed lesson: those who are not answered try again, each alone."""
+        self._steps = None
+        jobs, self.learning = self.learning, []
+        self.finished += sum(job.done for job in jobs)
+        self._drop([job for job in jobs if job.done])
+        left = [job for job in jobs if not job.done]
+        if len(left) == 1:
+            self._fail(left[0], failure("adapting", error))
+            return
+        _log.warning("a lesson of %d failed, trying each alone: %r", len(left), error)
+        for job in left:
+            job.alone = True
+            job.step_losses.clear()
+            job.gradient_norms.clear()
+        self.preparing = left + self.preparing
+
+    def _fail(self, job: Job, error: EngineError) -> None:
+        job.done = True
+        job.outbox.put(error)
+        if isinstance(error, EngineFailed):
+            self.failed += 1
+        self._drop([job])
+
+    def _drop(self, jobs: Sequence[Job]) -> None:
+        """Forget jobs, wherever they are, and the prompts they hold."""
+        for job in jobs:
+            for prompt in job.prompts:
+                self._prefills.release(prompt)
+            job.prompts = []
+        gone = set(map(id, jobs))
+        self.waiting = deque(job for job in self.waiting if id(job) not in gone)
+        self.preparing = [job for job in self.preparing if id(job) not in gone]
+        self.learning = [job for job in self.learning if id(job) not in gone]
+
+
+def _prompts_ready(job: Job) -> bool:
+    return all(prompt.prefix is not None for prompt in job.prompts)

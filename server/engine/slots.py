@@ -1,0 +1,106 @@
+"""Adapters on the device: which slot of the stacked tensors holds which, least recently used out.
+
+Slot 0 is all zeros and belongs to everybody who is untaught. Knows keys and tensors; knows nothing
+about sessions, or where an adapter that is not here comes from.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from adapters.layer import Rows
+from adapters.state import AdapterState
+
+UNTAUGHT: Final = 0
+
+
+@dataclass
+class _Resident:
+    slot: int
+    state: AdapterState  # the host's copy: a request that found it never has to load it again
+    pins: int = 0
+
+
+class Slots:
+    """A fixed number of adapters of one form, stacked on the device."""
+
+    def __init__(self, form: Mapping[str, Tensor], count: int, device: torch.device) -> None:
+        """Make room for ``count`` adapters with the shapes and types of ``form``."""
+        self.count = count
+        self.tensors = {
+            name: torch.zeros(count + 1, *tensor.shape, dtype=tensor.dtype, device=device)
+            for name, tensor in form.items()
+        }
+        self._device = device
+        self._lock = threading.Lock()
+        self._residents: OrderedDict[str, _Resident] = OrderedDict()
+        self._free = list(range(count, UNTAUGHT, -1))
+
+    def __len__(self) -> int:
+        return len(self._residents)
+
+    @property
+    def pinned(self) -> int:
+        """Adapters that are in use now. Safe from every thread."""
+        with self._lock:
+            return sum(resident.pins > 0 for resident in self._residents.values())
+
+    def state(self, key: str) -> AdapterState | None:
+        """The adapter of that key, where it is resident. Safe from every thread."""
+        with self._lock:
+            resident = self._residents.get(key)
+            return None if resident is None else resident.state
+
+    def acquire(self, key: str, state: AdapterState) -> int | None:
+        """Pin an adapter in a slot, copying it there where it is not resident.
+
+        Engine thread only; undo with ``release``.
+
+        Returns:
+            Its slot; None when every slot is pinned by another adapter.
+        """
+        with self._lock:
+            resident = self._residents.get(key)
+            if resident is None:
+                slot = self._take_slot()
+                if slot is None:
+                    return None
+                resident = self._residents[key] = self._load(slot, state)
+            resident.pins += 1
+            self._residents.move_to_end(key)
+            return resident.slot
+
+    def release(self, key: str) -> None:
+        """Undo one ``acquire``. The adapter stays until its slot is needed. Engine thread only."""
+        with self._lock:
+            self._residents[key].pins -= 1
+
+    def rows(self, slots: Sequence[int]) -> Rows | None:
+        """What the LoRA hooks need for rows with these slots; None, all hooks off, if untaught."""
+        if not any(slots):
+            return None
+        return Rows(self.tensors, torch.tensor(slots, device=self._device))
+
+    def _take_slot(self) -> int | None:
+        if self._free:
+            return self._free.pop()
+        unpinned = (key for key, resident in self._residents.items() if resident.pins == 0)
+        oldest = next(unpinned, None)
+        return None if oldest is None else self._residents.pop(oldest).slot
+
+    def _load(self, slot: int, state: AdapterState) -> _Resident:
+        try:
+            with torch.no_grad():
+                for name, stacked in self.tensors.items():
+                    stacked[slot] = state.tensors[name].to(self._device, stacked.dtype)
+        except BaseException:
+            self._free.append(slot)
+            raise
+        return _Resident(slot, state)

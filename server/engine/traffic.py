@@ -1,0 +1,130 @@
+"""Generate requests from arrival to answer: a place, a slot, the prompt, then text or a choice.
+
+Runs on the engine thread, one act at a time. Knows nothing about learning, threads or the order of
+a turn.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from server.engine.base import Base
+from server.engine.batch import Batch
+from server.engine.choices import Choosing, Scorer
+from server.engine.errors import EngineError
+from server.engine.isolation import failure
+from server.engine.kv import BatchKV
+from server.engine.prefill import Prefills
+from server.engine.slots import UNTAUGHT, Slots
+from server.engine.ticket import Ticket, Writing
+from server.engine.types import EngineLimits
+
+
+class Traffic:
+    """All generate requests inside the engine."""
+
+    def __init__(self, base: Base, slots: Slots, prefills: Prefills, limits: EngineLimits) -> None:
+        """Have no requests yet."""
+        self.waiting: deque[Ticket] = deque()  # have no place yet
+        self.admitted: list[Ticket] = []  # have their place and slot, wait for their prompt
+        self.kv = BatchKV(
+            base.layers, limits.rows, base.context_tokens, limits.kv_bytes, base.device
+        )
+        self.batch = Batch(base, slots, self.kv)
+        self.scorer = Scorer(base, slots, limits.prefill_tokens)
+        self.finished = self.cancelled = self.failed = 0
+        self._slots = slots
+        self._prefills = prefills
+        self._rows = limits.rows
+
+    @property
+    def placed(self) -> list[Ticket]:
+        """Requests that take up one of the batch's places."""
+        return [*self.admitted, *self.batch.rows, *self.scorer.queue]
+
+    def admit(self) -> None:
+        """Give waiting requests a place, oldest first; who needs a busy slot lets others by."""
+        placed = self.placed
+        for ticket in [ticket for ticket in self.waiting if not ticket.over]:
+            columns = max([ticket.columns, *(other.columns for other in placed)])
+            full = len(placed) >= self._rows
+            if full or (placed and not self.kv.can_hold(len(placed) + 1, columns)):
+                return
+            if self._take_slot(ticket):
+                self.waiting.remove(ticket)
+                self.admitted.append(ticket)
+                placed.append(ticket)
+                self._request_prompt(ticket)
+
+    def join(self) -> None:
+        """Let the requests whose prompt is ready begin."""
+        writing: list[Writing] = []
+        for ticket in [ticket for ticket in self.admitted if not ticket.over]:
+            assert ticket.prompt is not None
+            if ticket.prompt.error is not None:
+                ticket.fail(ticket.prompt.error)
+            elif ticket.prompt.ready:
+                self.admitted.remove(ticket)
+                if isinstance(ticket, Choosing):
+                    self.scorer.queue.append(ticket)
+                elif isinstance(ticket, Writing):
+                    writing.append(ticket)
+        self.batch.join(writing)
+        for ticket in writing:  # its keys and values are in its row now
+            self._release_prompt(ticket)
+
+    def sweep(self) -> None:
+        """Let the requests go that are answered, failed or cancelled, with all they hold."""
+        # Asked once: a caller may go away at any moment, also between two of these lines.
+        gone = {ticket for ticket in (*self.waiting, *self.placed) if ticket.over}
+        if not gone:
+            return
+        self.waiting = deque(ticket for ticket in self.waiting if ticket not in gone)
+        self.admitted = [ticket for ticket in self.admitted if ticket not in gone]
+        self.scorer.queue = deque(t for t in self.scorer.queue if t not in gone)
+        self.batch.drop(gone)
+        for ticket in gone:
+            self._release_prompt(ticket)
+            if ticket.slot != UNTAUGHT and ticket.key is not None:
+                self._slots.release(ticket.key)
+            self.failed += ticket.failed
+            self.finished += ticket.done and not ticket.failed
+            self.cancelled += not ticket.done
+
+    def end(self, error: EngineError, cut: bool) -> None:
+        """End every request with ``error``; with ``cut``, those that run with what they have."""
+        for ticket in (*self.waiting, *self.placed):
+            if ticket.over:
+                continue
+            if cut and ticket not in self.waiting:
+                try:
+                    ticket.cut()
+                except Exception as broken:
+                    ticket.fail(failure("cutting an answer", broken))
+            else:
+                ticket.fail(error)
+        self.sweep()
+
+    def _take_slot(self, ticket: Ticket) -> bool:
+        """Pin the ticket's adapter; false while every slot is pinned by others."""
+        if ticket.key is None:
+            return True
+        assert ticket.state is not None
+        try:
+            slot = self._slots.acquire(ticket.key, ticket.state)
+        except Exception as error:
+            ticket.fail(failure(f"loading adapter {ticket.key}", error))
+            return False
+        if slot is None:
+            return False
+        ticket.slot = slot
+        return True
+
+    def _request_prompt(self, ticket: Ticket) -> None:
+        ticket.prompt = self._prefills.request(ticket.prefix, ticket.prefix_slot)
+        ticket.cached_tokens = len(ticket.prefix) if ticket.prompt.ready else 0
+
+    def _release_prompt(self, ticket: Ticket) -> None:
+        if ticket.prompt is not None:
+            self._prefills.release(ticket.prompt)
+            ticket.prompt = None

@@ -1,0 +1,178 @@
+"""What callers hand to the engine and get back, as frozen values.
+
+These are the engine's own types: no HTTP field and no stored form, because those change for other
+reasons. Texts are already tokens here; who owns a session is unknown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, fields
+from typing import Literal
+
+from adapters.chat import EncodedPrompt
+from adapters.guard import Verdict
+from adapters.inner_loop import Example
+from adapters.state import AdapterState
+from server.engine.errors import InvalidRequest
+
+FinishReason = Literal["stop", "length", "cancelled"]
+
+
+@dataclass(frozen=True)
+class EngineLimits:
+    """How much the engine takes on at once."""
+
+    rows: int = 32  # sequences decoded together
+    slots: int = 64  # adapters on the device
+    queue: int = 256  # requests and adapt jobs waiting; one more is EngineBusy
+    prefill_tokens: int = 512  # padded tokens of one prefill forward pass
+    prefix_cache_bytes: int = 256 * 2**20
+    kv_bytes: int = 4 * 2**30  # keys and values of the sequences being decoded
+    adapt_batch: int = 8  # sessions that learn together
+    adapt_tokens: int = 8192  # padded tokens of one inner step over several sessions
+    learn_share: float = 0.5  # of the engine's time, while sequences are being decoded too
+    threads: int | None = None  # of one torch operation on the CPU; None means one per core
+
+    def __post_init__(self) -> None:
+        """Refuse limits under which nothing could run.
+
+        Raises:
+            InvalidRequest: a limit below 1, or a share that is not between 0 and 1.
+        """
+        for field in fields(self):
+            value = getattr(self, field.name)
+            least = 0 if field.name == "prefix_cache_bytes" else 1
+            if isinstance(value, int) and value < least:
+                raise InvalidRequest(f"{field.name} must be at least {least}, got {value}")
+        if not 0 < self.learn_share < 1:
+            raise InvalidRequest(f"learn_share must be above 0 and below 1, got {self.learn_share}")
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are chosen. Temperature 0 is greedy and repeatable, whatever the seed."""
+
+    max_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0  # the smallest set of tokens with at least this probability
+    top_k: int = 0  # the k most likely tokens; 0 means all
+    stop: tuple[str, ...] = ()  # the text ends before the first of them
+    seed: int | None = None
+    logprobs: bool = False  # natural logarithms, of the model before temperature
+    choices: tuple[str, ...] = ()  # answer with the likeliest of these; max_tokens has no say
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot work.
+
+        Raises:
+            InvalidRequest: the message names the field.
+        """
+        checks = (
+            (self.max_tokens >= 1, "max_tokens must be at least 1"),
+            (0 <= self.temperature < float("inf"), "temperature must be 0 or more, and finite"),
+            (0 < self.top_p <= 1, "top_p must be above 0 and at most 1"),
+            (self.top_k >= 0, "top_k must be 0 (all tokens) or more"),
+            (all(self.stop), "stop must not contain an empty text"),
+            (self.seed is None or -(2**63) <= self.seed < 2**63, "seed must fit into 64 bits"),
+            (len(set(self.choices)) == len(self.choices), "choices must differ from each other"),
+        )
+        for holds, message in checks:
+            if not holds:
+                raise InvalidRequest(message)
+
+
+@dataclass(frozen=True)
+class AdapterRef:
+    """A version of a session's adapter.
+
+    ``key`` names it for ever: another version has another key.
+    ``load`` is awaited on the caller's event loop, only when the engine does not hold the key; what
+    it raises reaches the caller as it is.
+    """
+
+    key: str
+    load: Callable[[], Awaitable[AdapterState]]
+
+
+@dataclass(frozen=True)
+class GenerateRequest:
+    """A prompt to go on from. Without an adapter the session is untaught: the base answers."""
+
+    prompt: EncodedPrompt
+    sampling: Sampling
+    adapter: AdapterRef | None = None
+
+
+@dataclass(frozen=True)
+class Delta:
+    """The next piece of an answer; all pieces together are the answer.
+
+    ``token_ids`` are the tokens as sampled, the end token and the tokens of a stop text included,
+    so a piece may have tokens and no text.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...] | None  # of the tokens, where they were asked for
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The last thing an answer's iterator gives.
+
+    ``completion_tokens`` counts sampled tokens, the end token included; with choices, the tokens
+    of the chosen one. ``cached_tokens`` of the prompt were not computed for this request.
+    """
+
+    text: str
+    finish_reason: FinishReason
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+    choice_logprobs: dict[str, float] | None = None
+
+
+@dataclass(frozen=True)
+class AdaptRequest:
+    """Derive an adapter from session_init over these examples, in ``steps`` or the rule's K."""
+
+    examples: tuple[Example, ...]
+    steps: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be learned from.
+
+        Raises:
+            InvalidRequest: no examples, an example without header or completion, or no steps.
+        """
+        if not self.examples:
+            raise InvalidRequest("examples must not be empty")
+        for index, example in enumerate(self.examples):
+            if not example.header or not example.completion:
+                raise InvalidRequest(f"examples[{index}] needs a header and a completion")
+        if self.steps is not None and self.steps < 1:
+            raise InvalidRequest(f"steps must be at least 1, got {self.steps}")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An adapted adapter and what its derivation saw; nobody uses it before it is promoted.
+
+    ``loss_before``: mean demonstration loss over the examples with the adapter *off*, because that
+    is how an untaught session answers; session_init's own loss is not it.
+    ``loss_after``: the same with ``state`` as it stands. Neither contains the anchors.
+    ``step_losses``, ``gradient_norms``: at the start of each inner step, the first at session_init;
+    losses here are the inner loss, anchors included; norms are before the clip.
+    ``update_norm``: distance of ``state`` from session_init over all tensors.
+    """
+
+    state: AdapterState
+    loss_before: float
+    loss_after: float
+    step_losses: tuple[float, ...]
+    gradient_norms: tuple[float, ...]
+    update_norm: float
+    verdict: Verdict
+    steps: int
+    duration_ms: float  # from the engine's taking it over to the verdict, waiting included

@@ -1,0 +1,187 @@
+"""The engine thread: the one owner of model and device, and the order in which work runs.
+
+One turn takes in what arrived and computes a bounded piece of prompts, one decode step, and at most
+one micro-step of learning, so that nobody waits for anybody's whole. Knows nothing about event
+loops, HTTP, or where adapters are kept.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+
+import torch
+
+from server.engine.base import Base
+from server.engine.errors import EngineBusy, EngineError, EngineStopped
+from server.engine.isolation import failure
+from server.engine.learner import Learner
+from server.engine.lesson import Course, Job
+from server.engine.pace import Pace
+from server.engine.prefill import Prefills
+from server.engine.prefix_cache import PrefixCache
+from server.engine.slots import Slots
+from server.engine.status import EngineStatus, Rate
+from server.engine.ticket import Ticket
+from server.engine.traffic import Traffic
+from server.engine.types import EngineLimits
+
+_RETRY_AFTER_S = 1.0
+
+
+class Worker:
+    """Everything that runs on the engine thread, and the door to it."""
+
+    def __init__(self, base: Base, course: Course, limits: EngineLimits) -> None:
+        """Make the parts; nothing runs before ``start``."""
+        self.slots = Slots(course.session_init, limits.slots, base.device)
+        self._limits = limits
+        self._cache = PrefixCache(limits.prefix_cache_bytes)
+        self._prefills = Prefills(base, self.slots, self._cache, limits.prefill_tokens)
+        self._traffic = Traffic(base, self.slots, self._prefills, limits)
+        self._learner = Learner(base, course, self._prefills, limits)
+        self._pace = Pace(limits.learn_share)
+        self._rate = Rate()
+        self._door = threading.Condition()
+        self._inbox: list[Ticket | Job] = []
+        self._closed = True  # until start
+        self._deadline_s = 0.0
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Start the thread and open the door. Once."""
+        self._closed = False
+        self._thread = threading.Thread(target=self._main, name="innerloop-engine", daemon=True)
+        self._thread.start()
+
+    def close(self, drain_s: float) -> threading.Thread | None:
+        """Take nothing in any more; what is inside has ``drain_s`` seconds to finish.
+
+        Returns:
+            The thread to wait for; None when it never started.
+        """
+        with self._door:
+            self._closed = True
+            self._deadline_s = time.monotonic() + drain_s
+            self._door.notify()
+        return self._thread
+
+    def check_open(self) -> None:
+        """Ask whether ``submit`` would refuse now. Safe from every thread.
+
+        Raises:
+            EngineStopped, EngineBusy: as ``submit``.
+        """
+        if self._closed:
+            raise EngineStopped("the engine is not started, or stopping: try again later")
+        waiting = len(self._inbox) + len(self._traffic.waiting) + len(self._learner.waiting)
+        if waiting >= self._limits.queue:
+            raise EngineBusy(f"{waiting} requests are waiting already: try again", _RETRY_AFTER_S)
+
+    def fits(self, columns: int) -> bool:
+        """Whether the KV memory has room for a sequence of ``columns`` tokens at all."""
+        return self._traffic.kv.can_hold(1, columns)
+
+    def submit(self, work: Ticket | Job) -> None:
+        """Hand work to the thread; answers come through its outbox. Safe from every thread.
+
+        Raises:
+            EngineStopped: the engine is not started, stopping or stopped.
+            EngineBusy: the queue is full.
+        """
+        with self._door:
+            self.check_open()
+            self._inbox.append(work)
+            self._door.notify()
+
+    def status(self) -> EngineStatus:
+        """What is going on now. Safe from every thread."""
+        traffic, learner, cache = self._traffic, self._learner, self._cache
+        return EngineStatus(
+            running=not self._closed,
+            waiting=len(self._inbox) + len(traffic.waiting),
+            prefilling=len(self._prefills),
+            decoding=len(traffic.batch),
+            choosing=len(traffic.scorer.queue),
+            rows=self._limits.rows,
+            kv_bytes=traffic.kv.used_bytes,
+            slots=self.slots.count,
+            slots_resident=len(self.slots),
+            slots_pinned=self.slots.pinned,
+            adapts_waiting=len(learner.waiting) + len(learner.preparing),
+            adapts_learning=len(learner.learning),
+            prefix_cache_entries=len(cache),
+            prefix_cache_bytes=cache.used_bytes,
+            prefix_cache_limit_bytes=cache.budget_bytes,
+            prefix_cache_hits=cache.hits,
+            prefix_cache_misses=cache.misses,
+            tokens_per_s=self._rate.per_s(traffic.batch.generated_tokens),
+            generated_tokens=traffic.batch.generated_tokens,
+            prefilled_tokens=self._prefills.computed_tokens,
+            requests_finished=traffic.finished,
+            requests_cancelled=traffic.cancelled,
+            requests_failed=traffic.failed,
+            adapts_finished=learner.finished,
+            adapts_failed=learner.failed,
+        )
+
+    def _main(self) -> None:
+        # On this thread, because OpenMP keeps the number per calling thread.
+        torch.set_num_threads(self._limits.threads or _cores())
+        while self._receive():
+            try:
+                self._turn()
+            except Exception as error:
+                self._end(failure("the engine", error), cut=False)
+        self._end(EngineStopped("the engine stopped before this was done: try again"), cut=True)
+
+    def _turn(self) -> None:
+        self._traffic.admit()
+        self._learner.prepare()
+        self._prefills.step()
+        self._decode()
+        self._traffic.join()
+        self._traffic.scorer.step()
+        self._learn()
+        self._traffic.sweep()
+
+    def _receive(self) -> bool:
+        """Take in what arrived, waiting where there is nothing to do; false when all is over."""
+        with self._door:
+            if self._idle:
+                self._door.wait_for(lambda: self._inbox or self._closed)
+            arrived, self._inbox = self._inbox, []
+            for work in arrived:
+                if isinstance(work, Job):
+                    self._learner.waiting.append(work)
+                else:
+                    self._traffic.waiting.append(work)
+            over = self._idle or time.monotonic() > self._deadline_s
+            return not (self._closed and over)
+
+    def _decode(self) -> None:
+        with self._pace.decoding():
+            self._traffic.batch.step()
+        self._rate.mark(self._traffic.batch.generated_tokens)
+
+    def _learn(self) -> None:
+        if self._learner.ready and (self._pace.learning_is_due or not self._traffic.batch.rows):
+            with self._pace.learning():
+                self._learner.step()
+
+    def _end(self, error: EngineError, cut: bool) -> None:
+        """End all work that is inside; the thread can go on with new work afterwards."""
+        self._traffic.end(error, cut)
+        self._learner.cancel(error)
+
+    @property
+    def _idle(self) -> bool:
+        return not self._traffic.waiting and not self._traffic.placed and self._learner.idle
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,154 @@
+"""What feedback is on its way in, and what is told about it afterwards.
+
+These are the flow's own types: `Lesson` becomes the store's item, `Outcome` the answer that is kept
+with an idempotency key.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from adapters.config import AdapterError
+from server.engine import Candidate
+from server.sessions import Item, Kind, NewItem, Version, prompt_key
+
+Turns = Sequence[Mapping[str, str]]
+
+
+class LessonError(AdapterError, ValueError):
+    """A lesson cannot be taught; nothing was kept. ``index`` says which one."""
+
+    def __init__(self, index: int, message: str) -> None:
+        super().__init__(message)
+        self.index = index
+
+
+class SessionFull(AdapterError, RuntimeError):
+    """The session holds as many items as are derived over."""
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """One piece of feedback: what should be answered to these turns."""
+
+    turns: Turns
+    completion: str
+    kind: Kind = "demonstration"
+    extra: Mapping[str, Any] = field(default_factory=dict)  # kept for people, teaches nothing
+
+    def item(self, activation_index: int) -> NewItem:
+        """The lesson as it is kept; ``activation_index`` counts tokens before the adapter acts."""
+        payload = {
+            "messages": [dict(turn) for turn in self.turns],
+            "completion": self.completion,
+            "activation_index": activation_index,
+            **self.extra,
+        }
+        return NewItem(self.kind, payload, prompt_key(self.turns))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a request's lessons. Losses in nats per token."""
+
+    session_id: str
+    adapter_version: int
+    accepted: bool
+    reason: str | None
+    items: tuple[int, ...]
+    steps: int
+    examples_used: int
+    loss_before: float | None = None
+    loss_after: float | None = None
+    update_norm: float | None = None
+    duration_ms: float | None = None
+
+    def stored(self) -> dict[str, Any]:
+        """As JSON, to be kept with the idempotency key; the store fills the version in."""
+        return {key: value for key, value in asdict(self).items() if key != "adapter_version"}
+
+    @classmethod
+    def restored(cls, answer: Mapping[str, Any]) -> "Outcome":
+        """Undo `stored`."""
+        return cls(**{**answer, "items": tuple(answer["items"])})
+
+
+@dataclass(frozen=True)
+class Appended:
+    """Lessons that are in the log. ``outcome`` is there where the request was settled before."""
+
+    items: tuple[int, ...]
+    key: str | None
+    repeated: bool = False
+    outcome: Outcome | None = None
+
+
+@dataclass(frozen=True)
+class Forgotten:
+    """What forgetting an item left."""
+
+    session_id: str
+    item: int
+    adapter_version: int
+    restored_items: tuple[int, ...]
+    deleted_versions: tuple[int, ...]
+    reason: str | None = None  # why nothing is taught any more
+
+
+def of_candidate(
+    session_id: str, items: Sequence[int], version: int, used: int, candidate: Candidate
+) -> Outcome:
+    """The outcome of a derivation over ``used`` items; ``version`` is in force afterwards."""
+    return Outcome(
+        session_id,
+        version,
+        candidate.verdict.accepted,
+        candidate.verdict.reason,
+        tuple(items),
+        candidate.steps,
+        used,
+        finite(candidate.loss_before),
+        finite(candidate.loss_after),
+        finite(candidate.update_norm),
+        candidate.duration_ms,
+    )
+
+
+def of_refusal(session_id: str, items: Sequence[int], version: int, reason: str) -> Outcome:
+    """The outcome where no candidate came about."""
+    return Outcome(session_id, version, False, reason, tuple(items), 0, 0)
+
+
+def of_items(
+    session_id: str, active: int, items: Sequence[Item], version: Version | None
+) -> Outcome:
+    """The outcome of items that are not pending any more.
+
+    ``version`` is the first one that contains them, where there is one and it is still kept.
+    """
+    refused = [item for item in items if item.status == "refused"]
+    ids = tuple(item.id for item in items)
+    if refused:
+        return of_refusal(session_id, ids, active, refused[0].reason or "refused")
+    if version is None:
+        return Outcome(session_id, active, True, None, ids, 0, 0)
+    record = version.record
+    return Outcome(
+        session_id,
+        version.number,
+        True,
+        None,
+        ids,
+        record.steps,
+        len(record.item_ids),
+        record.loss_before,
+        record.loss_after,
+        record.update_norm,
+        record.guard.get("duration_ms"),
+    )
+
+
+def finite(value: float) -> float | None:
+    """``value``, or None where JSON has no word for it."""
+    return value if math.isfinite(value) else None

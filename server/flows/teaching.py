@@ -1,0 +1,354 @@
+"""Feedback from the log to a promoted version: append, derive, guard, promote.
+
+It knows the store and how to derive, no HTTP. The log is the truth: what was appended is finished
+later if this process dies in between. A refused or failed derivation changes no version.
+"""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+
+from adapters.snapshot import dumps
+from server.flows.deriving import UNTEACHABLE, Derived, Deriver
+from server.flows.locks import SessionLocks
+from server.flows.outcome import (
+    Appended,
+    Forgotten,
+    Lesson,
+    Outcome,
+    SessionFull,
+    of_candidate,
+    of_items,
+    of_refusal,
+)
+from server.sessions import (
+    Derivation,
+    Item,
+    Pointer,
+    SessionStore,
+    Version,
+    VersionConflict,
+    VersionNotFound,
+)
+
+logger = logging.getLogger(__name__)
+
+MAX_ITEMS = 256
+"""Items of one session that derive. An inner step's time grows with them."""
+
+MAX_RACES = 32
+"""Every lost race means that somebody else's promotion won, so this many is not bad luck."""
+
+UNMENDABLE_MAX = 10_000
+"""Versions remembered as refused, so that not every request tries them again."""
+
+
+class Teacher:
+    """Teaches sessions. One per process; several processes may teach the same session."""
+
+    def __init__(self, deriver: Deriver, store: SessionStore) -> None:
+        self._deriver = deriver
+        self._store = store
+        self._locks = SessionLocks()
+        self._unmendable: set[tuple[str, int, str]] = set()  # incarnation, version, fingerprint
+
+    async def append(
+        self,
+        tenant: str,
+        session_id: str,
+        lessons: Sequence[Lesson],
+        key: str | None,
+        request_hash: str,
+    ) -> Appended:
+        """Check lessons and put them into the log, durably; a repeated ``key`` changes nothing.
+
+        Raises:
+            LessonError, SessionFull, IdempotencyConflict, SessionStoreError: nothing was kept.
+        """
+        examples = await self._deriver.examples(lessons)
+        pointer = await self._store.pointer(tenant, session_id)
+        if pointer.pending + pointer.applied + len(lessons) > MAX_ITEMS:
+            return await self._repeated(pointer, key)
+        items = [
+            lesson.item(len(example.prompt))
+            for lesson, example in zip(lessons, examples, strict=True)
+        ]
+        result = await self._store.append(tenant, session_id, items, key, request_hash)
+        outcome = None if result.answer is None else Outcome.restored(result.answer)
+        return Appended(result.item_ids, key, result.repeated, outcome)
+
+    async def append_once(
+        self, tenant: str, session_id: str, lesson: Lesson, digest: str
+    ) -> Appended:
+        """Put a lesson into the log unless it is there and still counts.
+
+        ``digest`` names its content. Told again after it was superseded or forgotten, it is new.
+
+        Raises:
+            As `append`.
+        """
+        key = f"once-{digest}"
+        while True:
+            appended = await self.append(tenant, session_id, [lesson], key, digest)
+            if not appended.repeated:
+                return appended
+            item = await self._store.item(tenant, session_id, appended.items[0])
+            if item.status not in ("superseded", "forgotten"):
+                return appended
+            key = f"once-{digest}-{item.id}"
+
+    async def teach(
+        self,
+        tenant: str,
+        session_id: str,
+        own: Sequence[int],
+        steps: int | None = None,
+        key: str | None = None,
+    ) -> Outcome:
+        """Bring appended items into a version, or refuse them, and settle ``key`` with the outcome.
+
+        Pending items of other requests are derived over as well, so that whoever comes second finds
+        the work done; where the guard refuses them all together, ours are judged without them.
+
+        Raises:
+            EngineError: EngineFailed refused the items; after any other they stay pending and are
+                finished later.
+            SessionStoreError: SessionNotFound when the session was deleted meanwhile.
+        """
+        async with self._locks.hold(tenant, session_id):
+            for _ in range(MAX_RACES):
+                derivation = await self._store.derivation(tenant, session_id)
+                ours = {i.id for i in derivation.items if i.status == "pending"} & set(own)
+                if not ours:
+                    return await self._already_done(tenant, session_id, own, key)
+                try:
+                    return await self._settle(derivation, own, ours, steps, key)
+                except VersionConflict as conflict:
+                    logger.info("derive again: %s", conflict)
+        raise VersionConflict(
+            f"session {session_id!r} changes faster than it can be taught; the feedback is in its "
+            "log and will be applied"
+        )
+
+    async def outcome(self, tenant: str, session_id: str, own: Sequence[int]) -> Outcome | None:
+        """What became of appended items; None while one of them is pending.
+
+        Raises:
+            ItemNotFound, SessionStoreError.
+        """
+        items = [await self._store.item(tenant, session_id, number) for number in own]
+        if any(item.status == "pending" for item in items):
+            return None
+        pointer = await self._store.pointer(tenant, session_id)
+        numbers = [item.version for item in items if item.version is not None]
+        version = await self._version(pointer, max(numbers)) if numbers else None
+        return of_items(session_id, pointer.version, items, version)
+
+    async def dry_run(
+        self, tenant: str, session_id: str, lessons: Sequence[Lesson], steps: int | None
+    ) -> Outcome:
+        """Derive over the session's items and ``lessons`` and keep nothing.
+
+        Raises:
+            LessonError, EngineError, SessionStoreError.
+        """
+        derivation = await self._store.derivation(tenant, session_id)
+        derived = await self._deriver.try_out(derivation.items, lessons, steps)
+        if derived.failure is not None:
+            raise derived.failure
+        version = derivation.pointer.version
+        if derived.candidate is None:
+            return of_refusal(session_id, (), version, derived.reason or "refused")
+        used = len(derivation.items) + len(lessons)
+        return of_candidate(session_id, (), version, used, derived.candidate)
+
+    async def forget(self, tenant: str, session_id: str, item_id: int) -> Forgotten:
+        """Erase an item and derive without it. Forgetting cannot be refused: where the guard
+        refuses what is left, the session is untaught afterwards and ``reason`` says why.
+
+        Raises:
+            SessionNotFound, ItemNotFound, EngineError, SessionStoreError: after an EngineError the
+                item is erased and its versions go as soon as the engine answers.
+        """
+        async with self._locks.hold(tenant, session_id):
+            result = await self._store.forget(tenant, session_id, item_id)
+            reason = None
+            if result.derive_again:
+                reason = await self._rebuild(tenant, session_id)
+                if reason is not None:
+                    await self._store.reset(tenant, session_id)
+            pointer = await self._store.pointer(tenant, session_id)
+        return Forgotten(
+            session_id, item_id, pointer.version, result.restored, result.versions, reason
+        )
+
+    async def mend(self, pointer: Pointer) -> Pointer:
+        """Derive again a version whose bytes are lost, foreign, or of another base.
+
+        Where that is refused, the pointer returned is of version 0: the base answers, and the
+        stored version stays for the day that its base comes back.
+
+        Raises:
+            EngineError, SessionStoreError.
+        """
+        tenant, session_id = pointer.tenant, pointer.session_id
+        untaught = Pointer(tenant, session_id, exists=True, incarnation=pointer.incarnation)
+        broken = (pointer.incarnation, pointer.version, self._deriver.artifact.fingerprint)
+        async with self._locks.hold(tenant, session_id):
+            now = await self._store.pointer(tenant, session_id)
+            if (now.incarnation, now.version) != broken[:2]:
+                return now  # somebody else was faster
+            if broken in self._unmendable:
+                return untaught
+            reason = await self._rebuild(tenant, session_id)
+            if reason is None:
+                return await self._store.pointer(tenant, session_id)
+        logger.warning("session %s stays untaught on this model: %s", session_id, reason)
+        if len(self._unmendable) >= UNMENDABLE_MAX:
+            self._unmendable.clear()
+        self._unmendable.add(broken)
+        return untaught
+
+    async def finish(self, pointer: Pointer) -> None:
+        """Finish what a crash left half done in a session.
+
+        Raises:
+            EngineError, SessionStoreError.
+        """
+        tenant, session_id = pointer.tenant, pointer.session_id
+        if pointer.unpurged:
+            async with self._locks.hold(tenant, session_id):
+                now = await self._store.pointer(tenant, session_id)
+                if now.unpurged and await self._rebuild(tenant, session_id) is not None:
+                    await self._store.reset(tenant, session_id)
+        items = await self._store.derivable(tenant, session_id)
+        requests: dict[tuple[str | None, float], list[Item]] = {}
+        for item in items:
+            if item.status == "pending":
+                requests.setdefault((item.idempotency_key, item.created_at), []).append(item)
+        for (key, _), group in requests.items():
+            await self.teach(tenant, session_id, [item.id for item in group], key=key)
+
+    async def _repeated(self, pointer: Pointer, key: str | None) -> Appended:
+        """The items that ``key`` brought to a full session before.
+
+        Raises:
+            SessionFull: it brought none, and there is no room for new ones.
+        """
+        items = await self._store.derivable(pointer.tenant, pointer.session_id)
+        own = tuple(item.id for item in items if key is not None and item.idempotency_key == key)
+        if own:
+            return Appended(own, key, repeated=True)
+        raise SessionFull(
+            f"session {pointer.session_id!r} is taught by {len(items)} items and takes "
+            f"{MAX_ITEMS}: forget some with DELETE /sessions/{pointer.session_id}/feedback/ITEM"
+        )
+
+    async def _settle(
+        self,
+        derivation: Derivation,
+        own: Sequence[int],
+        ours: set[int],
+        steps: int | None,
+        key: str | None,
+    ) -> Outcome:
+        """Derive over everything, or where that is refused over applied items and ours."""
+        derived = await self._deriver.derive(derivation.items, steps)
+        kept = [i for i in derivation.items if i.status == "applied" or i.id in ours]
+        if derived.reason is not None and len(kept) < len(derivation.items):
+            derived = await self._deriver.derive(kept, steps)
+        if derived.reason is not None or not ours & set(derived.item_ids):
+            return await self._refuse(derivation.pointer, own, derived, key)
+        left_out = sorted(ours - set(derived.item_ids))
+        return await self._promote(derivation.pointer, own, derived, key, left_out)
+
+    async def _promote(
+        self,
+        pointer: Pointer,
+        own: Sequence[int],
+        derived: Derived,
+        key: str | None,
+        left_out: Sequence[int] = (),
+    ) -> Outcome:
+        candidate = derived.candidate
+        assert candidate is not None
+        outcome = of_candidate(
+            pointer.session_id, own, pointer.version, len(derived.item_ids), candidate
+        )
+        version = await self._store.promote(
+            pointer,
+            await asyncio.to_thread(dumps, candidate.state),
+            self._deriver.record(derived),
+            refused_ids=left_out,
+            refused_reason=UNTEACHABLE,
+            idempotency_key=key,
+            answer=outcome.stored(),
+        )
+        return Outcome.restored(outcome.stored() | {"adapter_version": version})
+
+    async def _refuse(
+        self, pointer: Pointer, own: Sequence[int], derived: Derived, key: str | None
+    ) -> Outcome:
+        reason = derived.reason or UNTEACHABLE
+        if derived.candidate is None:
+            outcome = of_refusal(pointer.session_id, own, pointer.version, reason)
+        else:
+            outcome = of_candidate(
+                pointer.session_id, own, pointer.version, len(derived.item_ids), derived.candidate
+            )
+        await self._store.refuse(
+            pointer.tenant,
+            pointer.session_id,
+            own,
+            reason,
+            key,
+            outcome.stored(),
+            incarnation=pointer.incarnation,
+        )
+        if derived.failure is not None:
+            raise derived.failure
+        return outcome
+
+    async def _already_done(
+        self, tenant: str, session_id: str, own: Sequence[int], key: str | None
+    ) -> Outcome:
+        """The outcome of items that another request's derivation has brought in."""
+        outcome = await self.outcome(tenant, session_id, own)
+        if outcome is None:  # appended after the derivation was read: impossible under one lock
+            raise VersionConflict(f"items of session {session_id!r} changed; ask again")
+        if key is not None:
+            await self._store.settle(
+                tenant, session_id, key, outcome.adapter_version, outcome.stored()
+            )
+        return outcome
+
+    async def _rebuild(self, tenant: str, session_id: str) -> str | None:
+        """Derive again from the log and promote that; gives the reason where it is refused."""
+        for _ in range(MAX_RACES):
+            derivation = await self._store.derivation(tenant, session_id)
+            pointer = derivation.pointer
+            try:
+                if not derivation.items:
+                    await self._store.promote_untaught(pointer)
+                    return None
+                version = await self._version(pointer, pointer.version)
+                steps = version.record.steps if version else None
+                derived = await self._deriver.derive(derivation.items, steps)
+                if derived.failure is not None:
+                    raise derived.failure
+                if derived.reason is None:
+                    await self._promote(pointer, (), derived, None)
+                    return None
+                pending = [item.id for item in derivation.items if item.status == "pending"]
+                if not pending:
+                    return derived.reason
+                await self._store.refuse(tenant, session_id, pending, derived.reason)
+            except VersionConflict as conflict:
+                logger.info("derive again: %s", conflict)
+        raise VersionConflict(f"session {session_id!r} changes faster than it can be derived")
+
+    async def _version(self, pointer: Pointer, number: int) -> Version | None:
+        try:
+            return await self._store.version_record(pointer.tenant, pointer.session_id, number)
+        except VersionNotFound:
+            return None

@@ -1,0 +1,133 @@
+"""Everything a running server owns, started in order and stopped in reverse.
+
+It knows every room's front door and no HTTP.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from adapters.artifact import Artifact, load_artifact
+from adapters.chat import ChatEncoder
+from server.engine import Engine, EngineLimits
+from server.flows.answering import Answering
+from server.flows.background import Background
+from server.flows.deriving import Deriver
+from server.flows.encoding import Encoding
+from server.flows.teaching import Teacher
+from server.sessions import EmbeddedRedis, SessionStore
+from server.settings import Settings, SettingsError
+
+logger = logging.getLogger(__name__)
+
+MODELS = Path(__file__).parent / "models"
+"""Models that come with the package."""
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """A running server without its HTTP face."""
+
+    settings: Settings
+    artifact: Artifact
+    store: SessionStore
+    engine: Engine
+    encoding: Encoding
+    answering: Answering
+    teacher: Teacher
+    background: Background
+
+
+@asynccontextmanager
+async def running(settings: Settings) -> AsyncIterator[Runtime]:
+    """Start Redis, the model and the engine; stop them in reverse order.
+
+    Raises:
+        SettingsError: no such model or device.
+        SessionStoreError: Redis cannot be started or reached, or the data folder is in use.
+        ArtifactError, EngineError: the model cannot be served.
+    """
+    folder, device = model_folder(settings.model), pick_device(settings.device)
+    async with AsyncExitStack() as stack:
+        url = settings.redis_url
+        if url is None:
+            redis = EmbeddedRedis(settings.data_dir)
+            stack.push_async_callback(asyncio.to_thread, redis.stop)
+            await asyncio.to_thread(redis.start)
+            url = redis.url
+        store = await stack.enter_async_context(await SessionStore.open(url))
+        artifact = await asyncio.to_thread(load_artifact, folder, device)
+        engine = Engine(artifact, engine_limits(settings))
+        engine.start()
+        stack.push_async_callback(engine.stop, settings.drain_s)
+        runtime = assemble(settings, artifact, store, engine)
+        stack.push_async_callback(runtime.background.stop, settings.drain_s)
+        runtime.background.start(alone=settings.redis_url is None)
+        logger.info("serving %s on %s", artifact.name, device)
+        yield runtime
+
+
+def assemble(
+    settings: Settings, artifact: Artifact, store: SessionStore, engine: Engine
+) -> Runtime:
+    """Put the flows on top of an engine and a store; starts nothing."""
+    encoding = Encoding(ChatEncoder(artifact.tokenizer))
+    teacher = Teacher(Deriver(artifact, engine, encoding), store)
+    answering = Answering(
+        artifact, engine, store, encoding, teacher.mend, settings.completion_lifetime_s
+    )
+    background = Background(teacher, store)
+    return Runtime(settings, artifact, store, engine, encoding, answering, teacher, background)
+
+
+def model_folder(model: str) -> Path:
+    """The folder of a model given by path or by the name of one that comes with the package.
+
+    Raises:
+        SettingsError: there is neither.
+    """
+    for folder in (Path(model).expanduser(), MODELS / model):
+        if folder.is_dir():
+            return folder
+    known = (
+        sorted(path.name for path in MODELS.iterdir() if path.is_dir()) if MODELS.is_dir() else []
+    )
+    raise SettingsError(
+        f"INNERLOOP_MODEL={model!r}: there is no such folder, and the models that come with the "
+        f"package are: {', '.join(known) or 'none'} (expected a model folder's path, or a name)"
+    )
+
+
+def pick_device(device: str) -> torch.device:
+    """The device that the setting means on this machine.
+
+    Raises:
+        SettingsError: a GPU that PyTorch does not see.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    wanted = torch.device(device)
+    if wanted.type == "cuda" and (wanted.index or 0) >= torch.cuda.device_count():
+        raise SettingsError(
+            f"INNERLOOP_DEVICE={device!r}: PyTorch sees {torch.cuda.device_count()} GPUs here "
+            "(expected cpu, auto, or a GPU that is there)"
+        )
+    return wanted
+
+
+def engine_limits(settings: Settings) -> EngineLimits:
+    """The engine's limits out of the settings."""
+    return EngineLimits(
+        rows=settings.rows,
+        slots=settings.slots,
+        queue=settings.queue,
+        prefill_tokens=settings.prefill_tokens,
+        prefix_cache_bytes=settings.prefix_cache_bytes,
+        adapt_batch=settings.adapt_batch,
+        threads=settings.threads or None,
+    )

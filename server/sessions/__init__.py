@@ -1,0 +1,82 @@
+"""Where sessions are kept: the only room that knows Redis.
+
+It stores pointers, feedback items, immutable adapter versions and their event log, and it owns the
+embedded redis-server. It does not know what a snapshot's bytes mean, how a candidate was derived,
+or that anybody asks over HTTP.
+"""
+
+from server.sessions.embedded import EmbeddedRedis
+from server.sessions.errors import (
+    CompletionNotFound,
+    DataFolderLocked,
+    EmbeddedRedisError,
+    IdempotencyConflict,
+    InvalidName,
+    ItemNotFound,
+    NotStorable,
+    RedisServerMissing,
+    RedisServerTooOld,
+    SessionNotFound,
+    SessionStoreError,
+    SnapshotLost,
+    StoreCorrupt,
+    StoreRefused,
+    StoreUnavailable,
+    VersionConflict,
+    VersionNotFound,
+)
+from server.sessions.store import SessionStore
+from server.sessions.types import (
+    AppendResult,
+    Completion,
+    Derivation,
+    Event,
+    ForgetResult,
+    Item,
+    Kind,
+    NewItem,
+    Pointer,
+    SessionPage,
+    SessionSort,
+    Status,
+    Version,
+    VersionRecord,
+    prompt_key,
+)
+
+__all__ = [
+    "AppendResult",
+    "Completion",
+    "CompletionNotFound",
+    "DataFolderLocked",
+    "Derivation",
+    "EmbeddedRedis",
+    "EmbeddedRedisError",
+    "Event",
+    "ForgetResult",
+    "IdempotencyConflict",
+    "InvalidName",
+    "Item",
+    "ItemNotFound",
+    "Kind",
+    "NewItem",
+    "NotStorable",
+    "Pointer",
+    "RedisServerMissing",
+    "RedisServerTooOld",
+    "SessionNotFound",
+    "SessionPage",
+    "SessionSort",
+    "SessionStore",
+    "SessionStoreError",
+    "SnapshotLost",
+    "Status",
+    "StoreCorrupt",
+    "StoreRefused",
+    "StoreUnavailable",
+    "Version",
+    "VersionConflict",
+    "VersionNotFound",
+    "VersionRecord",
+    "prompt_key",
+]

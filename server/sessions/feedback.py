@@ -1,0 +1,185 @@
+"""The feedback log of a session: append, refuse, forget, and reading items back.
+
+It does not know how items become an adapter, only which of them do.
+"""
+
+import secrets
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from server.sessions import codec, scripts
+from server.sessions.errors import IdempotencyConflict, ItemNotFound
+from server.sessions.keys import IDEMPOTENCY_LIFETIME_S
+from server.sessions.room import Room, gone
+from server.sessions.types import (
+    LIVE,
+    AppendResult,
+    Derivation,
+    ForgetResult,
+    Item,
+    NewItem,
+    Pointer,
+)
+
+
+async def create(room: Room, tenant: str, session_id: str) -> Pointer:
+    """Make a session without feedback; one that is there already stays as it is."""
+    await append(room, tenant, session_id, (), None, "")
+    return await room.pointer(tenant, session_id)
+
+
+async def append(
+    room: Room,
+    tenant: str,
+    session_id: str,
+    items: Sequence[NewItem],
+    idempotency_key: str | None,
+    request_hash: str,
+) -> AppendResult:
+    """See `SessionStore.append`."""
+    args: list[str | int] = [
+        secrets.token_hex(8),
+        idempotency_key or "",
+        request_hash,
+        IDEMPOTENCY_LIFETIME_S * 1000,
+        len(items),
+    ]
+    for item in items:
+        args += [item.kind, item.prompt_key, codec.dump(item.payload)]
+    keys = room.keys.session(tenant, session_id).scripted()
+    word, _, *rest = await room.connection.run(
+        scripts.APPEND, keys, args, before=room.announcement(tenant, session_id)
+    )
+    if word == b"conflict":
+        raise IdempotencyConflict(
+            f"idempotency key {idempotency_key!r} was used for another request: "
+            "repeat that request unchanged, or take a new key"
+        )
+    if word == b"repeat":
+        record = codec.load(rest[0])
+        return AppendResult(
+            _range(record["first"], record["last"]), repeated=True, answer=codec.answer(record)
+        )
+    first, last, made = rest
+    if made:
+        await room.announce(tenant, session_id)
+    return AppendResult(_range(first, last))
+
+
+async def refuse(
+    room: Room,
+    tenant: str,
+    session_id: str,
+    item_ids: Sequence[int],
+    reason: str,
+    idempotency_key: str | None,
+    answer: Mapping[str, Any] | None,
+    incarnation: str,
+) -> tuple[int, ...]:
+    """See `SessionStore.refuse`."""
+    settled = "" if answer is None else codec.dump(answer)
+    args: list[str | int] = [incarnation, csv(item_ids), reason, idempotency_key or "", settled]
+    keys = room.keys.session(tenant, session_id).scripted()
+    word, _, *rest = await room.connection.run(scripts.REFUSE, keys, args)
+    if word == b"gone":
+        raise gone(session_id)
+    return codec.numbers(rest[0])
+
+
+async def settle(
+    room: Room,
+    tenant: str,
+    session_id: str,
+    idempotency_key: str,
+    version: int,
+    answer: Mapping[str, Any],
+    incarnation: str,
+) -> None:
+    """See `SessionStore.settle`."""
+    keys = room.keys.session(tenant, session_id).scripted()
+    args: list[str | int] = [incarnation, idempotency_key, version, codec.dump(answer)]
+    word, *_ = await room.connection.run(scripts.SETTLE, keys, args)
+    if word == b"gone":
+        raise gone(session_id)
+
+
+async def forget(room: Room, tenant: str, session_id: str, item_id: int) -> ForgetResult:
+    """See `SessionStore.forget`."""
+    if not (await room.pointer(tenant, session_id)).exists:
+        raise gone(session_id)
+    session = room.keys.session(tenant, session_id)
+    word, _, *rest = await room.connection.run(
+        scripts.FORGET,
+        session.scripted(),
+        [item_id, session.root],
+        before=[room.expectation(tenant, session_id)],
+    )
+    if word == b"gone":
+        raise gone(session_id)
+    if word == b"absent":
+        raise _no_item(session_id, item_id)
+    restored, versions, active, again = rest
+    return ForgetResult(
+        item_id, codec.numbers(restored), codec.numbers(versions), active == 1, again == 1
+    )
+
+
+async def derivation(room: Room, tenant: str, session_id: str) -> Derivation:
+    """See `SessionStore.derivation`."""
+    keys = room.keys.session(tenant, session_id)
+    fields, states, payloads = await room.connection.read_batch(
+        [
+            ("HMGET", keys.meta, *codec.META_FIELDS),
+            ("HGETALL", keys.items),
+            ("HGETALL", keys.payloads),
+        ],
+        atomic=True,
+    )
+    items = (codec.item(int(n), states[n], payloads.get(n)) for n in sorted(states, key=int))
+    return Derivation(
+        codec.pointer(tenant, session_id, fields),
+        tuple(item for item in items if item.status in LIVE),
+    )
+
+
+async def items(
+    room: Room, tenant: str, session_id: str, offset: int, limit: int
+) -> tuple[Item, ...]:
+    """See `SessionStore.items`."""
+    known = await room.pointer(tenant, session_id)
+    if not known.exists:
+        raise gone(session_id)
+    wanted = range(1 + offset, 1 + min(known.items, offset + limit))
+    return await _read_items(room, tenant, session_id, wanted)
+
+
+async def item(room: Room, tenant: str, session_id: str, item_id: int) -> Item:
+    """See `SessionStore.item`."""
+    found = await _read_items(room, tenant, session_id, range(item_id, item_id + 1))
+    if not found:
+        raise _no_item(session_id, item_id)
+    return found[0]
+
+
+async def _read_items(room: Room, tenant: str, session_id: str, wanted: range) -> tuple[Item, ...]:
+    if not wanted:
+        return ()
+    keys = room.keys.session(tenant, session_id)
+    states, payloads = await room.connection.read_batch(
+        [("HMGET", keys.items, *wanted), ("HMGET", keys.payloads, *wanted)], atomic=True
+    )
+    found = zip(wanted, states, payloads, strict=True)
+    return tuple(codec.item(n, state, payload) for n, state, payload in found if state is not None)
+
+
+def csv(ids: Sequence[int]) -> str:
+    """Join ids the way scripts read them."""
+    return ",".join(str(int(n)) for n in ids)
+
+
+def _range(first: int, last: int) -> tuple[int, ...]:
+    return tuple(range(first, last + 1))
+
+
+def _no_item(session_id: str, item_id: int) -> ItemNotFound:
+    return ItemNotFound(f"session {session_id!r} has no feedback item {item_id}")

@@ -1,0 +1,322 @@
+"""The session store: one object through which everybody else reaches sessions.
+
+It says what each call promises and leaves the doing to `feedback`, `versions` and `directory`.
+Reading calls change nothing. Writing calls happen wholly or not at all; when one raises
+StoreUnavailable it is unknown which, and asking again is safe for all but `append` without an
+idempotency key. Every call raises StoreUnavailable when Redis is away, StoreCorrupt when a key
+holds what this room never writes, and InvalidName for an empty name.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+from server.sessions import directory, feedback, versions
+from server.sessions.connection import Connection
+from server.sessions.keys import (
+    COMPLETION_LIFETIME_S,
+    DEFAULT_NAMESPACE,
+    HISTORY_VERSIONS,
+    Keys,
+)
+from server.sessions.room import Room
+from server.sessions.types import (
+    AppendResult,
+    Completion,
+    Derivation,
+    Event,
+    ForgetResult,
+    Item,
+    NewItem,
+    Pointer,
+    SessionPage,
+    SessionSort,
+    Version,
+    VersionRecord,
+)
+
+
+class SessionStore:
+    """Sessions in one Redis, for use in one event loop: `async with await SessionStore.open(url)`.
+
+    `deployment` names the database; it changes when the database was emptied.
+    """
+
+    def __init__(self, room: Room, deployment: str, *, history_versions: int) -> None:
+        self._room = room
+        self._history_versions = history_versions
+        self.deployment = deployment
+
+    @classmethod
+    async def open(
+        cls,
+        url: str,
+        *,
+        namespace: str = DEFAULT_NAMESPACE,
+        history_versions: int = HISTORY_VERSIONS,
+        timeout_s: float = 5.0,
+    ) -> Self:
+        """Connect to `redis://`, `rediss://` or `unix://` and check that the database is ours.
+
+        `namespace` begins every key; `history_versions` are kept of each session; `timeout_s`
+        bounds each command. Raises StoreRefused for another schema, an evicting Redis or a URL
+        that is none, InvalidName for a namespace that cannot be part of a key.
+        """
+        if history_versions < 1:
+            raise ValueError(f"history_versions is {history_versions}, must be at least 1")
+        keys = Keys(namespace)
+        connection = Connection(url, timeout_s=timeout_s)
+        try:
+            deployment = await connection.check_database(keys)
+        except BaseException:
+            await connection.aclose()
+            raise
+        return cls(Room(connection, keys), deployment, history_versions=history_versions)
+
+    async def aclose(self) -> None:
+        """Close all connections to Redis."""
+        await self._room.connection.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def ping(self) -> None:
+        """Return when Redis answers."""
+        await self._room.connection.write("PING")
+
+    # Reading a session
+
+    async def pointer(self, tenant: str, session_id: str) -> Pointer:
+        """Read where a session stands. One that is not there is untaught, with exists=False."""
+        return await self._room.pointer(tenant, session_id)
+
+    async def derivation(self, tenant: str, session_id: str) -> Derivation:
+        """Read, in one piece, the pointer and the items that an adapter is derived from."""
+        return await feedback.derivation(self._room, tenant, session_id)
+
+    async def derivable(self, tenant: str, session_id: str) -> tuple[Item, ...]:
+        """Read the applied and pending items in the order of their ids."""
+        return (await self.derivation(tenant, session_id)).items
+
+    async def items(
+        self, tenant: str, session_id: str, *, offset: int = 0, limit: int = 100
+    ) -> tuple[Item, ...]:
+        """Read items of any status by id; `Pointer.items` counts them. Raises SessionNotFound."""
+        return await feedback.items(self._room, tenant, session_id, offset, limit)
+
+    async def item(self, tenant: str, session_id: str, item_id: int) -> Item:
+        """Read one item. Raises ItemNotFound."""
+        return await feedback.item(self._room, tenant, session_id, item_id)
+
+    async def version_record(self, tenant: str, session_id: str, number: int) -> Version:
+        """Read what a version came from. Raises VersionNotFound, also for 0, which has none."""
+        return await versions.version(self._room, tenant, session_id, number)
+
+    async def versions(self, tenant: str, session_id: str) -> tuple[Version, ...]:
+        """Read the versions that are still kept, oldest first."""
+        return await versions.versions(self._room, tenant, session_id)
+
+    async def snapshot(self, tenant: str, session_id: str, number: int) -> bytes:
+        """Read a version's bytes. Raises VersionNotFound, or SnapshotLost: derive it again."""
+        return await versions.snapshot(self._room, tenant, session_id, number)
+
+    async def events(self, tenant: str, session_id: str, *, limit: int = 100) -> tuple[Event, ...]:
+        """The log, newest first: create, feedback, promote, refuse, forget, rollback, reset."""
+        return await directory.events(self._room, tenant, session_id, limit)
+
+    # Writing a session
+
+    async def create(self, tenant: str, session_id: str) -> Pointer:
+        """Make a session without feedback; one that is there already stays as it is."""
+        return await feedback.create(self._room, tenant, session_id)
+
+    async def append(
+        self,
+        tenant: str,
+        session_id: str,
+        items: Sequence[NewItem],
+        idempotency_key: str | None = None,
+        request_hash: str = "",
+    ) -> AppendResult:
+        """Put feedback into the log as pending, durably, and remember the request's key.
+
+        Makes the session on first use. An item supersedes earlier ones of equal or lesser strength
+        about the same prompt, within one call too. The same key with the same hash changes nothing
+        and returns the earlier items and answer; keys belong to one session and last a day.
+        Raises IdempotencyConflict for the same key with another hash, NotStorable.
+        """
+        return await feedback.append(
+            self._room, tenant, session_id, items, idempotency_key, request_hash
+        )
+
+    async def promote(
+        self,
+        expected: Pointer,
+        snapshot: bytes,
+        record: VersionRecord,
+        *,
+        refused_ids: Sequence[int] = (),
+        refused_reason: str = "refused",
+        idempotency_key: str | None = None,
+        answer: Mapping[str, Any] | None = None,
+    ) -> int:
+        """Make a candidate the session's next version and return its number, never used before.
+
+        `expected` is the pointer that the candidate was derived under. The record's items become
+        applied, `refused_ids` refused, and the idempotency record is settled with `answer`.
+        Versions that contain forgotten items are deleted, and the oldest beyond the history.
+        Raises VersionConflict, nothing changed and the candidate gone, when the pointer moved or
+        an item of the record does not derive any more; SessionNotFound when the session was
+        deleted meanwhile; NotStorable.
+        """
+        return await versions.promote(
+            self._room,
+            expected,
+            snapshot,
+            record,
+            refused_ids=refused_ids,
+            refused_reason=refused_reason,
+            idempotency_key=idempotency_key,
+            answer=answer,
+            history=self._history_versions,
+        )
+
+    async def promote_untaught(self, expected: Pointer) -> None:
+        """Go to version 0, for a session of which nothing is left to derive from.
+
+        Raises VersionConflict when the pointer moved or items derive, SessionNotFound.
+        """
+        await versions.promote_untaught(self._room, expected)
+
+    async def refuse(
+        self,
+        tenant: str,
+        session_id: str,
+        item_ids: Sequence[int],
+        reason: str,
+        idempotency_key: str | None = None,
+        answer: Mapping[str, Any] | None = None,
+        *,
+        incarnation: str = "",
+    ) -> tuple[int, ...]:
+        """Refuse pending items, settle the record, and leave the version alone.
+
+        What they had superseded comes back. Returns the ids that were still pending. With
+        `incarnation`, from the pointer that was read, a session made anew is left alone.
+        Raises SessionNotFound, NotStorable.
+        """
+        return await feedback.refuse(
+            self._room,
+            tenant,
+            session_id,
+            item_ids,
+            reason,
+            idempotency_key,
+            answer,
+            incarnation,
+        )
+
+    async def settle(
+        self,
+        tenant: str,
+        session_id: str,
+        idempotency_key: str,
+        version: int,
+        answer: Mapping[str, Any],
+        *,
+        incarnation: str = "",
+    ) -> None:
+        """Answer a request whose items another request's version applied already.
+
+        The first answer stays. Raises SessionNotFound, NotStorable.
+        """
+        await feedback.settle(
+            self._room, tenant, session_id, idempotency_key, version, answer, incarnation
+        )
+
+    async def forget(self, tenant: str, session_id: str, item_id: int) -> ForgetResult:
+        """Erase an item, restore what it superseded, delete versions that contain it.
+
+        The active version stays until its successor is promoted (or `promote_untaught`): where
+        the result says so, derive again. Redis' append-only file holds the text until it is next
+        rewritten. Raises SessionNotFound, ItemNotFound.
+        """
+        return await feedback.forget(self._room, tenant, session_id, item_id)
+
+    async def rollback(self, tenant: str, session_id: str, to_version: int) -> Pointer:
+        """Make a kept version, or 0, the active one again; its items and no others are applied.
+
+        Raises SessionNotFound, VersionNotFound.
+        """
+        return await versions.rollback(
+            self._room, tenant, session_id, to_version, "rolled back", "rollback"
+        )
+
+    async def reset(self, tenant: str, session_id: str) -> Pointer:
+        """Go to version 0 and refuse all items; kept versions can be rolled forward to.
+
+        Raises SessionNotFound.
+        """
+        return await versions.rollback(self._room, tenant, session_id, 0, "reset", "reset")
+
+    async def delete(self, tenant: str, session_id: str) -> bool:
+        """Delete a session with all that belongs to it, completions included; say if it was there.
+
+        A corrupt session can be deleted too.
+        """
+        return await directory.delete(self._room, tenant, session_id)
+
+    # All sessions
+
+    async def sessions(
+        self,
+        tenant: str | None = None,
+        *,
+        offset: int = 0,
+        limit: int = 50,
+        contains: str = "",
+        taught: bool | None = None,
+        sort: SessionSort = "updated_at",
+        descending: bool = True,
+    ) -> SessionPage:
+        """Read a page of a tenant's sessions, or of all tenants' with None.
+
+        `contains` is a part of the session id; `taught` asks for a version above 0, or for 0.
+        """
+        return await directory.sessions(
+            self._room,
+            tenant,
+            offset=offset,
+            limit=limit,
+            contains=contains,
+            taught=taught,
+            sort=sort,
+            descending=descending,
+        )
+
+    async def pending_sessions(self, *, idle_s: float = 0.0) -> tuple[Pointer, ...]:
+        """Find sessions with work that a crash left half done: pending items, or a forgotten item
+        in the active version. With `idle_s`, only those that nothing was appended to for so long.
+        """
+        return await directory.pending_sessions(self._room, idle_s)
+
+    # Completions
+
+    async def save_completion(
+        self,
+        tenant: str,
+        session_id: str,
+        completion_id: str,
+        payload: Mapping[str, Any],
+        lifetime_s: int = COMPLETION_LIFETIME_S,
+    ) -> None:
+        """Keep a completion for later feedback. Raises NotStorable."""
+        await directory.save_completion(
+            self._room, tenant, session_id, completion_id, payload, lifetime_s
+        )
+
+    async def completion(self, tenant: str, completion_id: str) -> Completion:
+        """Read a completion. Raises CompletionNotFound."""
+        return await directory.completion(self._room, tenant, completion_id)

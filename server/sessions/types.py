@@ -1,0 +1,167 @@
+"""What is stored, as frozen values.
+
+These are the stored types: the wire types of the HTTP contract live in the api room and the
+tensors in `adapters`, because a field that a client sees, a field that a replica wrote last year
+and a field the device needs change for different reasons. Times called `…_at` are Unix seconds by
+the clock of Redis, so that replicas with different clocks agree on them.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Kind = Literal["demonstration", "correction", "preference", "rating"]
+Status = Literal["pending", "applied", "refused", "superseded", "forgotten"]
+SessionSort = Literal["updated_at", "created_at", "session_id", "version", "items"]
+
+STRENGTHS: Mapping[Kind, int] = {"demonstration": 3, "correction": 3, "preference": 2, "rating": 1}
+"""Who supersedes whom about the same prompt: a later item of equal or greater strength."""
+
+STATUSES: tuple[Status, ...] = ("pending", "applied", "refused", "superseded", "forgotten")
+LIVE: tuple[Status, ...] = ("pending", "applied")
+"""The items that derive."""
+
+
+def prompt_key(messages: Sequence[Mapping[str, Any]]) -> str:
+    """Name what an item is about: items with equal messages before the reply share the key.
+
+    Returns 64 hexadecimal characters. Raises TypeError for messages that are not JSON.
+    """
+    text = json.dumps([dict(message) for message in messages], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class NewItem:
+    """Feedback on its way into the log. An empty `prompt_key` is about no prompt in particular."""
+
+    kind: Kind
+    payload: Mapping[str, Any]  # JSON: messages, completion, activation index, token ids ...
+    prompt_key: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One feedback item of the log. A forgotten item's payload and prompt key are erased."""
+
+    id: int  # counts from 1 in its session
+    kind: Kind
+    status: Status
+    payload: Mapping[str, Any]
+    prompt_key: str
+    created_at: float
+    reason: str | None = None  # why it was refused or superseded
+    version: int | None = None  # the first version that it was applied in
+    superseded_by: int | None = None  # item id
+    idempotency_key: str | None = None  # of the request that brought it
+
+
+@dataclass(frozen=True, slots=True)
+class Pointer:
+    """Where a session stands: what a reader needs before it generates.
+
+    Cache adapters by (`incarnation`, `version`), never by session and version alone: a session
+    that was deleted and made again counts its versions from 1 again.
+    """
+
+    tenant: str
+    session_id: str
+    exists: bool = False
+    incarnation: str = ""  # drawn when the session is made, never used again
+    version: int = 0  # 0 is untaught
+    base_fingerprint: str = ""  # of the base that the active version was derived under
+    created_at: float = 0.0
+    updated_at: float = 0.0
+    items: int = 0  # ever appended, whatever became of them
+    pending: int = 0
+    applied: int = 0
+    unpurged: bool = False  # the active version still contains a forgotten item
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether something waits to be derived."""
+        return self.pending > 0 or self.unpurged
+
+
+@dataclass(frozen=True, slots=True)
+class Derivation:
+    """What an adapter is derived from, read in one piece: pass the pointer on to `promote`."""
+
+    pointer: Pointer
+    items: tuple[Item, ...]  # pending and applied, in the order of their ids
+
+
+@dataclass(frozen=True, slots=True)
+class AppendResult:
+    """What became of an append. `answer` is there when a repeated request was settled already."""
+
+    item_ids: tuple[int, ...]
+    repeated: bool = False
+    answer: Mapping[str, Any] | None = None  # with `adapter_version` set to the settled version
+
+
+@dataclass(frozen=True, slots=True)
+class VersionRecord:
+    """What a version came from. `item_ids` become applied when the version is promoted."""
+
+    start: str  # "session_init" or where else it began: a fork, an import
+    item_ids: tuple[int, ...]
+    rule_hash: str
+    base_fingerprint: str
+    guard: Mapping[str, Any] = field(default_factory=dict)  # its verdict and scale, JSON
+    steps: int = 0
+    loss_before: float | None = None
+    loss_after: float | None = None
+    update_norm: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """An immutable version of a session's adapter, without its bytes."""
+
+    number: int
+    created_at: float
+    snapshot_bytes: int
+    snapshot_id: str  # the unique name its bytes were written under
+    record: VersionRecord
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetResult:
+    """What forgetting an item touched. Versions that contained it are deleted, but the active one
+    only when its successor is promoted."""
+
+    item_id: int
+    restored: tuple[int, ...]  # items that the forgotten one had superseded
+    versions: tuple[int, ...]  # versions that contained it
+    active: bool  # whether the active version is one of them
+    derive_again: bool  # whether the caller has to derive, and promote the result
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One line of a session's log. `fields` are texts: version, items, reason ..."""
+
+    id: str
+    type: str
+    at: float
+    fields: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class SessionPage:
+    """A page of sessions, and how many there are under the same filter."""
+
+    total: int
+    sessions: tuple[Pointer, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A completion kept so that feedback can be about it."""
+
+    completion_id: str
+    session_id: str
+    payload: Mapping[str, Any]

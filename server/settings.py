@@ -1,0 +1,233 @@
+"""Every setting of the server: what it counts, its unit, its default.
+
+A value comes from the command line, else from the environment (`INNERLOOP_` before the name in
+capitals), else from here. Whatever is wrong stops the start and names key, value and expected type.
+It knows no other room: each of them takes the values it needs.
+"""
+
+import ipaddress
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+PREFIX = "INNERLOOP_"
+OTHER_VARIABLES = frozenset({"INNERLOOP_URL"})
+"""Variables with our prefix that are no setting: where `innerloop demo` finds a server."""
+TENANT_PATTERN = r"^[A-Za-z0-9._-]{1,64}$"
+SECRETS = frozenset({"api_keys", "operator_keys", "redis_url"})
+"""Settings whose value no message repeats."""
+
+
+class SettingsError(ValueError):
+    """The server cannot start like this; the message names the setting and what it takes."""
+
+
+class ApiKey(BaseModel):
+    """A client's key and the tenant whose sessions it opens."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    tenant: str = Field(pattern=TENANT_PATTERN)
+    key: SecretStr = Field(min_length=1)
+
+
+def default_data_dir() -> Path:
+    """Where a person's programs keep their data: `$XDG_DATA_HOME`, else `~/.local/share`."""
+    home = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
+    return Path(home).expanduser() / "innerloop"
+
+
+class Settings(BaseSettings):
+    """All settings, frozen. Make them with `load_settings`, whose errors are for people."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        env_ignore_empty=True,
+        frozen=True,
+        extra="forbid",
+        hide_input_in_errors=True,
+    )
+
+    model: str = Field(
+        "innerloop-tiny",
+        min_length=1,
+        description="model folder, or the name of a model that comes with the package",
+    )
+    host: str = Field(
+        "127.0.0.1",
+        min_length=1,
+        description="address to serve on; anything but the machine's own loopback needs keys",
+    )
+    port: int = Field(8000, ge=0, le=65535, description="TCP port to serve on; 0 picks a free one")
+    data_dir: Path = Field(
+        default_factory=default_data_dir,
+        description="folder of the embedded Redis; one server at a time may own it",
+    )
+    redis_url: str | None = Field(
+        None,
+        description="Redis or Valkey (redis://, rediss://, unix://) in place of the embedded one",
+    )
+    api_keys: Annotated[tuple[ApiKey, ...], NoDecode] = Field(
+        (),
+        description="client keys as tenant:key, separated by commas; a tenant may have several",
+    )
+    operator_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+        (),
+        description="keys, separated by commas, that open every tenant and the /admin routes",
+    )
+    device: str = Field(
+        "auto",
+        pattern=r"^(auto|cpu|cuda(:[0-9]+)?)$",
+        description="where the model runs: cpu, cuda, cuda:N, or auto for a GPU where there is one",
+    )
+    threads: int = Field(
+        0, ge=0, le=1024, description="CPU threads of the model; 0 leaves it to PyTorch"
+    )
+    rows: int = Field(32, ge=1, le=4096, description="sequences decoded together in one step")
+    slots: int = Field(
+        64, ge=1, le=65536, description="session adapters kept on the device at once"
+    )
+    queue: int = Field(256, ge=1, le=65536, description="requests that may wait for the engine")
+    adapt_batch: int = Field(
+        8, ge=1, le=1024, description="sessions that learn together in one inner step"
+    )
+    prefill_tokens: int = Field(
+        512, ge=16, le=65536, description="prompt tokens computed between two decode steps"
+    )
+    prefix_cache_bytes: int = Field(
+        256 * 1024**2, ge=0, description="memory for prompts computed before, bytes"
+    )
+    max_body_bytes: int = Field(
+        1024**2, ge=1024, le=1024**3, description="longest request body, bytes"
+    )
+    completion_lifetime_s: int = Field(
+        24 * 3600, ge=1, description="how long a completion can get feedback, seconds"
+    )
+    drain_s: int = Field(
+        30, ge=0, le=3600, description="time for requests under way when the server stops, seconds"
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="least severe log line written to standard error"
+    )
+
+    @field_validator("api_keys", mode="before")
+    @classmethod
+    def _split_api_keys(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        entries = [entry.partition(":") for entry in _split(value)]
+        if not all(tenant and key for tenant, _, key in entries):
+            raise ValueError("every entry must be tenant:key, entries separated by commas")
+        return tuple(ApiKey(tenant=tenant, key=SecretStr(key)) for tenant, _, key in entries)
+
+    @field_validator("operator_keys", mode="before")
+    @classmethod
+    def _split_operator_keys(cls, value: Any) -> Any:
+        return tuple(_split(value)) if isinstance(value, str) else value
+
+    @field_validator("redis_url")
+    @classmethod
+    def _check_redis_url(cls, value: str | None) -> str | None:
+        if value is not None and urlsplit(value).scheme not in ("redis", "rediss", "unix"):
+            raise ValueError("a Redis URL begins with redis://, rediss:// or unix://")
+        return value
+
+    @model_validator(mode="after")
+    def _check_keys(self) -> "Settings":
+        keys = [key.key.get_secret_value() for key in self.api_keys]
+        keys += [key.get_secret_value() for key in self.operator_keys]
+        if len(set(keys)) < len(keys):
+            raise ValueError("api_keys and operator_keys name one key twice: every key must differ")
+        if not keys and not is_loopback(self.host):
+            raise ValueError(
+                f"host {self.host!r} can be reached from other machines and no keys are set: "
+                "set INNERLOOP_API_KEYS (tenant:key,...) or INNERLOOP_OPERATOR_KEYS, "
+                "or serve on 127.0.0.1"
+            )
+        return self
+
+    @property
+    def has_keys(self) -> bool:
+        """Whether callers have to show a key."""
+        return bool(self.api_keys or self.operator_keys)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach ``host``."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def variable(name: str) -> str:
+    """The environment variable of a setting."""
+    return PREFIX + name.upper()
+
+
+def load_settings(overrides: Mapping[str, Any] | None = None) -> Settings:
+    """Read all settings; ``overrides`` (the command's flags) go before the environment.
+
+    Raises:
+        SettingsError: an unknown variable with our prefix, or a value that does not fit.
+    """
+    known = {variable(name) for name in Settings.model_fields} | OTHER_VARIABLES
+    unknown = sorted(
+        key for key in os.environ if key.upper().startswith(PREFIX) and key.upper() not in known
+    )
+    if unknown:
+        raise SettingsError(
+            f"unknown setting {', '.join(unknown)} in the environment: "
+            "`innerloop serve --help` lists the settings"
+        )
+    try:
+        return Settings(**(overrides or {}))
+    except ValidationError as error:
+        raise SettingsError("; ".join(_describe(error, overrides or {}))) from error
+
+
+def _describe(error: ValidationError, overrides: Mapping[str, Any]) -> list[str]:
+    """One line per wrong setting: key, value (unless it is a secret) and what it takes."""
+    lines = []
+    for item in error.errors(include_url=False, include_context=False):
+        message = item["msg"].removeprefix("Value error, ")
+        if not item["loc"]:
+            lines.append(message)
+            continue
+        name = str(item["loc"][0])
+        value = overrides.get(name, os.environ.get(variable(name)))
+        shown = "" if name in SECRETS or value is None else f"={str(value)!r}"
+        kind = _kind(name)
+        lines.append(f"{variable(name)}{shown}: {message} (expected {kind})")
+    return lines
+
+
+def _kind(name: str) -> str:
+    field = Settings.model_fields.get(name)
+    if field is None:
+        return "no such setting"
+    annotation = field.annotation
+    return (
+        {int: "int", str: "str", Path: "path"}.get(annotation, "text")
+        if isinstance(annotation, type)
+        else "text"
+    )
+
+
+def _split(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]

@@ -1,0 +1,190 @@
+"""Answers are the model's own, whoever else is in the batch."""
+
+import asyncio
+
+import pytest
+import torch
+from engine_harness import World, collect, gather, run, running, until
+
+from server.engine import EngineLimits, InvalidRequest, RequestTooLong, Sampling
+
+TEXTS = [
+    "Where is my order?",
+    "I want my money back, please, the shoes are too small.",
+    "Hi",
+    "Do you ship to Iceland? And how long does it take in winter, more or less?",
+    "Can I change my address?",
+]
+SESSIONS = [None, "ann", "bob", "ann", "cem"]
+
+
+def test_untaught_equals_transformers_generate(world: World) -> None:
+    async def main() -> None:
+        async with running(world.artifact) as engine:
+            for text in TEXTS:
+                answer = await collect(engine, world.request(text, max_tokens=20))
+                ids = torch.tensor([world.prompt(text).ids])
+                whole = world.artifact.model.generate(
+                    ids,
+                    attention_mask=torch.ones_like(ids),
+                    max_new_tokens=20,
+                    do_sample=False,
+                )
+                assert answer.tokens == whole[0, ids.shape[1] :].tolist()
+                assert answer.text == world.decode(answer.tokens)
+
+    run(main())
+
+
+@pytest.mark.parametrize("scope", ["activated", "full"])
+def test_mixed_batch_equals_each_alone(world: World, full_world: World, scope: str) -> None:
+    world = world if scope == "activated" else full_world
+    pairs = [(text, session) for text in TEXTS for session in SESSIONS]
+    expected = [world.greedy(text, session) for text, session in pairs]
+    assert len({tuple(tokens) for tokens in expected}) > 15, "the adapters change the answers"
+
+    async def main() -> None:
+        async with running(world.artifact, rows=8, slots=2) as engine:
+            answers = await gather(engine, [world.request(*pair) for pair in pairs])
+            assert [answer.tokens for answer in answers] == expected
+            await until(lambda: engine.status().requests_finished == len(pairs))
+            status = engine.status()
+            assert status.decoding == status.slots_pinned == status.waiting == 0
+            assert status.kv_bytes == 0, "an empty batch gives its memory back"
+            assert status.generated_tokens == sum(map(len, expected))
+
+    run(main())
+
+
+def test_requests_join_and_leave_while_others_go_on(world: World) -> None:
+    lengths = [3, 40, 1, 17, 8, 30, 2]
+    pairs = [(TEXTS[i % 5], SESSIONS[i % 5], n) for i, n in enumerate(lengths)]
+    expected = [world.greedy(*pair) for pair in pairs]
+
+    async def one(engine, index: int, pair) -> list[int]:
+        await asyncio.sleep(0.004 * index)
+        text, session, tokens = pair
+        return (await collect(engine, world.request(text, session, max_tokens=tokens))).tokens
+
+    async def main() -> None:
+        async with running(world.artifact, rows=3) as engine:
+            jobs = [one(engine, index, pair) for index, pair in enumerate(pairs)]
+            assert await asyncio.gather(*jobs) == expected
+
+    run(main())
+
+
+@pytest.mark.parametrize("scope", ["activated", "full"])
+def test_long_prompts_are_prefilled_in_bounded_pieces(
+    world: World, full_world: World, scope: str
+) -> None:
+    world = world if scope == "activated" else full_world
+    text = " ".join(TEXTS)
+    assert len(world.prompt(text).prefix) > 40
+    sizes: list[int] = []
+    embed = world.artifact.model.get_input_embeddings()
+    handle = embed.register_forward_hook(lambda _, inputs, __: sizes.append(inputs[0].numel()))
+
+    async def main() -> None:
+        async with running(world.artifact, prefill_tokens=16) as engine:
+            sizes.clear()
+            answer = await collect(engine, world.request(text, "ann"))
+            assert max(sizes) <= 16
+            assert answer.tokens == world.greedy(text, "ann")
+
+    try:
+        run(main())
+    finally:
+        handle.remove()
+
+
+def test_raw_prompts_of_one_token_and_mixed_headers(world: World) -> None:
+    """An empty prefix, and rows whose heads differ in length, share a batch."""
+    prompts = [world.encoder.raw("a"), world.encoder.raw("hello there"), world.prompt("Hi")]
+    prompts[2] = type(prompts[2])(prompts[2].prefix[:-3], prompts[2].prefix[-3:] + prompts[2].header)
+
+    async def main() -> None:
+        async with running(world.artifact) as engine:
+            requests = [
+                type(world.request("x"))(prompt, Sampling(max_tokens=6), world.ref("bob"))
+                for prompt in prompts
+            ]
+            for answer, prompt in zip(await gather(engine, requests), prompts, strict=True):
+                logits = world.logits(prompt, answer.tokens[:-1], "bob")
+                assert logits.argmax(-1).tolist() == answer.tokens
+
+    run(main())
+
+
+def test_logprobs_are_the_models(world: World) -> None:
+    async def main() -> None:
+        async with running(world.artifact) as engine:
+            request = world.request(TEXTS[0], "bob", logprobs=True, temperature=0.7, seed=5)
+            answer = await collect(engine, request)
+            logits = world.logits(request.prompt, answer.tokens[:-1], "bob").log_softmax(-1)
+            expected = logits[range(len(answer.tokens)), answer.tokens]
+            torch.testing.assert_close(
+                torch.tensor(answer.logprobs), expected, atol=1e-4, rtol=1e-4
+            )
+
+    run(main())
+
+
+def test_the_context_can_be_filled_to_the_last_token(world: World) -> None:
+    prompt = world.prompt(TEXTS[0])
+    room = world.artifact.context_tokens - len(prompt.ids)
+
+    async def main() -> None:
+        async with running(world.artifact) as engine:
+            sampling = {"temperature": 3.0, "seed": 1, "max_tokens": room}
+            answer = await collect(engine, world.request(TEXTS[0], **sampling))
+            assert answer.finished.finish_reason in ("length", "stop")
+            with pytest.raises(RequestTooLong, match="context is 192"):
+                await collect(engine, world.request(TEXTS[0], max_tokens=room + 1))
+            assert engine.status().running
+
+    run(main())
+
+
+def test_requests_that_cannot_be_done_are_refused_before_the_queue(world: World) -> None:
+    async def main() -> None:
+        async with running(world.artifact, kv_bytes=1) as engine:
+            with pytest.raises(RequestTooLong, match="KV memory"):
+                await collect(engine, world.request("Hi"))
+        async with running(world.artifact) as engine:
+            prompt = world.prompt("Hi")
+            bad = type(prompt)(prompt.prefix, (9999,))
+            with pytest.raises(InvalidRequest, match="vocabulary"):
+                await collect(engine, type(world.request("Hi"))(bad, Sampling(max_tokens=1)))
+            none = type(prompt)(prompt.ids, ())
+            with pytest.raises(InvalidRequest, match="at least one token"):
+                await collect(engine, type(world.request("Hi"))(none, Sampling(max_tokens=1)))
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("max_tokens", 0),
+        ("temperature", -0.1),
+        ("temperature", float("nan")),
+        ("top_p", 0.0),
+        ("top_p", 1.1),
+        ("top_k", -1),
+        ("stop", ("",)),
+        ("seed", 2**63),
+        ("choices", ("a", "a")),
+    ],
+)
+def test_bad_sampling_names_its_field(setting: str, value: object) -> None:
+    with pytest.raises(InvalidRequest, match=setting):
+        Sampling(**{"max_tokens": 3, setting: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("setting", ["rows", "slots", "queue", "threads", "adapt_batch"])
+def test_bad_limits_name_their_field(setting: str) -> None:
+    with pytest.raises(InvalidRequest, match=setting):
+        EngineLimits(**{setting: 0})
+    with pytest.raises(InvalidRequest, match="learn_share"):
+        EngineLimits(learn_share=1.0)
