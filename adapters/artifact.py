@@ -135,6 +135,7 @@ def load_artifact(path: Path, device: torch.device | str = "cpu") -> Artifact:
         session_init = _session_init(base.model, spec, stored_init, header)
         rule = stored_rule[1] if stored_rule else plain_rule(session_init)
         _check_rule(rule, session_init, encoder)
+        _check_gate(rule, spec, base.model)
     except AdapterError as error:
         raise ArtifactError(f"{path}: {error}") from error
     rule_hash = _rule_hash(spec, session_init, rule)
@@ -197,6 +198,18 @@ def _check_rule(rule: InnerRule, session_init: Tensors, encoder: ChatEncoder) ->
         encoder.example(user_turn(anchor.prompt), anchor.completion)
 
 
+def _check_gate(rule: InnerRule, spec: LoraSpec, model: PreTrainedModel) -> None:
+    if rule.gate is None:
+        return
+    if spec.scope == "full":
+        raise ArtifactError(f"{RULE_FILE} has a gate, which needs scope 'activated', not 'full'")
+    layers = int(model.config.num_hidden_layers)
+    if rule.gate.layer > layers:
+        raise ArtifactError(
+            f"{RULE_FILE} has a gate at layer {rule.gate.layer} of a model with {layers}"
+        )
+
+
 def _rule_hash(spec: LoraSpec, session_init: Tensors, rule: InnerRule) -> str:
     digest = hashlib.sha256(dumps(AdapterState(spec, session_init, "")))
     digest.update(rule_text(spec, rule).encode())
@@ -209,8 +222,8 @@ def _transposed(model: PreTrainedModel, spec: LoraSpec) -> bool:
 
 
 def _read_report(path: Path) -> dict[str, Any]:
-    def refuse(name: str) -> None:
-        raise ArtifactError(f"holds {name}: write a number or null")
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is no JSON value, write a number or null")
 
     try:
         report = json.loads(path.read_bytes(), parse_constant=refuse)

@@ -63,6 +63,18 @@ class Anchor:
 
 
 @dataclass(frozen=True)
+class Gate:
+    """When an adapter answers: the prompt's summary is near enough to a taught prompt's.
+
+    ``layer``: index into the model's hidden states (0 is the embedding) that gives the summary.
+    ``threshold``: least cosine to the nearest taught prompt.
+    """
+
+    layer: int
+    threshold: float
+
+
+@dataclass(frozen=True)
 class InnerRule:
     """How an adapter takes its inner steps; meta-learned, frozen when served.
 
@@ -75,6 +87,7 @@ class InnerRule:
     clip: float  # bound on a session's gradient norm in one step
     anchor_weight: Tensor | float = 0.0  # weight of the anchors' mean KL in a session's loss
     anchors: tuple[Anchor, ...] = field(default=())
+    gate: Gate | None = None  # None: an adapter answers every prompt
 
     def __post_init__(self) -> None:
         """Refuse rules that cannot work.

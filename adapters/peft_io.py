@@ -205,13 +205,11 @@ def _spec(config: Mapping[str, Any], scope: Scope) -> LoraSpec:
         raise PeftFormatError(f"r {shorten(rank)}: expected a whole number")
     if not isinstance(alpha, int | float) or isinstance(alpha, bool):
         raise PeftFormatError(f"lora_alpha {shorten(alpha)}: expected a number")
-    if not isinstance(targets, list) or not all(
-        isinstance(target, str) and "." not in target for target in targets
-    ):
-        raise PeftFormatError(
-            f"target_modules {shorten(targets)}: expected a list of last name parts"
-        )
-    return LoraSpec(rank, tuple(sorted(targets)), None if alpha == rank else float(alpha), scope)
+    if not isinstance(targets, list) or not all(isinstance(target, str) for target in targets):
+        raise PeftFormatError(f"target_modules {shorten(targets)}: expected a list of module names")
+    # PEFT may list whole names; which modules those are is checked with the tensors.
+    last_parts = tuple(sorted({target.rpartition(".")[2] for target in targets}))
+    return LoraSpec(rank, last_parts, None if alpha == rank else float(alpha), scope)
 
 
 def _checked(file: TensorFile, spec: LoraSpec) -> Tensors:

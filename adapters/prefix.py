@@ -23,10 +23,12 @@ class Prefix:
 
     ``layers``: per decoder layer keys and values, (B, H, P, D) each.
     ``lengths``: (B,) tokens of each prompt; positions from there on are padding.
+    ``summaries``: (B, D) what a chosen layer sees at each prompt's last token, where asked for.
     """
 
     layers: tuple[tuple[Tensor, Tensor], ...]
     lengths: Tensor
+    summaries: Tensor | None = None
 
     @property
     def width(self) -> int:
@@ -35,9 +37,11 @@ class Prefix:
 
     def select(self, rows: Tensor) -> Prefix:
         """The prompts at ``rows`` (B',), repeats allowed."""
+        summaries = self.summaries
         return Prefix(
             tuple((k.index_select(0, rows), v.index_select(0, rows)) for k, v in self.layers),
             self.lengths.index_select(0, rows),
+            None if summaries is None else summaries.index_select(0, rows),
         )
 
 
@@ -53,17 +57,33 @@ def pad(sequences: Sequence[Sequence[int]], value: int, device: torch.device) ->
     return torch.tensor(rows, dtype=torch.long, device=device)
 
 
-def prefill(model: nn.Module, prompts: Sequence[Sequence[int]], device: torch.device) -> Prefix:
-    """Run B prompts through the model as it stands and keep their keys and values."""
+def prefill(
+    model: nn.Module,
+    prompts: Sequence[Sequence[int]],
+    device: torch.device,
+    summary_layer: int | None = None,
+) -> Prefix:
+    """Run B prompts through the model as it stands and keep their keys and values.
+
+    ``summary_layer``: index into the hidden states whose last tokens are kept as summaries.
+    """
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
     if int(lengths.max()) == 0:
         return empty_prefix(len(prompts), device)
     cache = DynamicCache()
     # Padding comes after a prompt's tokens, so causal attention alone keeps it out of them.
-    model(
-        input_ids=pad(prompts, 0, device), past_key_values=cache, use_cache=True, logits_to_keep=1
+    output = model(
+        input_ids=pad(prompts, 0, device),
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+        output_hidden_states=summary_layer is not None,
     )
-    return Prefix(kept_layers(cache), lengths)
+    summaries = None
+    if summary_layer is not None:
+        hidden = output.hidden_states[summary_layer]  # (B, P, D)
+        summaries = hidden[torch.arange(len(prompts), device=device), lengths - 1]
+    return Prefix(kept_layers(cache), lengths, summaries)
 
 
 def kept_layers(cache: DynamicCache) -> tuple[tuple[Tensor, Tensor], ...]:
@@ -102,7 +122,7 @@ def _cache(prefix: Prefix) -> DynamicCache | None:
         return None
     cache = DynamicCache()
     for keys, values in prefix.layers:
-        layer = DynamicLayer()  # type: ignore[no-untyped-call]
+        layer = DynamicLayer()
         layer.lazy_initialization(keys, values)
         layer.keys, layer.values = keys, values
         cache.layers.append(layer)

@@ -6,13 +6,14 @@ Knows the file's form; knows nothing about models or about who learned the rule.
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from adapters.config import AdapterError, Anchor, InnerRule, LoraSpec, Scope, SpecError
+from adapters.config import AdapterError, Anchor, Gate, InnerRule, LoraSpec, Scope, SpecError
 
 FORMAT_VERSION: Final = 1
 
@@ -37,6 +38,11 @@ class _Anchor(_Part):
     completion: str
 
 
+class _Gate(_Part):
+    layer: int = Field(ge=0)
+    threshold: float = Field(ge=-1, le=1)
+
+
 class _Rule(_Part):
     format_version: Literal[1]
     spec: _Spec
@@ -44,6 +50,7 @@ class _Rule(_Part):
     clip: float = Field(gt=0)
     anchor_weight: float = Field(ge=0)
     anchors: list[_Anchor]
+    gate: _Gate | None = None
     step_sizes: dict[str, list[Annotated[float, Field(ge=0)]]]
 
 
@@ -66,6 +73,7 @@ def rule_text(spec: LoraSpec, rule: InnerRule) -> str:
         "clip": float(rule.clip),
         "anchor_weight": float(rule.anchor_weight),
         "anchors": [{"prompt": a.prompt, "completion": a.completion} for a in rule.anchors],
+        "gate": None if rule.gate is None else asdict(rule.gate),
         "step_sizes": sizes,
     }
     return _check(content).model_dump_json(indent=1) + "\n"
@@ -95,6 +103,7 @@ def read_rule(path: Path) -> tuple[LoraSpec, InnerRule]:
                 part.clip,
                 part.anchor_weight,
                 tuple(Anchor(anchor.prompt, anchor.completion) for anchor in part.anchors),
+                None if part.gate is None else Gate(part.gate.layer, part.gate.threshold),
             ),
         )
     except SpecError as error:

@@ -14,12 +14,13 @@ from safetensors.torch import save
 
 from adapters.config import AdapterError, LoraSpec
 from adapters.state import AdapterState
-from adapters.tensor_file import TensorFileError, read_tensor_file, shorten
+from adapters.tensor_file import TensorFile, TensorFileError, read_tensor_file, shorten
 
 FORMAT_VERSION: Final = 1
 # One key for everything: safetensors writes several in random order, and equal adapters must give
 # equal bytes.
 METADATA_KEY: Final = "innerloop.adapter"
+KEYS: Final = "gate.keys"
 
 
 class SnapshotError(AdapterError, ValueError):
@@ -50,6 +51,8 @@ def dumps(state: AdapterState) -> bytes:
             raise SnapshotError(f"{name} holds values that are not finite")
         # Tensors of a slot share memory with their neighbours, which safetensors refuses.
         tensors[name] = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+    if state.keys is not None:
+        tensors[KEYS] = state.keys.detach().float().cpu().clone()
     header = json.dumps(_header(state.spec, state.base_fingerprint), sort_keys=True)
     return save(tensors, {METADATA_KEY: header})
 
@@ -74,11 +77,21 @@ def loads(
     try:
         file = read_tensor_file(data)
         _check_header(file.metadata.get(METADATA_KEY), _header(spec, base_fingerprint))
-        file.check(shapes, ("F32",))
+        gated = KEYS in file.entries
+        file.check({**shapes, **(_keys_shape(file) if gated else {})}, ("F32",))
         tensors = file.tensors()
     except TensorFileError as error:
         raise SnapshotError(f"no usable adapter snapshot: {error}") from error
-    return AdapterState(spec, {name: tensors[name] for name in shapes}, base_fingerprint)
+    keys = tensors[KEYS] if gated else None
+    return AdapterState(spec, {name: tensors[name] for name in shapes}, base_fingerprint, keys)
+
+
+def _keys_shape(file: TensorFile) -> dict[str, tuple[int, ...]]:
+    """The gate's keys may be of any number and width, but must be some vectors."""
+    shape = tuple(file.entries[KEYS]["shape"])
+    if len(shape) != 2 or 0 in shape:
+        raise SnapshotError(f"{KEYS} has shape {list(shape)}, expected vectors (N, D)")
+    return {KEYS: shape}
 
 
 def _header(spec: LoraSpec, base_fingerprint: str) -> dict[str, object]:

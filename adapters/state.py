@@ -20,11 +20,15 @@ Tensors = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class AdapterState:
-    """One adapter: its form, its tensors and the base it belongs to."""
+    """One adapter: its form, its tensors, the base it belongs to, and what its gate knows.
+
+    ``keys``: (N, D) unit vectors of the taught prompts; None where there is no gate.
+    """
 
     spec: LoraSpec
     tensors: Tensors
     base_fingerprint: str
+    keys: Tensor | None = None
 
 
 def target_modules(model: nn.Module, targets: Sequence[str]) -> dict[str, nn.Module]:

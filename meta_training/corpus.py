@@ -6,13 +6,18 @@ Knows the recipe and the sources; knows nothing about tokens or models.
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 from meta_training.recipe import DataPart
 from meta_training.tasks.sources import (
     DIALOGUE_FILES,
     INTENT_FILES,
+    MINIMUM_QUESTIONS,
+    DataError,
     Dialogue,
     Intent,
     PersonaGroup,
@@ -21,6 +26,8 @@ from meta_training.tasks.sources import (
     load_intents,
     load_personas,
 )
+
+Group = TypeVar("Group", Intent, PersonaGroup)
 
 
 @dataclass(frozen=True)
@@ -42,12 +49,15 @@ def load_corpus(folder: Path, part: DataPart, seed: int) -> Corpus:
     """Read all sources below ``folder`` and split them as the recipe says.
 
     Dialogues of a test split (every 20th where the source has none) are held out; so are FAQ
-    answers of the test split, which serve as replies never seen before.
+    answers of the test split, which serve as replies never seen before. What is held out loses
+    the texts that training has by another way ("yes", "what is my account balance").
 
     Raises:
-        DataError: a file is missing or broken.
+        DataError: a file is missing or broken, or the recipe names a source or domain to hold out
+            or to validate on that the data does not have.
     """
     intents = [intent for name in INTENT_FILES for intent in load_intents(folder / name)]
+    _check_names(intents, part)
     held_out = [intent for intent in intents if _is_held_out(intent, part)]
     validation = [intent for intent in intents if intent.source in part.validation]
     reserved = set(held_out) | set(validation)
@@ -57,20 +67,61 @@ def load_corpus(folder: Path, part: DataPart, seed: int) -> Corpus:
     personas = load_personas(folder / "style-chitchat-en.jsonl.gz")
     random.Random(seed).shuffle(personas)
     cut = round(len(personas) * part.held_out_persona_share)
+    train_intents = [intent for intent in intents if intent not in reserved]
     train_replies = _agent_turns(train) + load_faq_answers(folder / "faq-dstc9.jsonl.gz", "train")
-    seen = set(train_replies)
     test_replies = _agent_turns(test) + load_faq_answers(folder / "faq-dstc9.jsonl.gz", "test")
+    seen = set(training_texts(train, train_intents, personas[cut:])) | set(train_replies)
     return Corpus(
-        train_intents=[intent for intent in intents if intent not in reserved],
+        train_intents=train_intents,
         validation_intents=validation,
-        held_out_intents=held_out,
+        held_out_intents=_unseen(held_out, seen, MINIMUM_QUESTIONS),
         train_dialogues=train,
         test_dialogues=test,
         train_personas=personas[cut:],
-        held_out_personas=personas[:cut],
+        held_out_personas=_unseen(personas[:cut], seen, 2),
         train_replies=train_replies,
         test_replies=[reply for reply in dict.fromkeys(test_replies) if reply not in seen],
     )
+
+
+def training_texts(
+    dialogues: Sequence[Dialogue], intents: Sequence[Intent], personas: Sequence[PersonaGroup]
+) -> list[str]:
+    """Every text of this material, as often as it occurs."""
+    texts = [text for dialogue in dialogues for _, text in dialogue.turns]
+    texts += [question for intent in intents for question in intent.questions]
+    texts += [text for group in personas for _, text in group.answers]
+    texts += [question for group in personas for question in group.questions]
+    return texts
+
+
+def _unseen(groups: Sequence[Group], seen: set[str], least: int) -> list[Group]:
+    """``groups`` without the questions in ``seen``, where ``least`` questions are left."""
+    cleaned = [
+        replace(group, questions=tuple(q for q in group.questions if q not in seen))
+        for group in groups
+    ]
+    return [group for group in cleaned if len(group.questions) >= least]
+
+
+def _check_names(intents: Sequence[Intent], part: DataPart) -> None:
+    domains: dict[str, set[str]] = defaultdict(set)
+    for intent in intents:
+        domains[intent.source].add(intent.domain)
+    for source, held_out in part.held_out.items():
+        have = domains.get(source, set())
+        wrong = set() if held_out == "all" else set(held_out) - have
+        if wrong or not have:
+            raise DataError(
+                f"the recipe holds out {source}: {', '.join(sorted(wrong)) or 'all'}, which the "
+                f"data does not have; it has {', '.join(sorted(have or domains))}"
+            )
+    for source in part.validation:
+        if source not in domains:
+            raise DataError(
+                f"the recipe validates on {source}, which the data does not have; it has "
+                f"{', '.join(sorted(domains))}"
+            )
 
 
 def _is_held_out(intent: Intent, part: DataPart) -> bool:

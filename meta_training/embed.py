@@ -15,12 +15,19 @@ from tqdm import tqdm
 
 from adapters.chat import user_turn
 from meta_training.algorithms.maml import contrastive_loss
-from meta_training.checkpoint import load_checkpoint, save_checkpoint
+from meta_training.checkpoint import (
+    Draws,
+    Stateful,
+    load_checkpoint,
+    save_checkpoint,
+    whole_steps,
+)
 from meta_training.corpus import Corpus
 from meta_training.learner import Learner
 from meta_training.pretrain import TextRows, cosine, language_loss
 from meta_training.recipe import EmbedPart
 from meta_training.tasks.families import kind_of
+from meta_training.tasks.sources import DataError
 
 SAVED_EVERY = 100
 
@@ -28,16 +35,32 @@ SAVED_EVERY = 100
 def embed(
     learner: Learner, corpus: Corpus, texts: TextRows, part: EmbedPart, path: Path, seed: int
 ) -> None:
-    """Train the learner's base, or take up at ``path`` where an earlier call stopped."""
+    """Train the learner's base, or take up at ``path`` where an earlier call stopped.
+
+    Ctrl-C finishes the step and saves; the same call goes on from there, bit for bit on a CPU.
+
+    Raises:
+        CheckpointError: ``path`` does not fit.
+        DataError: the data has fewer kinds of question than a step needs.
+    """
     optimizer = torch.optim.AdamW(learner.model.parameters(), lr=part.learning_rate)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: cosine(step, part.steps, part.warmup_steps)
     )
-    parts = {"model": learner.model, "optimizer": optimizer, "schedule": schedule}
-    done = load_checkpoint(path, parts)
-    questions = _Questions(corpus, part, random.Random(f"{seed}-{done}"))
+    parts: dict[str, Stateful] = {
+        "model": learner.model,
+        "optimizer": optimizer,
+        "schedule": schedule,
+    }
+    rng = random.Random(f"{seed}-0")
+    draws: dict[str, Stateful] = {"questions": Draws(rng), "texts": texts}
+    resumed = load_checkpoint(path, parts, draws)
+    done = resumed.step
+    if not resumed.exact:  # at least no draws a second time
+        rng.seed(f"{seed}-{done}")
+    questions = _Questions(corpus, part, rng)
     progress = tqdm(range(done, part.steps), initial=done, total=part.steps, desc="embed")
-    try:
+    with whole_steps() as stop:
         for step in progress:
             kinds, texts_drawn = questions.draw()
             prompts = [learner.encoder.prompt(user_turn(text)).prefix for text in texts_drawn]
@@ -49,13 +72,12 @@ def embed(
             optimizer.step()
             schedule.step()
             done = step + 1
-            progress.set_postfix(contrast=f"{float(contrast):.3f}", lm=f"{float(language):.3f}")
-            if done % SAVED_EVERY == 0:
-                save_checkpoint(path, parts, done)
-    except KeyboardInterrupt:
-        save_checkpoint(path, parts, done)
-        raise
-    save_checkpoint(path, parts, done)
+            progress.set_postfix(contrast=f"{contrast.item():.3f}", lm=f"{language.item():.3f}")
+            if done % SAVED_EVERY == 0 or done == part.steps:
+                save_checkpoint(path, parts, draws, done)
+            if stop.is_set():
+                save_checkpoint(path, parts, draws, done)
+                raise KeyboardInterrupt
 
 
 class _Questions:
@@ -70,15 +92,23 @@ class _Questions:
         self._pools["persona"] = [
             (f"persona/persona/{group.group}", group.questions) for group in corpus.train_personas
         ]
+        self._pools = {name: pool for name, pool in self._pools.items() if pool}
+        have = sum(len(pool) for pool in self._pools.values())
+        if have < part.kinds:
+            raise DataError(
+                f"the recipe's embed.kinds is {part.kinds}, but the data has {have} kinds of "
+                "question"
+            )
 
     def draw(self) -> tuple[list[str], list[str]]:
         """Kinds and questions, ``kinds`` x ``questions_per_kind`` of them."""
         names = list(self._pools)
         weights = [len(self._pools[name]) ** 0.7 for name in names]
+        share = max(1, self._part.kinds // 3)
         groups: dict[str, tuple[str, ...]] = {}
         while len(groups) < self._part.kinds:
             pool = self._pools[self._rng.choices(names, weights)[0]]
-            groups.update(self._rng.sample(pool, min(len(pool), self._part.kinds // 3)))
+            groups.update(self._rng.sample(pool, min(len(pool), share)))
         kinds, texts = [], []
         for kind, questions in list(groups.items())[: self._part.kinds]:
             chosen = self._rng.sample(questions, min(self._part.questions_per_kind, len(questions)))

@@ -9,14 +9,15 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
+from adapters.artifact import Artifact
 from adapters.chat import ChatEncoder, user_turn
-from adapters.config import Anchor, InnerRule, LoraSpec
+from adapters.config import Anchor, Gate, InnerRule, LoraSpec
 from adapters.inner_loop import Anchors, Example, make_turns
-from adapters.layer import LoraHooks
+from adapters.layer import LoraHooks, Rows
 from adapters.objective import IGNORE
-from adapters.prefix import Prefix, continue_from, pad
+from adapters.prefix import Prefix, continue_from, pad, prefill
 from adapters.state import Tensors, initial_tensors
 from meta_training.recipe import InnerPart
 
@@ -41,12 +42,38 @@ class Learner(nn.Module):
         self.hooks = LoraHooks(model, self.spec)
         start = initial_tensors(model, self.spec, torch.Generator().manual_seed(seed))
         self.names = list(start)
+        self.gate: Gate | None = None  # chosen when the outer loop is done
+        # The last layer sees it, so an adapter there can act on it.
+        self.summary_layer = int(model.config.num_hidden_layers) - 1
         self.adapter = nn.ParameterList([nn.Parameter(start[name]) for name in self.names])
         first = torch.full((len(self.names), part.steps), part.first_step_size)
         self.log_sizes = nn.Parameter(first.log())  # (tensors, K)
         self.log_anchor_weight = nn.Parameter(torch.tensor(part.anchor_weight).log())
         self.anchor_texts = tuple(anchors)
         self.anchor_examples = [anchor_example(encoder, anchor) for anchor in anchors]
+
+    @classmethod
+    def from_artifact(cls, artifact: Artifact) -> Learner:
+        """The learner whose export the artifact is."""
+        rule, spec = artifact.rule, artifact.spec
+        part = InnerPart(
+            rank=spec.rank,
+            targets=list(spec.targets),
+            scope=spec.scope,
+            steps=rule.steps,
+            clip=rule.clip,
+            anchors=len(rule.anchors),
+        )
+        encoder = ChatEncoder(artifact.tokenizer)
+        learner = cls(artifact.model, encoder, part, rule.anchors, seed=0)
+        learner.gate = rule.gate
+        with torch.no_grad():
+            for parameter, name in zip(learner.adapter, learner.names, strict=True):
+                parameter.copy_(artifact.session_init[name])
+            sizes = torch.stack([rule.step_sizes[name] for name in learner.names])
+            learner.log_sizes.copy_(sizes.log())
+            learner.log_anchor_weight.copy_(torch.as_tensor(rule.anchor_weight).log())
+        return learner
 
     def tensors(self) -> Tensors:
         """The current session_init."""
@@ -56,7 +83,9 @@ class Learner(nn.Module):
         """The current inner rule; differentiable with respect to the learned sizes."""
         sizes = dict(zip(self.names, self.log_sizes.exp(), strict=True))
         weight: Tensor | float = self.log_anchor_weight.exp() if self.anchor_texts else 0.0
-        return InnerRule(self.part.steps, sizes, self.part.clip, weight, self.anchor_texts)
+        return InnerRule(
+            self.part.steps, sizes, self.part.clip, weight, self.anchor_texts, self.gate
+        )
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> tuple[Prefix, Tensor]:
         """Prefill B prompts with gradients.
@@ -64,18 +93,9 @@ class Learner(nn.Module):
         Returns:
             Their keys and values, and (B, D) what the last layer sees at each prompt's last token.
         """
-        lengths = torch.tensor([len(prompt) for prompt in prompts])
-        cache = DynamicCache()
-        output = self.model(
-            input_ids=pad(prompts, 0, lengths.device),
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-            output_hidden_states=True,
-        )
-        hidden = output.hidden_states[-2]  # (B, P, D)
-        prefix = Prefix(tuple((layer.keys, layer.values) for layer in cache.layers), lengths)
-        return prefix, hidden[torch.arange(len(prompts)), lengths - 1]
+        prefix = prefill(self.model, prompts, self.model.device, self.summary_layer)
+        assert prefix.summaries is not None
+        return prefix, prefix.summaries
 
     def anchors(self, prefix: Prefix) -> Anchors | None:
         """The anchors with what the untaught model says to them; ``prefix`` holds their prompts."""
@@ -87,21 +107,32 @@ class Learner(nn.Module):
         return Anchors(turns, reference)
 
     @torch.no_grad()
-    def greedy(self, prompts: Sequence[Example], max_tokens: int) -> list[tuple[int, ...]]:
-        """What the untaught model answers, at most ``max_tokens`` tokens, end token included."""
-        self.model.eval()
+    def greedy(
+        self, prompts: Sequence[Example], max_tokens: int, rows: Rows | None = None
+    ) -> list[tuple[int, ...]]:
+        """Greedy answers of at most ``max_tokens`` tokens, end token included.
+
+        ``rows`` says which adapters answer; None is the untaught model.
+        """
         prefix, _ = self.prefill([example.prompt for example in prompts])
         answers: list[list[int]] = [[] for _ in prompts]
-        alive = list(range(len(prompts)))
-        with self.hooks.use(None):
-            while alive and len(answers[alive[0]]) < max_tokens:
-                rows = torch.tensor(alive)
-                ids = pad([[*prompts[i].header, *answers[i]] for i in alive], 0, rows.device)
-                logits = continue_from(self.model, prefix.select(rows), ids)[:, -1]
-                for i, token in zip(alive, logits.argmax(-1).tolist(), strict=True):
-                    answers[i].append(token)
-                alive = [i for i in alive if answers[i][-1] != self.encoder.end_id]
-        return [tuple(answer) for answer in answers]
+        end = self.encoder.end_id
+        with self.hooks.use(rows):
+            for _ in range(max_tokens):
+                ids = [
+                    [*example.header, *answer]
+                    for example, answer in zip(prompts, answers, strict=True)
+                ]
+                logits = continue_from(self.model, prefix, pad(ids, 0, prefix.lengths.device))
+                for answer, token in zip(answers, logits[:, -1].argmax(-1).tolist(), strict=True):
+                    answer.append(token)
+                if all(end in answer for answer in answers):
+                    break
+        return [_until(answer, end) for answer in answers]
+
+
+def _until(answer: list[int], end: int | None) -> tuple[int, ...]:
+    return tuple(answer[: answer.index(end) + 1] if end in answer else answer)
 
 
 def anchor_example(encoder: ChatEncoder, anchor: Anchor) -> Example:

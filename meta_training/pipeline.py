@@ -9,7 +9,7 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from adapters.chat import ChatEncoder
 from adapters.config import Anchor
@@ -86,13 +86,13 @@ def build_outer_loop(workshop: Workshop, learner: Learner) -> OuterLoop:
     return OuterLoop(learner, sampler, pool, texts, recipe.outer, folder, recipe.seed)
 
 
-def token_counts(texts: list[str], tokenizer: PreTrainedTokenizerFast) -> list[int]:
+def token_counts(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Tokens of each text, without control tokens."""
     encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False)
     return [len(ids) for ids in encoded["input_ids"]]
 
 
-def label_words(tokenizer: PreTrainedTokenizerFast) -> list[str]:
+def label_words(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """Plain words that are one token of the vocabulary, in the vocabulary's order."""
     tokens = sorted(tokenizer.get_vocab().items(), key=lambda pair: pair[1])
     words = (token[1:] for token, _ in tokens if token.startswith("Ġ"))

@@ -8,16 +8,31 @@ from __future__ import annotations
 import math
 import random
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from tqdm import tqdm
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
-from meta_training.checkpoint import load_checkpoint, save_checkpoint
-from meta_training.corpus import Corpus
+from meta_training.checkpoint import (
+    Draws,
+    Stateful,
+    load_checkpoint,
+    save_checkpoint,
+    whole_steps,
+)
+from meta_training.corpus import Corpus, training_texts
 from meta_training.recipe import ModelPart, PretrainPart, Recipe
 from meta_training.tasks.sources import Dialogue
 from meta_training.tokenizer import train_tokenizer
+
+SAVED_EVERY = 500
 
 
 def build_model(part: ModelPart, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
@@ -39,23 +54,26 @@ def build_model(part: ModelPart, tokenizer: PreTrainedTokenizerFast) -> LlamaFor
 
 
 def corpus_texts(corpus: Corpus) -> list[str]:
-    """Every training text once: what the tokenizer is trained on."""
-    texts = [text for dialogue in corpus.train_dialogues for _, text in dialogue.turns]
-    texts += [question for intent in corpus.train_intents for question in intent.questions]
-    texts += [text for group in corpus.train_personas for _, text in group.answers]
-    texts += [question for group in corpus.train_personas for question in group.questions]
-    return texts
+    """Every training text: what the tokenizer is trained on."""
+    return training_texts(corpus.train_dialogues, corpus.train_intents, corpus.train_personas)
 
 
 class TextRows:
     """Endless rows of chat text, ``row_tokens`` long, packed from dialogue windows and questions.
 
-    A third of the windows are single questions of training intents or persona groups.
+    ``dialogue_share`` of the windows are dialogues; of the others, two thirds are single questions
+    of training intents and one third persona questions with an answer.
     """
 
     def __init__(
-        self, corpus: Corpus, tokenizer: PreTrainedTokenizerFast, row_tokens: int, seed: int
+        self,
+        corpus: Corpus,
+        tokenizer: PreTrainedTokenizerBase,
+        row_tokens: int,
+        seed: int,
+        dialogue_share: float = 0.7,
     ) -> None:
+        self._other_share = 1 - dialogue_share
         self._random = random.Random(seed)
         self._row_tokens = row_tokens
         self._tokenizer = tokenizer
@@ -68,6 +86,14 @@ class TextRows:
         texts = [self._row() for _ in range(rows)]
         return torch.tensor(texts)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Where the draws stand."""
+        return Draws(self._random).state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the rows that were next when ``state_dict`` was taken."""
+        Draws(self._random).load_state_dict(state_dict)
+
     def _row(self) -> list[int]:
         ids: list[int] = []
         while len(ids) < self._row_tokens:
@@ -76,20 +102,20 @@ class TextRows:
 
     def _window(self) -> list[int]:
         draw = self._random.random()
-        if draw < 0.2:
+        if draw < self._other_share * 2 / 3:
             question = self._random.choice(self._random.choice(self._intents).questions)
             messages = [{"role": "user", "content": question}]
-        elif draw < 0.3:
+        elif draw < self._other_share:
             group = self._random.choice(self._personas)
             question = self._random.choice(group.questions)
             answer = self._random.choice(group.answers)[1]
             messages = _messages([("user", question), ("assistant", answer)])
         else:
-            messages = _messages(_dialogue_window(self._random.choice(self._dialogues), self._random))
-        encoded: list[int] = self._tokenizer.apply_chat_template(
-            messages, tokenize=True, return_dict=False
-        )
-        return encoded
+            messages = _messages(
+                _dialogue_window(self._random.choice(self._dialogues), self._random)
+            )
+        encoded = self._tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
+        return cast("list[int]", encoded)
 
 
 def _messages(turns: list[tuple[str, str]]) -> list[dict[str, str]]:
@@ -115,7 +141,7 @@ def pretrain(
 ) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
     """Train (or load, or resume) the base model; leaves a Hugging Face folder at ``folder``.
 
-    Ctrl-C saves the state; the same call goes on from there.
+    Ctrl-C finishes the step and saves; the same call goes on from there, bit for bit on a CPU.
     """
     if (folder / "model.safetensors").exists():
         return (
@@ -131,36 +157,36 @@ def pretrain(
     model.set_attn_implementation("eager")
     rows = TextRows(corpus, tokenizer, recipe.pretrain.row_tokens, recipe.seed)
     _optimise(model, rows, recipe.pretrain, folder)
-    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    model.save_pretrained(folder)  # last: that it is there says that this stage is done
     return model, tokenizer
 
 
-def _optimise(
-    model: LlamaForCausalLM, rows: TextRows, part: PretrainPart, folder: Path
-) -> None:
+def _optimise(model: LlamaForCausalLM, rows: TextRows, part: PretrainPart, folder: Path) -> None:
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=part.learning_rate, betas=(0.9, 0.98), weight_decay=part.weight_decay
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: cosine(step, part.steps, part.warmup_steps)
     )
-    parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
-    done = load_checkpoint(folder / "checkpoint.pt", parts)
+    parts: dict[str, Stateful] = {"model": model, "optimizer": optimizer, "schedule": schedule}
+    draws: dict[str, Stateful] = {"rows": rows}
+    path = folder / "checkpoint.pt"
+    done = load_checkpoint(path, parts, draws).step
     average = math.nan
     progress = tqdm(range(done, part.steps), initial=done, total=part.steps, desc="pretrain")
-    try:
+    with whole_steps() as stop:
         for step in progress:
             loss = _step(model, rows.batch(part.rows), optimizer, schedule)
             average = loss if math.isnan(average) else 0.98 * average + 0.02 * loss
             if step % 20 == 0:
                 progress.set_postfix(loss=f"{average:.3f}")
             done = step + 1
-            if done % 500 == 0:
-                save_checkpoint(folder / "checkpoint.pt", parts, done)
-    except KeyboardInterrupt:
-        save_checkpoint(folder / "checkpoint.pt", parts, done)
-        raise
+            if done % SAVED_EVERY == 0:
+                save_checkpoint(path, parts, draws, done)
+            if stop.is_set():
+                save_checkpoint(path, parts, draws, done)
+                raise KeyboardInterrupt
 
 
 def _step(
@@ -176,7 +202,7 @@ def _step(
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     schedule.step()
-    return float(loss)
+    return loss.item()
 
 
 def language_loss(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 LINEAR_TARGETS = (
     "q_proj",
@@ -20,6 +20,7 @@ LINEAR_TARGETS = (
     "up_proj",
     "down_proj",
 )
+FAMILIES = frozenset({"label", "house_reply", "persona"})
 
 
 class RecipeError(ValueError):
@@ -86,6 +87,7 @@ class InnerPart(_Part):
     clip: float = Field(10.0, description="bound on a session's gradient norm in one inner step")
     anchors: int = Field(4, description="unrelated turns replayed inside the inner loss")
     anchor_tokens: int = Field(9, description="completion tokens of an anchor, at most")
+    gate: bool = Field(True, description="adapters answer only prompts near to what was taught")
     anchor_weight: float = Field(0.3, description="weight of the anchors' KL at the start; learned")
 
 
@@ -110,6 +112,15 @@ class OuterPart(_Part):
         description="how often each task family is drawn",
     )
 
+    @field_validator("families")
+    @classmethod
+    def _known(cls, families: dict[str, float]) -> dict[str, float]:
+        unknown = sorted(families.keys() - FAMILIES)
+        if unknown or not any(families.values()):
+            wrong = f"no family is called {unknown[0]!r}" if unknown else "no family has a weight"
+            raise ValueError(f"{wrong}; there are {', '.join(sorted(FAMILIES))}")
+        return families
+
 
 class Recipe(_Part):
     """Everything that makes an artifact."""
@@ -132,14 +143,12 @@ def load_recipe(path: Path) -> Recipe:
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"cannot read the recipe {path}: {error}") from error
     except yaml.YAMLError as error:
         raise RecipeError(f"{path} is not YAML: {error}") from error
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
-        lines = [
-            f"  {'.'.join(map(str, e['loc'])) or '(top)'}: {e['msg']}" for e in error.errors()
-        ]
+        lines = [f"  {'.'.join(map(str, e['loc'])) or '(top)'}: {e['msg']}" for e in error.errors()]
         raise RecipeError(f"{path} is not a usable recipe:\n" + "\n".join(lines)) from error

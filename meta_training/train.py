@@ -12,12 +12,19 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
 
 from meta_training.algorithms.maml import OuterLosses, outer_losses
-from meta_training.checkpoint import load_checkpoint, save_checkpoint
+from meta_training.checkpoint import (
+    Draws,
+    Stateful,
+    load_checkpoint,
+    save_checkpoint,
+    whole_steps,
+)
 from meta_training.learner import Learner
 from meta_training.pretrain import TextRows, cosine, language_loss
 from meta_training.recipe import OuterPart
@@ -43,6 +50,14 @@ class Moving:
         before = self.values.get(name, value)
         self.values[name] = 0.95 * before + 0.05 * value
 
+    def state_dict(self) -> dict[str, Any]:
+        """The averages so far."""
+        return {"values": dict(self.values)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from earlier averages."""
+        self.values = dict(state_dict["values"])
+
 
 class OuterLoop:
     """The outer optimisation of one learner."""
@@ -58,7 +73,7 @@ class OuterLoop:
         seed: int,
         judge: Callable[[], dict[str, float]] | None = None,
     ) -> None:
-        """Write checkpoints and ``progress.jsonl`` below ``folder``; ``judge`` is called at times."""
+        """Keep checkpoints and ``progress.jsonl`` in ``folder``; ``judge`` is called at times."""
         self.learner = learner
         self._sampler = sampler
         self._pool = pool
@@ -83,35 +98,53 @@ class OuterLoop:
         )
 
     def run(self) -> None:
-        """Go on to the last step; Ctrl-C saves, and the same call goes on from there."""
-        parts = {
-            "learner": self.learner,
-            "optimizer": self._optimizer,
-            "schedule": self._schedule,
-        }
-        path = self._folder / "checkpoint.pt"
-        done = load_checkpoint(path, parts)
-        self._rng.seed(f"{self._rng.random()}-{done}")
-        self._pool.renew(self._rng)
+        """Go on to the last step; Ctrl-C finishes the step, saves and raises.
+
+        The same call goes on from there, on a CPU bit for bit as if it had never stopped.
+
+        Raises:
+            CheckpointError: the checkpoint in the folder does not fit.
+        """
         moving = Moving({})
+        parts, draws = self._parts(), self._draws(moving)
+        path = self._folder / "checkpoint.pt"
+        resumed = load_checkpoint(path, parts, draws)
+        done = resumed.step
+        if not resumed.exact:
+            self._rng.seed(f"{self._rng.random()}-{done}")
+            self._pool.renew(self._rng)
         progress = tqdm(
             range(done, self._part.steps), initial=done, total=self._part.steps, desc="meta-train"
         )
-        try:
+        with whole_steps() as stop:
             for step in progress:
                 if step % POOL_RENEWED_EVERY == 0:
                     self._pool.renew(self._rng)
                 self._step(moving)
                 done = step + 1
                 progress.set_postfix({k: f"{v:.3f}" for k, v in moving.values.items()})
-                if done % SAVED_EVERY == 0:
-                    save_checkpoint(path, parts, done)
+                if done % SAVED_EVERY == 0 or done == self._part.steps:
+                    save_checkpoint(path, parts, draws, done)
                 if done % JUDGED_EVERY == 0 or done == self._part.steps:
                     self._report(done, moving)
-        except KeyboardInterrupt:
-            save_checkpoint(path, parts, done)
-            raise
-        save_checkpoint(path, parts, done)
+                if stop.is_set():
+                    save_checkpoint(path, parts, draws, done)
+                    raise KeyboardInterrupt
+
+    def _parts(self) -> dict[str, Stateful]:
+        return {
+            "learner": self.learner,
+            "optimizer": self._optimizer,
+            "schedule": self._schedule,
+        }
+
+    def _draws(self, moving: Moving) -> dict[str, Stateful]:
+        return {
+            "loop": Draws(self._rng),
+            "texts": self._texts,
+            "pool": self._pool,
+            "moving": moving,
+        }
 
     def _step(self, moving: Moving) -> None:
         part = self._part
@@ -134,7 +167,7 @@ class OuterLoop:
         else:
             moving.update("skipped", 1.0)
         self._schedule.step()
-        self._note(moving, batch.family, losses, float(language))
+        self._note(moving, batch.family, losses, language.item())
 
     def _inner_steps(self) -> int:
         if self._part.algorithm == "multitask":
@@ -146,11 +179,11 @@ class OuterLoop:
     @staticmethod
     def _note(moving: Moving, family: str, losses: OuterLosses, language: float) -> None:
         short = {"label": "lab", "house_reply": "rep", "persona": "per"}.get(family, family)
-        moving.update(f"{short}", float(losses.query))
+        moving.update(f"{short}", losses.query.item())
         moving.update(f"{short}_ok", losses.exact)
-        moving.update("kl", float(losses.locality))
+        moving.update("kl", losses.locality.item())
         moving.update(f"{short}_chg", losses.changed)
-        moving.update("con", float(losses.prototype))
+        moving.update("con", losses.prototype.item())
         moving.update("lm", language)
 
     def _report(self, done: int, moving: Moving) -> None:

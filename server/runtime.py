@@ -64,12 +64,16 @@ async def running(settings: Settings) -> AsyncIterator[Runtime]:
         artifact = await asyncio.to_thread(load_artifact, folder, device)
         engine = Engine(artifact, engine_limits(settings))
         engine.start()
-        stack.push_async_callback(engine.stop, settings.drain_s)
+        stack.push_async_callback(engine.stop, 0.0)  # whoever asked it something is gone by then
         runtime = assemble(settings, artifact, store, engine)
-        stack.push_async_callback(runtime.background.stop, settings.drain_s)
         runtime.background.start(alone=settings.redis_url is None)
         logger.info("serving %s on %s", artifact.name, device)
-        yield runtime
+        drain_s = 0.0
+        try:
+            yield runtime
+            drain_s = settings.drain_s
+        finally:
+            await runtime.background.stop(drain_s)
 
 
 def assemble(

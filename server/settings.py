@@ -24,8 +24,8 @@ from pydantic import (
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 PREFIX = "INNERLOOP_"
-OTHER_VARIABLES = frozenset({"INNERLOOP_URL"})
-"""Variables with our prefix that are no setting: where `innerloop demo` finds a server."""
+OTHER_VARIABLES = frozenset({"INNERLOOP_URL", "INNERLOOP_KEY"})
+"""Variables with our prefix that are no settings: how `innerloop demo` reaches a server."""
 TENANT_PATTERN = r"^[A-Za-z0-9._-]{1,64}$"
 SECRETS = frozenset({"api_keys", "operator_keys", "redis_url"})
 """Settings whose value no message repeats."""
@@ -180,6 +180,11 @@ def variable(name: str) -> str:
     return PREFIX + name.upper()
 
 
+def flag(name: str) -> str:
+    """The argument of `innerloop serve` for a setting."""
+    return "--" + name.replace("_", "-")
+
+
 def load_settings(overrides: Mapping[str, Any] | None = None) -> Settings:
     """Read all settings; ``overrides`` (the command's flags) go before the environment.
 
@@ -212,8 +217,8 @@ def _describe(error: ValidationError, overrides: Mapping[str, Any]) -> list[str]
         name = str(item["loc"][0])
         value = overrides.get(name, os.environ.get(variable(name)))
         shown = "" if name in SECRETS or value is None else f"={str(value)!r}"
-        kind = _kind(name)
-        lines.append(f"{variable(name)}{shown}: {message} (expected {kind})")
+        key = flag(name) if name in overrides else variable(name)
+        lines.append(f"{key}{shown}: {message} (expected {_kind(name)})")
     return lines
 
 

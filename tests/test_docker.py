@@ -1,10 +1,12 @@
-"""The container files against the code they ship; building the images is beyond a machine without Docker."""
+"""The container files against the code they ship; building the images needs Docker."""
 
 import json
 import re
 import subprocess
 import sys
+import tempfile
 import threading
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -14,6 +16,7 @@ from typing import Any
 import pytest
 import redis
 import yaml
+from packaging.requirements import Requirement
 
 from server.sessions.binary import find_binary
 from server.settings import OTHER_VARIABLES, PREFIX, Settings, SettingsError, load_settings
@@ -123,9 +126,7 @@ def test_an_image_runs_as_nobody_in_particular(target: str) -> None:
 @pytest.mark.parametrize("target", TARGETS)
 def test_an_image_copies_only_what_the_builder_gets(target: str) -> None:
     _, stages = read_dockerfile()
-    allowed = {
-        line[1:] for line in (ROOT / ".dockerignore").read_text().split() if line[0] == "!"
-    }
+    allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().split() if line[0] == "!"}
     copied = {
         source
         for stage in stages.values()
@@ -194,6 +195,19 @@ def test_compose_builds_targets_that_exist() -> None:
     assert set(build["args"]) <= taken
 
 
+def test_images_hold_the_versions_of_the_project() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (torch,) = {rest for word, rest in instructions("dependencies-cpu") if rest[:6] == "TORCH="}
+    assert torch in {rest for _, rest in instructions("dependencies-cuda")}
+    name, version = torch.removeprefix("TORCH=").split("==")
+    assert f"TORCH ?= {name}=={version}\n" in (ROOT / "Makefile").read_text()
+    (wanted,) = (Requirement(each) for each in project["dependencies"] if each.startswith(name))
+    assert wanted.specifier.contains(version)
+    for file in ("compose.yaml", "compose.cuda.yaml"):
+        image = compose(file)["services"]["server"]["image"]
+        assert image.startswith(f"innerloop:{project['version']}-")
+
+
 def test_the_server_waits_for_a_redis_that_keeps_its_data() -> None:
     services = compose()["services"]
     assert services["server"]["depends_on"] == {"redis": {"condition": "service_healthy"}}
@@ -204,24 +218,29 @@ def test_the_server_waits_for_a_redis_that_keeps_its_data() -> None:
     assert mounted == set(compose()["volumes"])
 
 
-def test_redis_starts_with_the_arguments_of_the_compose_file(tmp_path: Path) -> None:
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """A folder whose sockets stay within the 108 bytes of a Unix socket's path."""
+    with tempfile.TemporaryDirectory(prefix="innerloop-", dir="/tmp") as folder:
+        yield Path(folder)
+
+
+def test_redis_starts_with_the_arguments_of_the_compose_file(short_folder: Path) -> None:
     _, *arguments = compose()["services"]["redis"]["command"]
-    socket = tmp_path / "redis.sock"
+    socket = short_folder / "redis.sock"
     command = [str(find_binary().path), *arguments, "--port", "0", "--unixsocket", str(socket)]
-    with (
-        subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process,
-        redis.Redis(unix_socket_path=str(socket), decode_responses=True) as client,
-    ):
+    process = subprocess.Popen(command, cwd=short_folder, stdout=subprocess.PIPE, text=True)
+    try:
         assert process.stdout is not None
-        ready = any("eady to accept connections" in line for line in process.stdout)
-        assert ready, f"redis-server ended: {process.wait()}"
-        assert client.config_get("append*") | client.config_get("maxmemory-policy") >= {
-            "appendonly": "yes",
-            "appendfsync": "always",
-            "maxmemory-policy": "noeviction",
-        }.items()
+        assert any("ready to accept connections" in line.lower() for line in process.stdout)
+        with redis.Redis(unix_socket_path=str(socket), decode_responses=True) as client:
+            found = client.config_get("append*") | client.config_get("maxmemory-policy")
+        assert found["appendonly"] == "yes"
+        assert found["appendfsync"] == "always"
+        assert found["maxmemory-policy"] == "noeviction"
+    finally:
         process.terminate()
-        process.stdout.read()
+        process.communicate()
 
 
 class Healthy(BaseHTTPRequestHandler):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from adapters.chat import ChatEncoder, user_turn
 from adapters.inner_loop import Example
@@ -68,6 +69,21 @@ class UnrelatedPool:
         """``count`` questions whose kind the episode did not teach."""
         others = [item for item in self._pool if item.kind not in episode.taught]
         return rng.sample(others, min(count, len(others)))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The questions held now, with the answers they got."""
+        rows = [
+            (item.kind, item.example.prompt, item.example.header, item.example.completion)
+            for item in self._pool
+        ]
+        return {"pool": rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Hold what was held when ``state_dict`` was taken."""
+        self._pool = [
+            Unrelated(kind, Example(tuple(prompt), tuple(header), tuple(completion)))
+            for kind, prompt, header, completion in state_dict["pool"]
+        ]
 
 
 def encode_batch(

@@ -10,7 +10,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from meta_training.tasks.sources import Intent, PersonaGroup
+from meta_training.tasks.sources import DataError, Intent, PersonaGroup
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,8 @@ class Shape:
 class Families:
     """Draws episodes of every family from one pool of material.
 
+    Drawing raises ``DataError`` where the material is too little for the shape asked for.
+
     Args:
         intents: questions to teach about.
         replies: sentences to teach as house replies.
@@ -71,6 +73,7 @@ class Families:
         self._by_length: dict[int, list[str]] = {}
         for reply, length in zip(replies, reply_lengths, strict=True):
             self._by_length.setdefault(length, []).append(reply)
+        self._distinct = {length: len(set(same)) for length, same in self._by_length.items()}
 
     def label(self, shape: Shape, rng: random.Random) -> Episode:
         """N intents, each answered by a label drawn anew (5-way k-shot and the like)."""
@@ -86,11 +89,11 @@ class Families:
 
     def persona(self, shape: Shape, rng: random.Random) -> Episode:
         """N questions as one persona answers them; queries are other wordings of these."""
+        if not self._personas:
+            raise DataError("no persona question has two wordings or more")
         groups = rng.sample(self._personas, min(shape.ways, len(self._personas)))
         name = rng.choice([persona for persona, _ in groups[0].answers])
-        intents = [
-            Intent("persona", "persona", group.group, group.questions) for group in groups
-        ]
+        intents = [Intent("persona", "persona", group.group, group.questions) for group in groups]
         answers = [dict(group.answers).get(name, group.answers[0][1]) for group in groups]
         return self._assemble("persona", intents, answers, shape, rng, ())
 
@@ -124,10 +127,14 @@ class Families:
             if len(intent.questions) >= questions:
                 pools.setdefault(intent.source, []).append(intent)
         sources = [source for source, pool in pools.items() if len(pool) >= ways]
+        if not sources:
+            raise DataError(f"no source has {ways} intents with {questions} questions or more each")
         weights = [len(pools[source]) ** 0.5 for source in sources]
         return rng.sample(pools[rng.choices(sources, weights)[0]], ways)
 
     def _labels(self, count: int, rng: random.Random) -> list[str]:
+        if len(self._words) < 2 * count:
+            raise DataError(f"{2 * count} label words are needed, there are {len(self._words)}")
         words = rng.sample(self._words, 2 * count)
         double = rng.random() < 0.3
         return [f"{words[i]} {words[count + i]}" if double else words[i] for i in range(count)]
@@ -135,6 +142,8 @@ class Families:
     def _replies(self, count: int, tokens: tuple[int, int], rng: random.Random) -> list[str]:
         least, most = tokens
         lengths = [length for length in self._by_length if least <= length <= most]
+        if sum(self._distinct[length] for length in lengths) < count:
+            raise DataError(f"fewer than {count} replies have {least} to {most} tokens")
         chosen: list[str] = []
         while len(chosen) < count:
             reply = rng.choice(self._by_length[rng.choice(lengths)])

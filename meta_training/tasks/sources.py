@@ -1,4 +1,4 @@
-"""Reads prepared text files (see ``innerloop data``) into intents, dialogues, persona answers and FAQs.
+"""Reads prepared text files (see ``innerloop data``): intents, dialogues, personas, FAQs.
 
 Knows the files' form and what is held out; knows nothing about tokens, episodes or models.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ DIALOGUE_FILES = (
     "dialogues-camrest.jsonl.gz",
     "dialogues-topicalchat.jsonl.gz",
 )
+MINIMUM_QUESTIONS = 8  # of an intent: fewer cannot be support and queries
+ROLES = ("system", "user", "assistant")
 # Labels that gather leftovers: their questions have nothing in common that could be taught.
 CATCH_ALL = frozenset({"oos", "contentonly", "outofdomain", "inform", "Undefined", "None"})
 
@@ -74,20 +77,32 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the JSON objects of a ``.jsonl`` or ``.jsonl.gz`` file.
 
     Raises:
-        DataError: the file is missing or a line is not a JSON object; names file and line.
+        DataError: the file is missing, damaged or not UTF-8, or a line is not a JSON object; names
+            file and line.
     """
-    if not path.exists():
+    if not path.is_file():
         raise DataError(f"{path} is missing: run `innerloop data --target {path.parent}` first")
     opener = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rt", encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(f"{path}:{number}: not JSON: {error}") from error
-            if not isinstance(row, dict):
-                raise DataError(f"{path}:{number}: expected an object, found {type(row).__name__}")
-            yield row
+    number = 0
+    try:
+        with opener(path, "rt", encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                yield _row(line, path, number)
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise DataError(
+            f"{path}:{number + 1}: cannot be read: {error}; fetch it again with "
+            f"`innerloop data --force --target {path.parent}`"
+        ) from error
+
+
+def _row(line: str, path: Path, number: int) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}:{number}: not JSON: {error}") from error
+    if not isinstance(row, dict):
+        raise DataError(f"{path}:{number}: expected an object, found {type(row).__name__}")
+    return row
 
 
 def field(row: dict[str, Any], name: str, path: Path, number: int) -> str:
@@ -103,7 +118,7 @@ def field(row: dict[str, Any], name: str, path: Path, number: int) -> str:
 
 
 def load_intents(
-    path: Path, minimum_questions: int = 8, longest_words: int = 22
+    path: Path, minimum_questions: int = MINIMUM_QUESTIONS, longest_words: int = 22
 ) -> list[Intent]:
     """Group a labelled-utterance file into intents with at least ``minimum_questions`` wordings.
 
@@ -133,29 +148,57 @@ def load_intents(
 
 
 def load_dialogues(path: Path) -> list[Dialogue]:
-    """Read a dialogue file.
+    """Read a dialogue file; turns without text are left out.
 
     Raises:
-        DataError: a row has no ``turns``.
+        DataError: a row has no ``turns``, or a turn has no ``role`` or ``text``.
     """
     dialogues = []
     for number, row in enumerate(read_rows(path), 1):
         turns = row.get("turns")
         if not isinstance(turns, list) or not turns:
             raise DataError(f"{path}:{number}: field 'turns' must be a non-empty list")
-        pairs = tuple((turn["role"], turn["text"]) for turn in turns if turn["text"].strip())
+        read = (_turn(turn, path, number) for turn in turns)
+        pairs = tuple((role, text) for role, text in read if text.strip())
+        if not pairs:
+            raise DataError(f"{path}:{number}: field 'turns' has no turn with text")
         dialogues.append(Dialogue(row.get("source", path.name), row.get("split"), pairs))
     return dialogues
 
 
+def _turn(turn: object, path: Path, number: int) -> tuple[str, str]:
+    if not isinstance(turn, dict) or not isinstance(turn.get("text"), str):
+        raise DataError(
+            f"{path}:{number}: field 'turns' must hold objects with 'role' and 'text', "
+            f"found {turn!r}"
+        )
+    if turn.get("role") not in ROLES:
+        raise DataError(
+            f"{path}:{number}: field 'role' must be one of {', '.join(ROLES)}, "
+            f"found {turn.get('role')!r}"
+        )
+    return turn["role"], turn["text"]
+
+
 def load_personas(path: Path) -> list[PersonaGroup]:
-    """Read a ``style-chitchat`` file into groups of wordings with one answer per persona."""
+    """Read a ``style-chitchat`` file into groups of wordings with one answer per persona.
+
+    Raises:
+        DataError: a row lacks ``group``, ``query`` or ``responses``.
+    """
     questions: dict[str, dict[str, None]] = defaultdict(dict)
     answers: dict[str, dict[str, str]] = {}
     for number, row in enumerate(read_rows(path), 1):
-        group = str(row.get("group"))
+        if row.get("group") is None:
+            raise DataError(f"{path}:{number}: field 'group' is missing")
+        group = str(row["group"])
         questions[group][field(row, "query", path, number)] = None
-        answers.setdefault(group, dict(row["responses"]))
+        responses = row.get("responses")
+        if not isinstance(responses, dict) or not responses:
+            raise DataError(f"{path}:{number}: field 'responses' must map personas to answers")
+        answers.setdefault(
+            group, {name: field(responses, name, path, number) for name in responses}
+        )
     return [
         PersonaGroup(group, tuple(texts), tuple(sorted(answers[group].items())))
         for group, texts in questions.items()
@@ -163,6 +206,14 @@ def load_personas(path: Path) -> list[PersonaGroup]:
 
 
 def load_faq_answers(path: Path, split: str) -> list[str]:
-    """Answers of ``faq-dstc9`` in one split, without repeats."""
-    rows = (row for row in read_rows(path) if row.get("split") == split)
-    return list(dict.fromkeys(str(row["answer"]) for row in rows))
+    """Answers of ``faq-dstc9`` in one split, without repeats.
+
+    Raises:
+        DataError: a row lacks ``answer``.
+    """
+    answers = [
+        field(row, "answer", path, number)
+        for number, row in enumerate(read_rows(path), 1)
+        if row.get("split") == split
+    ]
+    return list(dict.fromkeys(answers))

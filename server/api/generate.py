@@ -117,7 +117,7 @@ def _question(body: GenerateBody, tenant: str) -> Question:
         temperature=body.temperature,
         top_p=body.top_p,
         top_k=body.top_k,
-        stop=(body.stop,) if isinstance(body.stop, str) else tuple(body.stop),
+        stop=tuple(body.stop),
         seed=body.seed,
         logprobs=body.logprobs,
         choices=tuple(body.choices or ()),

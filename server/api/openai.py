@@ -167,13 +167,12 @@ async def _chunks(pieces: Pieces, shape: _Shape) -> AsyncGenerator[str, None]:
 
 
 def _question(body: ChatBody, tenant: str, session_id: str | None) -> Question:
-    stop = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
     wanted = body.max_completion_tokens or body.max_tokens
     sampling = Sampling(
         max_tokens=wanted or DEFAULT_MAX_TOKENS,
         temperature=body.temperature or 0.0,
         top_p=1.0 if body.top_p is None else body.top_p,
-        stop=stop,
+        stop=tuple(body.stop or ()),
         seed=body.seed,
         logprobs=bool(body.logprobs),
     )

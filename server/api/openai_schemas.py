@@ -4,16 +4,16 @@ A field that would change the answer and is not served is refused by name; one t
 its neutral value is taken at that value only. https://platform.openai.com/docs/api-reference/chat
 """
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from server.api.schemas import (
     MAX_MESSAGES,
     MAX_TEXT_CHARS,
     Message,
     SessionId,
-    Stop,
+    Stops,
     Wire,
     check_turns,
 )
@@ -26,18 +26,34 @@ class TextPart(Wire):
     text: str = Field(max_length=MAX_TEXT_CHARS)
 
 
+def _join_parts(content: Any) -> Any:
+    """Join text parts; a union of both forms would name pydantic's branches in its errors."""
+    if not isinstance(content, list):
+        return content
+    texts = []
+    for number, part in enumerate(content):
+        if not isinstance(part, dict) or set(part) != {"type", "text"} or part["type"] != "text":
+            raise ValueError(f'part {number} must be {{"type": "text", "text": ...}}')
+        if not isinstance(part["text"], str):
+            raise ValueError(f"part {number}: text must be a string")
+        texts.append(part["text"])
+    return "".join(texts)
+
+
 class ChatMessage(Wire):
     """One turn; `developer` is OpenAI's newer word for `system`."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[str, Field(max_length=MAX_TEXT_CHARS)] | list[TextPart]
+    content: Annotated[
+        str,
+        Field(max_length=MAX_TEXT_CHARS),
+        BeforeValidator(_join_parts, json_schema_input_type=str | list[TextPart]),
+    ]
 
     def plain(self) -> Message:
         """The turn in our own words."""
-        content = self.content
-        if not isinstance(content, str):
-            content = "".join(part.text for part in content)
-        return Message(role="system" if self.role == "developer" else self.role, content=content)
+        role = "system" if self.role == "developer" else self.role
+        return Message(role=role, content=self.content)
 
 
 class StreamOptions(Wire):
@@ -76,7 +92,7 @@ class ChatBody(Wire):
         None, ge=0, le=2, description="unlike at OpenAI, 0 by default: greedy and repeatable"
     )
     top_p: float | None = Field(None, gt=0, le=1)
-    stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
+    stop: Stops | None = None
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     stream: bool | None = None
     stream_options: StreamOptions | None = None

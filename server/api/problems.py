@@ -153,7 +153,7 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
 router = APIRouter(tags=["health"])
 
 
-@router.get("/problems/{name}", responses={404: {"model": ProblemDocument}})
+@router.get("/problems/{name}", responses={**RESPONSES, 404: {"model": ProblemDocument}})
 async def explain(name: str) -> dict[str, Any]:
     """Explain a kind of problem: the `type` of every error leads here."""
     kind = KINDS.get(name)

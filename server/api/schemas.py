@@ -7,7 +7,7 @@ of the three changes for its own reasons. Unknown fields are refused by name.
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 MAX_TEXT_CHARS = 200_000
 """No context that is served here is longer; the model's own limit in tokens comes after."""
@@ -39,7 +39,19 @@ SessionId = Annotated[
     ),
 ]
 Text = Annotated[str, Field(min_length=1, max_length=MAX_TEXT_CHARS), AfterValidator(_not_blank)]
-Stop = Annotated[str, Field(min_length=1, max_length=200)]
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+_Stop = Annotated[str, Field(min_length=1, max_length=200)]
+Stops = Annotated[
+    list[_Stop],
+    # Not a union: its errors would name pydantic's branches, not the client's fields.
+    BeforeValidator(_as_list, json_schema_input_type=_Stop | list[_Stop]),
+    Field(max_length=16, description="the answer ends before any of these texts"),
+]
 
 
 class Wire(BaseModel):
@@ -115,9 +127,7 @@ class GenerateBody(Prompted):
     temperature: float = Field(0.0, ge=0, le=2, description="0 is greedy and repeatable")
     top_p: float = Field(1.0, gt=0, le=1)
     top_k: int = Field(0, ge=0, le=1_000_000, description="0 means all tokens")
-    stop: Stop | list[Stop] = Field(
-        default_factory=list, max_length=200, description="the answer ends before any of these"
-    )
+    stop: Stops = Field(default_factory=list)
     seed: int | None = Field(None, ge=0, lt=2**63)
     stream: bool = Field(False, description="answer with server-sent events")
     choices: Annotated[list[Text], AfterValidator(_distinct)] | None = Field(

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from adapters.artifact import Artifact
 from adapters.chat import ChatEncoder
-from adapters.config import LoraSpec
+from adapters.config import Gate, LoraSpec
 from adapters.layer import LoraHooks
 from adapters.prefix import prefill
 
@@ -48,6 +48,12 @@ class Base:
     layers: tuple[LayerForm, ...]
     device: torch.device
     dtype: torch.dtype
+    gate: Gate | None  # which prompts an adapter answers; None for all
+
+    @property
+    def summary_layer(self) -> int | None:
+        """The hidden state that the gate compares prompts by; None without a gate."""
+        return None if self.gate is None else self.gate.layer
 
 
 def make_base(artifact: Artifact) -> Base:
@@ -70,6 +76,7 @@ def make_base(artifact: Artifact) -> Base:
         layers=_layer_forms(model),
         device=model.device,
         dtype=model.dtype,
+        gate=artifact.rule.gate,
     )
 
 

@@ -11,14 +11,15 @@ from typing import Final
 
 from transformers import PreTrainedTokenizerBase
 
+_CONTEXT_TOKENS: Final = 16
 _INCOMPLETE: Final = "\ufffd"  # what decoders write where a character's bytes are not complete
 
 
 class Detokenizer:
     """Text of a growing token sequence, complete characters only.
 
-    Decodes each new token together with the ones before it whose text is already out, and gives
-    the difference: a tokenizer that strips the sequence's leading space, or that joins tokens by
+    Decodes each new token together with some before it whose text is already out, and gives the
+    difference: a tokenizer that strips the sequence's leading space, or that joins tokens by
     spaces, then strips and joins as it does for the whole.
     """
 
@@ -36,8 +37,11 @@ class Detokenizer:
         if text.endswith(_INCOMPLETE) or text == self._shown:
             return ""
         piece = text[len(self._shown) :]
-        self._context, self._fresh = self._fresh, []
-        self._shown = self._decode(self._context)
+        if len(self._context) < _CONTEXT_TOKENS:
+            self._context, self._shown = self._context + self._fresh, text
+        else:  # start again, so that decoding stays short
+            self._context, self._shown = self._fresh, self._decode(self._fresh)
+        self._fresh = []
         return piece
 
     def flush(self) -> str:

@@ -7,7 +7,7 @@ waits. Knows nothing about HTTP, sessions or Redis, and never touches the model 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 
 from adapters.artifact import Artifact
 from adapters.state import AdapterState
@@ -65,13 +65,13 @@ class Engine:
         thread = self._worker.close(drain_s)
         if thread is not None:
             await asyncio.to_thread(thread.join)
-            self._base.hooks.remove()
+        self._base.hooks.remove()
 
     def status(self) -> EngineStatus:
         """What the engine is doing now."""
         return self._worker.status()
 
-    async def generate(self, request: GenerateRequest) -> AsyncIterator[Delta | Finished]:
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[Delta | Finished, None]:
         """Answer a prompt: pieces of text as they come, then ``Finished``.
 
         Closing the iterator cancels the request; use ``contextlib.aclosing`` where the loop may be

@@ -17,6 +17,7 @@ from torch import Tensor
 from adapters.artifact import Artifact
 from adapters.chat import user_turn
 from adapters.config import InnerRule
+from adapters.gate import gate_keys
 from adapters.guard import check, update_norm
 from adapters.inner_loop import Anchors, Example, Support, inner_step, make_turns, support_losses
 from adapters.prefix import Prefix, continue_from, prefill
@@ -78,6 +79,13 @@ class Job:
             len(example.prompt) + len(example.header) + len(example.completion)
             for example in self.request.examples
         )
+
+
+def _keys(job: Job) -> Tensor | None:
+    """What the gate compares prompts with: the job's own prompts as the base saw them."""
+    summaries = [prompt.prefix.summaries for prompt in job.prompts if prompt.prefix is not None]
+    seen = [summary for summary in summaries if summary is not None]
+    return gate_keys(torch.cat(seen)).cpu() if seen else None
 
 
 class Lesson:
@@ -157,7 +165,7 @@ class Lesson:
         # States live on the host: they go to storage, and to slots from there.
         tensors = {name: tensor.cpu() for name, tensor in adapted.items()}
         return Candidate(
-            state=AdapterState(self._base.spec, tensors, self._base.fingerprint),
+            state=AdapterState(self._base.spec, tensors, self._base.fingerprint, _keys(job)),
             loss_before=job.loss_before,
             loss_after=loss_after,
             step_losses=tuple(job.step_losses),

@@ -105,7 +105,8 @@ class Prefills:
     def _run_short(self, prompts: Sequence[Prompt]) -> None:
         base = self._base
         with base.hooks.use(self._slots.rows([prompt.slot for prompt in prompts])):
-            batch = prefill(base.model, [prompt.tokens for prompt in prompts], base.device)
+            tokens = [prompt.tokens for prompt in prompts]
+            batch = prefill(base.model, tokens, base.device, base.summary_layer)
         for row, prompt in enumerate(prompts):
             self._finish(prompt, _row(batch, row, len(prompt.tokens)))
 
@@ -114,18 +115,22 @@ class Prefills:
         cache = prompt.cache or DynamicCache()
         tokens = prompt.tokens[prompt.done_tokens : prompt.done_tokens + self._chunk_tokens]
         with base.hooks.use(self._slots.rows([prompt.slot])):
-            base.model(
+            output = base.model(
                 input_ids=torch.tensor([tokens], device=base.device),
                 past_key_values=cache,
                 use_cache=True,
                 logits_to_keep=1,
+                output_hidden_states=base.gate is not None,
             )
         prompt.cache = cache
         prompt.done_tokens += len(tokens)
         if prompt.done_tokens == len(prompt.tokens):
             layers = tuple((keys, values) for keys, values, *_ in cache)
             lengths = torch.tensor([len(prompt.tokens)], device=base.device)
-            self._finish(prompt, Prefix(layers, lengths))
+            summaries = None
+            if base.gate is not None:
+                summaries = output.hidden_states[base.gate.layer][:, -1].clone()
+            self._finish(prompt, Prefix(layers, lengths, summaries))
 
     def _finish(self, prompt: Prompt, prefix: Prefix) -> None:
         prompt.prefix = prefix
@@ -151,7 +156,12 @@ def _row(batch: Prefix, row: int, length: int) -> Prefix:
         (keys[row : row + 1, :, :length].clone(), values[row : row + 1, :, :length].clone())
         for keys, values in batch.layers
     )
-    return Prefix(layers, batch.lengths[row : row + 1].clone())
+    summaries = batch.summaries
+    return Prefix(
+        layers,
+        batch.lengths[row : row + 1].clone(),
+        None if summaries is None else summaries[row : row + 1].clone(),
+    )
 
 
 def merge(prefixes: Sequence[Prefix], device: torch.device) -> Prefix:

@@ -50,5 +50,6 @@ class PrefixCache:
 
 
 def prefix_bytes(prefix: Prefix) -> int:
-    """Bytes of a prefix's keys and values."""
-    return sum(keys.nbytes + values.nbytes for keys, values in prefix.layers)
+    """Bytes of a prefix's keys and values, and of its summary."""
+    layers = sum(keys.nbytes + values.nbytes for keys, values in prefix.layers)
+    return layers + (0 if prefix.summaries is None else prefix.summaries.nbytes)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 
+from adapters.gate import gate_opens
 from server.engine.base import Base
 from server.engine.batch import Batch
 from server.engine.choices import Choosing, Scorer
@@ -35,6 +36,7 @@ class Traffic:
         self.finished = self.cancelled = self.failed = 0
         self._slots = slots
         self._prefills = prefills
+        self._gate = base.gate
         self._rows = limits.rows
 
     @property
@@ -64,6 +66,7 @@ class Traffic:
             if ticket.prompt.error is not None:
                 ticket.fail(ticket.prompt.error)
             elif ticket.prompt.ready:
+                self._pass_gate(ticket)
                 self.admitted.remove(ticket)
                 if isinstance(ticket, Choosing):
                     self.scorer.queue.append(ticket)
@@ -120,9 +123,20 @@ class Traffic:
         ticket.slot = slot
         return True
 
+    def _pass_gate(self, ticket: Ticket) -> None:
+        """Leave a prompt to the base that is far from everything its session was taught."""
+        gate, state, summaries = self._gate, ticket.state, ticket.ready_prefix.summaries
+        if gate is None or state is None or state.keys is None or summaries is None:
+            return
+        if not bool(gate_opens(gate, state.keys, summaries.cpu())):
+            assert ticket.key is not None
+            self._slots.release(ticket.key)
+            ticket.slot = UNTAUGHT
+
     def _request_prompt(self, ticket: Ticket) -> None:
         ticket.prompt = self._prefills.request(ticket.prefix, ticket.prefix_slot)
-        ticket.cached_tokens = len(ticket.prefix) if ticket.prompt.ready else 0
+        shared = ticket.prompt.ready or ticket.prompt.users > 1
+        ticket.cached_tokens = len(ticket.prefix) if shared else 0
 
     def _release_prompt(self, ticket: Ticket) -> None:
         if ticket.prompt is not None:

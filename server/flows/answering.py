@@ -163,8 +163,13 @@ class Answering:
                     yield version, event
             return
         except (*UNUSABLE, VersionNotFound) as error:
-            if started or question.version is not None:
+            if started or (isinstance(error, VersionNotFound) and question.version is not None):
                 raise
+            if question.version is not None:
+                raise VersionUnusable(
+                    f"version {version} cannot be loaded: leave adapter_version out to use the "
+                    f"newest ({error})"
+                ) from error
             pointer = await self._recover(pointer, error)
         async with aclosing(self._generate(request, pointer, pointer.version)) as events:
             async for event in events:

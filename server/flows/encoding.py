@@ -33,8 +33,11 @@ class Encoding:
         self._encoder.completion(completion)
 
     def token_text(self, token_id: int) -> str:
-        """The text of one token, as far as one token alone has one."""
-        return str(self._encoder.tokenizer.decode([token_id]))
+        """The text of one token inside a text, as far as one token alone has one."""
+        decode = self._encoder.tokenizer.decode
+        # Decoders strip the space that begins a text, and a token's own space would go with it.
+        once, twice = str(decode([token_id])), str(decode([token_id, token_id]))
+        return twice[len(once) :]
 
 
 def _chars(messages: Sequence[Message]) -> int:

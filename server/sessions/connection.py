@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from redis import exceptions as redis_errors
-from redis.asyncio import Redis
+from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
@@ -21,6 +21,12 @@ from server.sessions.errors import StoreCorrupt, StoreRefused, StoreUnavailable
 from server.sessions.keys import SCHEMA, Keys
 
 READ_RETRY_PAUSES_S = (0.05, 0.2, 0.5)
+
+CONNECTIONS_MAX = 64
+"""Redis runs one command at a time; more connections would only wait there instead of here."""
+
+CONNECTION_WAIT_S = 10.0
+"""Longer than a disk stalls; a request that waits longer is better told to come again."""
 
 Argument = str | int | bytes
 
@@ -45,8 +51,10 @@ class Connection:
 
     def __init__(self, url: str, *, timeout_s: float) -> None:
         try:
-            self._client: Redis = Redis.from_url(
+            pool = BlockingConnectionPool.from_url(
                 url,
+                max_connections=CONNECTIONS_MAX,
+                timeout=CONNECTION_WAIT_S,
                 socket_timeout=timeout_s,
                 socket_connect_timeout=timeout_s,
                 retry=Retry(NoBackoff(), 0),
@@ -54,6 +62,7 @@ class Connection:
             )
         except ValueError as error:
             raise StoreRefused(f"Redis URL: {error}") from error
+        self._client: Redis = Redis.from_pool(pool)
         self._execute: Callable[..., Awaitable[Any]] = self._client.execute_command
 
     async def read(self, *command: Argument) -> Any:

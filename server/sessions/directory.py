@@ -12,7 +12,7 @@ from server.sessions.keys import INDEX_GRACE_S, parse_reference, unquoted
 from server.sessions.room import Room
 from server.sessions.types import Completion, Event, Pointer, SessionPage, SessionSort
 
-_CHUNK = 1000  # pointers asked for in one go
+_CHUNK = 200  # pointers asked for in one go
 
 Reference = tuple[str, str]  # tenant, session id
 

@@ -57,7 +57,7 @@ class SessionKeys:
     root: str  # "<ns>:{tenant/session}:"
 
     def scripted(self) -> list[str]:
-        """Return KEYS[1] to KEYS[8] of every script; its prelude gives them the same names."""
+        """Return KEYS[1] to KEYS[8] of every script; `prelude` names them alike."""
         return [
             self.meta,
             self.items,

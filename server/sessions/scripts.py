@@ -4,178 +4,16 @@ Scripts stay within Redis 6.2 and know nothing of what payloads, records and ans
 texts pass through unparsed (cjson turns `[]` into `{}` and shortens numbers). Only item states and
 envelopes, which hold names and small integers, are read and written as JSON here.
 
-KEYS[1] to KEYS[8] are the same everywhere, see `SessionKeys.scripted`. A ninth is named at its
-script. Snapshots that a script deletes are named by the root in KEYS[9] or ARGV, so they carry the
-session's hash tag and live on the same node. Redis does not undo a script that fails half way, so
-the types of all keys are checked before anything is written. The first element of a reply is a
-word, the second the time in ms by the clock of Redis.
+KEYS[1] to KEYS[8] are the same everywhere, see `prelude`; a ninth is named at its script. Snapshots
+that a script deletes are named by the root in ARGV, so they carry the session's hash tag and live
+on the same node. The first element of a reply is a word, the second the time in ms by the clock of
+Redis.
 """
 
-from server.sessions.keys import EVENTS_MAX
-from server.sessions.types import LIVE, STRENGTHS
-
-_CONSTANTS = f"""
-local EVENTS_MAX = {EVENTS_MAX}
-local STRENGTH = {{ {", ".join(f"{kind} = {n}" for kind, n in STRENGTHS.items())} }}
-local LIVE = {{ {", ".join(f"{status} = true" for status in LIVE)} }}
-"""
-
-_PRELUDE = (
-    _CONSTANTS
-    + """
-local META, ITEMS, PAYLOADS, PROMPTS = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local VERSIONS, IDEMPOTENCY, IDEMPOTENCY_AGE, EVENTS = KEYS[5], KEYS[6], KEYS[7], KEYS[8]
-
-for i, expected in ipairs({'hash', 'hash', 'hash', 'hash', 'hash', 'hash', 'zset', 'stream'}) do
-  local found = redis.call('TYPE', KEYS[i]).ok
-  if found ~= 'none' and found ~= expected then
-    return redis.error_reply('WRONGTYPE ' .. KEYS[i] .. ' is a ' .. found .. ', not a ' .. expected)
-  end
-end
-
-local clock = redis.call('TIME')
-local NOW = clock[1] * 1000 + math.floor(clock[2] / 1000)
-
-local function numbers(text)
-  local found = {}
-  for digits in string.gmatch(text, '%d+') do found[#found + 1] = tonumber(digits) end
-  return found
-end
-
-local function set_of(ids)
-  local set = {}
-  for _, id in ipairs(ids) do set[id] = true end
-  return set
-end
-
-local function meta(field) return tonumber(redis.call('HGET', META, field) or '0') end
-
--- An empty incarnation means whichever is there.
-local function is_gone(incarnation)
-  local known = redis.call('HGET', META, 'incarnation')
-  return not known or (incarnation ~= '' and incarnation ~= known)
-end
-
-local function log(type, ...)
-  redis.call('HSET', META, 'updated_ms', NOW)
-  redis.call('XADD', EVENTS, 'MAXLEN', '~', EVENTS_MAX, '*', 'type', type, ...)
-end
-
-local function get_item(id)
-  local text = redis.call('HGET', ITEMS, id)
-  return text and cjson.decode(text)
-end
-
--- `undone` marks what a rollback refused: going forward again may bring it back.
-local function mark(id, item, status, reason, by, undone)
-  if item.status ~= status then
-    if item.status then redis.call('HINCRBY', META, 'n:' .. item.status, -1) end
-    redis.call('HINCRBY', META, 'n:' .. status, 1)
-  end
-  item.status, item.reason, item.by, item.undone = status, reason, by, undone
-  redis.call('HSET', ITEMS, id, cjson.encode(item))
-end
-
-local function get_version(number)
-  local text = redis.call('HGET', VERSIONS, number)
-  return text and cjson.decode(text)
-end
-
-local function items_of(number)
-  local version = get_version(number)
-  return set_of(version and version.items or {})
-end
-
--- Decide anew, among the items about one prompt, who supersedes whom. An item that nobody
--- supersedes any more comes back: applied where the version in force contains it (`contained`),
--- else with the status `otherwise`, which is 'pending' or, in a rollback, 'refused'. Returns the ids
--- that came back to life.
-local function regroup(prompt, contained, otherwise, reason)
-  local ids = numbers(redis.call('HGET', PROMPTS, prompt) or '')
-  local strongest, by, restored = 0, nil, {}
-  for i = #ids, 1, -1 do
-    local id = ids[i]
-    local item = get_item(id)
-    if LIVE[item.status] or item.status == 'superseded' then
-      if STRENGTH[item.kind] <= strongest then
-        if item.by ~= by then mark(id, item, 'superseded', 'superseded by item ' .. by, by) end
-      else
-        if item.status == 'superseded' then
-          if contained[id] then
-            mark(id, item, 'applied')
-          else
-            mark(id, item, otherwise, reason, nil, otherwise == 'refused' or nil)
-          end
-          if LIVE[item.status] then table.insert(restored, 1, id) end
-        end
-        if LIVE[item.status] then strongest, by = STRENGTH[item.kind], id end
-      end
-    end
-  end
-  return restored
-end
-
-local function refuse(ids, reason, contained)
-  local changed, prompts = {}, {}
-  for _, id in ipairs(ids) do
-    local item = get_item(id)
-    if item and item.status == 'pending' then
-      mark(id, item, 'refused', reason)
-      changed[#changed + 1] = id
-      prompts[item.prompt] = true
-    end
-  end
-  for prompt in pairs(prompts) do regroup(prompt, contained, 'pending') end
-  return changed
-end
-
-local function settle(key, version, answer)
-  local known = key ~= '' and answer ~= '' and redis.call('HGET', IDEMPOTENCY, key)
-  if not known then return end
-  local record = cjson.decode(known)
-  if record.answer then return end
-  record.version, record.answer = version, answer
-  redis.call('HSET', IDEMPOTENCY, key, cjson.encode(record))
-end
-
-local function drop_version(number, version, root)
-  redis.call('UNLINK', root .. 'snapshot:' .. version.snapshot)
-  redis.call('HDEL', VERSIONS, number)
-end
-
--- Forgetting is exact: delete what contains a forgotten item. The active version has to stay until
--- its successor is promoted; `unpurged` remembers that.
-local function purge(root)
-  local active, tainted, forgotten = meta('active'), {}, {}
-  redis.call('HSET', META, 'unpurged', 0)
-  for _, number in ipairs(redis.call('HKEYS', VERSIONS)) do
-    local version = get_version(number)
-    for _, id in ipairs(version.items) do
-      if forgotten[id] == nil then forgotten[id] = get_item(id).status == 'forgotten' end
-      if forgotten[id] then
-        tainted[#tainted + 1] = tonumber(number)
-        if tonumber(number) == active then
-          redis.call('HSET', META, 'unpurged', 1)
-        else
-          drop_version(number, version, root)
-        end
-        break
-      end
-    end
-  end
-  table.sort(tainted)
-  return tainted
-end
-
-local function point_to(number, fingerprint, root)
-  redis.call('HSET', META, 'active', number, 'fingerprint', fingerprint)
-  if meta('unpurged') == 1 then purge(root) end
-end
-"""
-)
+from server.sessions.prelude import PRELUDE
 
 APPEND = (
-    _PRELUDE
+    PRELUDE
     + """
 -- ARGV[1]  incarnation, should the session be made by this call
 -- ARGV[2]  idempotency key, or ''
@@ -232,7 +70,7 @@ return {'new', NOW, first, last, made}
 )
 
 PROMOTE = (
-    _PRELUDE
+    PRELUDE
     + """
 -- KEYS[9]  the candidate's bytes, written before with a lifetime
 -- ARGV[1]  incarnation      ARGV[2]  expected active version
@@ -294,7 +132,7 @@ return {'ok', NOW, number}
 )
 
 PROMOTE_UNTAUGHT = (
-    _PRELUDE
+    PRELUDE
     + """
 -- ARGV[1]  incarnation      ARGV[2]  expected active version
 -- ARGV[3]  root of the session's keys
@@ -312,7 +150,7 @@ return {'ok', NOW}
 )
 
 REFUSE = (
-    _PRELUDE
+    PRELUDE
     + """
 -- ARGV[1]  incarnation, or ''
 -- ARGV[2]  item ids         ARGV[3]  reason
@@ -328,7 +166,7 @@ return {'ok', NOW, table.concat(changed, ',')}
 )
 
 SETTLE = (
-    _PRELUDE
+    PRELUDE
     + """
 -- ARGV[1]  incarnation, or ''
 -- ARGV[2]  idempotency key  ARGV[3]  version of the answer             ARGV[4]  answer
@@ -340,7 +178,7 @@ return {'ok', NOW}
 )
 
 FORGET = (
-    _PRELUDE
+    PRELUDE
     + """
 -- ARGV[1]  item id          ARGV[2]  root of the session's keys
 -- Replies  {'gone', now}  {'absent', now}
@@ -377,7 +215,7 @@ return {'ok', NOW, table.concat(restored, ','), table.concat(tainted, ','), unpu
 )
 
 ROLLBACK = (
-    _PRELUDE
+    PRELUDE
     + """
 -- ARGV[1]  version to go back (or forward) to; 0 is untaught
 -- ARGV[2]  reason for items that it does not contain      ARGV[3]  type of the event

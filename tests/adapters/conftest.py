@@ -17,7 +17,7 @@ TEXTS = [
 ]
 
 
-@pytest.fixture(autouse=True, scope="session")
+@pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
     """Tiny models are slower on several threads, and results depend on the number."""
     before = torch.get_num_threads()

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from adapters.chat import ChatEncoder
-from adapters.config import LoraSpec
+from adapters.config import LoraSpec, Scope
 from adapters.layer import LoraHooks, Rows
 from adapters.peft_io import save_peft
 from adapters.prefix import continue_from, empty_prefix, pad, prefill
@@ -57,7 +57,8 @@ def peft_logits(
     save_peft(folder, state, header, transposed=isinstance(base, GPT2LMHeadModel))
     model = PeftModel.from_pretrained(copy.deepcopy(base), folder).eval()
     with torch.no_grad():
-        return model(input_ids=torch.tensor([sequence])).logits[0]
+        logits: Tensor = model(input_ids=torch.tensor([sequence])).logits[0]
+    return logits
 
 
 def adapters_of(base: PreTrainedModel, spec: LoraSpec, count: int) -> list[Tensors]:
@@ -67,7 +68,7 @@ def adapters_of(base: PreTrainedModel, spec: LoraSpec, count: int) -> list[Tenso
 @pytest.mark.parametrize("alpha", [None, 6.0])
 @pytest.mark.parametrize("scope", ["activated", "full"])
 def test_batch_of_sessions_equals_peft_row_by_row(
-    scope: str,
+    scope: Scope,
     alpha: float | None,
     chat_llama: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
@@ -140,7 +141,7 @@ def test_the_adapters_matter_and_the_prompt_does_not_change_with_them(
 
 
 @pytest.mark.parametrize("scope", ["activated", "full"])
-def test_gpt2_with_transposed_weights_equals_peft(scope: str, tmp_path: Path) -> None:
+def test_gpt2_with_transposed_weights_equals_peft(scope: Scope, tmp_path: Path) -> None:
     model, header = make_gpt2(), (3, 4)
     spec = LoraSpec(4, GPT2_TARGETS, 8.0, scope)
     prompts = [(7, 8, 9, 3, 4, 11, 12), (20, 21)]

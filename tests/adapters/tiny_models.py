@@ -9,7 +9,7 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from adapters.config import InnerRule, LoraSpec
+from adapters.config import InnerRule, LoraSpec, Scope
 from adapters.inner_loop import Anchors, Example, Support, make_turns
 from adapters.layer import LoraHooks
 from adapters.prefix import Prefix, continue_from, empty_prefix, prefill
@@ -35,7 +35,9 @@ def make_llama(vocab: int = 100, seed: int = 0, context: int = 128) -> LlamaForC
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return LlamaForCausalLM(config).eval().requires_grad_(False)
+        model = LlamaForCausalLM(config)
+    model.eval().requires_grad_(False)
+    return model
 
 
 def make_gpt2(vocab: int = 100, seed: int = 0, context: int = 128) -> GPT2LMHeadModel:
@@ -51,7 +53,9 @@ def make_gpt2(vocab: int = 100, seed: int = 0, context: int = 128) -> GPT2LMHead
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return GPT2LMHeadModel(config).eval().requires_grad_(False)
+        model = GPT2LMHeadModel(config)
+    model.eval().requires_grad_(False)
+    return model
 
 
 def in_float64(model: LlamaForCausalLM) -> LlamaForCausalLM:
@@ -66,10 +70,11 @@ def in_float64(model: LlamaForCausalLM) -> LlamaForCausalLM:
             norm.weight.data.copy_(module.weight)
             parent, _, last = name.rpartition(".")
             setattr(model.get_submodule(parent), last, norm)
-    return model.requires_grad_(True)
+    model.requires_grad_(True)
+    return model
 
 
-def llama_spec(scope: str = "activated", rank: int = 4, alpha: float | None = None) -> LoraSpec:
+def llama_spec(scope: Scope = "activated", rank: int = 4, alpha: float | None = None) -> LoraSpec:
     return LoraSpec(rank, LLAMA_TARGETS, alpha, scope)
 
 

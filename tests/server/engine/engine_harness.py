@@ -6,6 +6,7 @@ The model is random with wide weights, so that greedy answers vary and best logi
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
@@ -15,14 +16,14 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from adapters.artifact import Artifact, save_artifact
 from adapters.chat import ChatEncoder, EncodedPrompt, user_turn
 from adapters.config import Anchor, InnerRule, LoraSpec, Scope
 from adapters.inner_loop import Example
 from adapters.layer import LoraHooks, Rows
-from adapters.state import AdapterState, Tensors, repeat
+from adapters.state import AdapterState, Tensors, repeat, tensor_shapes
 from meta_training.tokenizer import train_tokenizer
 from server.engine import (
     AdapterRef,
@@ -47,7 +48,9 @@ def shop_texts() -> list[str]:
 
 def make_artifact(folder: Path, scope: Scope = "activated", anchors: bool = True) -> Artifact:
     torch.manual_seed(0)
-    tokenizer = train_tokenizer(shop_texts() + ["naïve café, 日本語 🙂 Привет"], 400, CONTEXT_TOKENS)
+    tokenizer = train_tokenizer(
+        [*shop_texts(), "naïve café, 日本語 🙂 Привет"], 400, CONTEXT_TOKENS
+    )
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=32,
@@ -72,8 +75,6 @@ def make_artifact(folder: Path, scope: Scope = "activated", anchors: bool = True
 
 
 def random_tensors(model: torch.nn.Module, spec: LoraSpec, seed: int, size: float) -> Tensors:
-    from adapters.state import tensor_shapes
-
     generator = torch.Generator().manual_seed(seed)
     return {
         name: torch.randn(shape, generator=generator) * size
@@ -86,6 +87,8 @@ class World:
 
     def __init__(self, artifact: Artifact) -> None:
         self.artifact = artifact
+        # A model of our own: the engine's belongs to the engine while it runs.
+        self.model = copy.deepcopy(artifact.model)
         self.encoder = ChatEncoder(artifact.tokenizer)
         self.states = {
             name: AdapterState(
@@ -120,7 +123,25 @@ class World:
     def logits(self, prompt: EncodedPrompt, tokens: Sequence[int], session: str | None) -> Tensor:
         """(len(tokens) + 1, V): from the header's last token on, in one go, without our caches."""
         state = None if session is None else self.states[session]
-        return plain_logits(self.artifact, prompt, tokens, state)
+        return self.logits_under(prompt, tokens, state)
+
+    @torch.no_grad()
+    def logits_under(
+        self, prompt: EncodedPrompt, tokens: Sequence[int], state: AdapterState | None
+    ) -> Tensor:
+        """As ``logits``, for any adapter."""
+        ids = torch.tensor([[*prompt.ids, *tokens]])
+        hooks = LoraHooks(self.model, self.artifact.spec)
+        rows = None
+        if state is not None:
+            active = torch.ones_like(ids, dtype=torch.bool)
+            if self.artifact.spec.scope == "activated":
+                active[:, : len(prompt.prefix)] = False
+            rows = Rows(repeat(state.tensors, 1), torch.zeros(1, dtype=torch.long), active)
+        with hooks.use(rows):
+            logits = self.model(input_ids=ids).logits[0]
+        hooks.remove()
+        return logits[len(prompt.ids) - 1 :]
 
     def greedy(self, text: str, session: str | None = None, max_tokens: int = 12) -> list[int]:
         """Token by token, the whole sequence computed anew each time."""
@@ -131,26 +152,18 @@ class World:
                 break
         return tokens
 
+    def check_greedy(self, request: GenerateRequest, tokens: Sequence[int]) -> None:
+        """Every token is the model's best, or as good as the best within float error."""
+        session = None if request.adapter is None else request.adapter.key.split("/")[1]
+        logits = self.logits(request.prompt, tokens[:-1], session)
+        chosen = logits[range(len(tokens)), list(tokens)]
+        torch.testing.assert_close(chosen, logits.max(-1).values, atol=1e-3, rtol=0)
+        ends = [token == self.encoder.end_id for token in tokens]
+        assert not any(ends[:-1])
+        assert ends[-1] or len(tokens) == request.sampling.max_tokens
+
     def decode(self, tokens: Sequence[int]) -> str:
         return self.artifact.tokenizer.decode(list(tokens), skip_special_tokens=True)
-
-
-@torch.no_grad()
-def plain_logits(
-    artifact: Artifact, prompt: EncodedPrompt, tokens: Sequence[int], state: AdapterState | None
-) -> Tensor:
-    ids = torch.tensor([[*prompt.ids, *tokens]])
-    hooks = LoraHooks(artifact.model, artifact.spec)
-    rows = None
-    if state is not None:
-        active = torch.ones_like(ids, dtype=torch.bool)
-        if artifact.spec.scope == "activated":
-            active[:, : len(prompt.prefix)] = False
-        rows = Rows(repeat(state.tensors, 1), torch.zeros(1, dtype=torch.long), active)
-    with hooks.use(rows):
-        logits = artifact.model(input_ids=ids, past_key_values=DynamicCache()).logits[0]
-    hooks.remove()
-    return logits[len(prompt.ids) - 1 :]
 
 
 @asynccontextmanager

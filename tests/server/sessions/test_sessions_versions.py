@@ -338,4 +338,4 @@ async def test_an_import_is_a_version_without_items(store: SessionStore) -> None
     imported = VersionRecord("import", (), "", "base")
     assert await store.promote(pointer, b"peft", imported) == 1
     assert (await store.version_record("t", "s", 1)).record == imported
-    assert await store.rollback("t", "s", 0)
+    assert (await store.rollback("t", "s", 0)).version == 0

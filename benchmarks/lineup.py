@@ -1,0 +1,143 @@
+"""Who meets whom: the contests of the benchmark, and the run over all of them.
+
+Knows every contender by its front door; knows nothing about tables.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from adapters.artifact import Artifact
+from benchmarks.contest import Contender, Contest, Standing, hold
+from benchmarks.models import spoken, twin
+from benchmarks.ours import Ours, running
+from benchmarks.peers import Peft, Transformers
+from benchmarks.workload import Sizes, make_work
+
+COLD, WARM = "innerloop, cold prefix", "innerloop, warm prefix"
+FULL = "innerloop"  # where the adapter acts on the prompt too, no prefix is shared
+BASE_COLD, BASE_WARM = "innerloop base, cold prefix", "innerloop base, warm prefix"
+TRAINED = "PEFT LoRA + AdamW, one after the other"
+NAMED = "PEFT LoRA generate(adapter_names)"
+ACTIVATED = "PEFT aLoRA generate(adapter_names)"
+SET = "PEFT LoRA set_adapter, generate"
+PLAIN = "transformers generate, no adapter"
+
+
+@dataclass(frozen=True)
+class Result:
+    """A contest and how everybody stands, by name."""
+
+    contest: Contest
+    standings: dict[str, Standing]
+
+
+@dataclass(frozen=True)
+class Field:
+    """All contenders, ready to run on the same weights."""
+
+    cold: Ours
+    warm: Ours
+    peft: Peft
+    plain: Transformers
+    shares_prefix: bool  # prompts are computed by the base alone
+
+    @property
+    def models(self) -> list[PreTrainedModel]:
+        """The model of every contender: other modules, the same weights."""
+        return [self.cold.model, self.warm.model, self.peft.base, self.plain.model]
+
+
+async def run_all(artifact: Artifact, sizes: Sizes) -> list[Result]:
+    """Hold every contest, with a progress bar on stderr.
+
+    Raises:
+        BenchmarkError: the work does not fit the model.
+    """
+    async with _field(artifact, sizes) as field:
+        adapting = [_adapting(field, sessions) for sessions in sizes.counts]
+        decoding = [_decoding(field, sessions) for sessions in sizes.counts]
+        goes = sum(len(contest.contenders) for contest in adapting + decoding)
+        with tqdm(total=goes * (sizes.rounds + 1), file=sys.stderr) as bar:
+            results = [Result(c, await hold(c, sizes.rounds, bar)) for c in adapting]
+            with spoken(artifact, field.models):
+                results += [Result(c, await hold(c, sizes.rounds, bar)) for c in decoding]
+    return results
+
+
+@asynccontextmanager
+async def _field(artifact: Artifact, sizes: Sizes) -> AsyncIterator[Field]:
+    work = make_work(artifact, sizes)
+    model = artifact.model
+    plain = Transformers(twin(model), work, sizes)
+    peft = Peft(artifact, twin(model), work, sizes)
+    async with AsyncExitStack() as stack:
+        engines = [
+            await stack.enter_async_context(running(artifact, twin(model), work, sizes, cache))
+            for cache in (False, True)
+        ]
+        await engines[1].warm()
+        with _threads(sizes.threads), _settled():
+            yield Field(*engines, peft, plain, artifact.spec.scope == "activated")
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Let the peers, which run on this thread, use so many threads in an operation."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def _settled() -> Iterator[None]:
+    """Leave what is there already out of garbage collections: it is large and stays."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+def _adapting(field: Field, sessions: int) -> Contest:
+    ours = {COLD: field.cold, WARM: field.warm} if field.shares_prefix else {FULL: field.cold}
+    contenders = [
+        Contender(name, partial(one.adapt, sessions), against=TRAINED) for name, one in ours.items()
+    ]
+    contenders.append(Contender(TRAINED, partial(field.peft.adapt, sessions)))
+    return Contest("adapt", sessions, tuple(contenders))
+
+
+def _decoding(field: Field, sessions: int) -> Contest:
+    peft, like = field.peft, NAMED
+    contenders = [Contender(NAMED, partial(peft.decode_named, sessions, "lora"))]
+    if peft.activates:
+        like = ACTIVATED
+        run = partial(peft.decode_named, sessions, "alora")
+        contenders.append(Contender(ACTIVATED, run, against=NAMED))
+    if sessions == 1:
+        contenders.append(Contender(SET, peft.decode_set, against=NAMED, same_as=NAMED))
+    ours = {COLD: field.cold, WARM: field.warm} if field.shares_prefix else {FULL: field.cold}
+    # Without a header, PEFT has no adapter that acts from the prompt's last token on.
+    checked = like if peft.activates or not field.shares_prefix else None
+    for name, one in ours.items():
+        run = partial(one.decode, sessions, True)
+        contenders.append(Contender(name, run, against=NAMED, same_as=checked))
+    for name, one in {BASE_COLD: field.cold, BASE_WARM: field.warm}.items():
+        run = partial(one.decode, sessions, False)
+        contenders.append(Contender(name, run, against=PLAIN, same_as=PLAIN))
+    contenders.append(Contender(PLAIN, partial(field.plain.decode, sessions)))
+    return Contest("decode", sessions, tuple(contenders))

@@ -1,0 +1,129 @@
+"""The model under test: an artifact's folder, or a random Llama of a named shape.
+
+Knows shapes and folders; knows nothing about what is measured with them.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from adapters.artifact import Artifact, load_artifact, save_artifact
+from adapters.chat import ChatEncoder
+from adapters.config import LoraSpec, Scope
+from adapters.plain import RANK, linear_targets, plain_rule
+from adapters.state import initial_tensors
+from benchmarks.workload import words
+from meta_training.tokenizer import train_tokenizer
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Size of a random Llama; times do not depend on what its weights say."""
+
+    layers: int
+    width: int
+    heads: int
+    mlp_width: int
+    vocabulary: int
+    context_tokens: int = 512
+
+
+SHAPES = {
+    "tiny": Shape(layers=4, width=192, heads=6, mlp_width=512, vocabulary=4096),  # 2.6M parameters
+    "30m": Shape(layers=8, width=512, heads=8, mlp_width=1376, vocabulary=8192),  # 29.5M
+}
+
+
+def load(folder: Path) -> Artifact:
+    """The artifact, or plain Hugging Face model, in ``folder``, on the CPU."""
+    return load_artifact(folder)
+
+
+def make(name: str, scope: Scope, seed: int) -> Artifact:
+    """A random model of a shape in ``SHAPES``: zero-B adapters of rank 8 on all linear layers."""
+    shape = SHAPES[name]
+    tokenizer = train_tokenizer(
+        words(40_000, random.Random(seed)).split(), shape.vocabulary, shape.context_tokens
+    )
+    config = LlamaConfig(
+        vocab_size=shape.vocabulary,
+        hidden_size=shape.width,
+        intermediate_size=shape.mlp_width,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        max_position_embeddings=shape.context_tokens,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(config).eval()
+    spec = LoraSpec(RANK, linear_targets(model), scope=scope)
+    init = initial_tensors(model, spec, torch.Generator().manual_seed(seed))
+    header = ChatEncoder(tokenizer).assistant_header()
+    with tempfile.TemporaryDirectory() as folder:
+        return save_artifact(
+            Path(folder) / f"random-{name}",
+            model,
+            tokenizer,
+            spec,
+            init,
+            plain_rule(init),
+            {},
+            header,
+        )
+
+
+def twin(model: PreTrainedModel) -> PreTrainedModel:
+    """The model again with modules of its own and the very same weights."""
+    shared = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
+    return copy.deepcopy(model, shared)
+
+
+def parameters(model: nn.Module) -> int:
+    """How many weights the model has; tied ones count once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@contextmanager
+def spoken(artifact: Artifact, models: list[PreTrainedModel]) -> Iterator[None]:
+    """Let the models choose only tokens that are whole text while the block runs.
+
+    No answer ends before its last token, and every token can be shown at once; the contenders all
+    pay the same for it.
+    """
+    vocabulary = artifact.model.get_input_embeddings().weight.shape[0]
+    banned = torch.ones(vocabulary, dtype=torch.bool, device=artifact.model.device)
+    texts = artifact.tokenizer.batch_decode(
+        [[token] for token in range(len(artifact.tokenizer))], skip_special_tokens=True
+    )
+    banned[: len(texts)] = torch.tensor(
+        [not text.strip() or "\ufffd" in text for text in texts], device=banned.device
+    )
+    hook = _ban(banned)
+    handles = [model.get_output_embeddings().register_forward_hook(hook) for model in models]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _ban(banned: Tensor) -> Callable[[nn.Module, object, Tensor], Tensor]:
+    def hook(module: nn.Module, inputs: object, logits: Tensor) -> Tensor:
+        return logits.masked_fill(banned, torch.finfo(logits.dtype).min)
+
+    return hook

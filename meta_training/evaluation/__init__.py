@@ -1,0 +1,1 @@
+"""How well an artifact adapts on tasks it never saw, beside the plain alternatives."""

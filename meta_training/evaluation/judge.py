@@ -1,0 +1,229 @@
+"""Scores a model with given adapters on a batch of tasks: right answers, and answers left alone.
+
+Knows a learner (base, hooks, encoder) and tasks; knows nothing about how adapters were made.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from adapters.chat import user_turn
+from adapters.gate import gate_keys, gate_opens
+from adapters.inner_loop import Example, Support, Turns, make_turns
+from adapters.layer import rows_of
+from adapters.objective import IGNORE, demonstration_loss, divergence
+from adapters.prefix import Prefix, continue_from
+from adapters.state import Tensors
+from meta_training.evaluation.cells import Task
+from meta_training.learner import Learner, correct_rows
+from meta_training.tasks.batches import encode_turn
+
+ANSWER_TOKENS = 24  # of the untaught model's greedy answer, compared as a whole
+
+CHOICES_AT_ONCE = 400  # rows of a forward pass
+
+Scores = list[dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows of turns, the session each belongs to, and the slot of the adapter that answers it.
+
+    Slots are 0..S-1 as the sessions, and S, the untaught one, where a gate stays closed.
+    """
+
+    turns: Turns
+    sessions: Tensor
+    slots: Tensor
+
+
+class Judge:
+    """A batch of S tasks laid out once, scored under as many adapters as wanted."""
+
+    def __init__(
+        self,
+        learner: Learner,
+        tasks: Sequence[Task],
+        histories: Sequence[list[dict[str, str]]] = (),
+    ) -> None:
+        """Prefill all prompts; ``histories`` go before a task's queries (in-context examples)."""
+        self._learner = learner
+        self._tasks = tasks
+        self._histories = histories or [[] for _ in tasks]
+        encoder = learner.encoder
+        support = [
+            (encode_turn(turn, encoder), s)
+            for s, task in enumerate(tasks)
+            for turn in task.episode.support
+        ]
+        query = [
+            (encoder.example(self._asked(s, turn.question), turn.answer), s)
+            for s, task in enumerate(tasks)
+            for turn in task.episode.query
+        ]
+        self._query_answers = [turn.answer for task in tasks for turn in task.episode.query]
+        with torch.no_grad():
+            self._keys: list[Tensor] = []
+            self.support = self._support([e for e, _ in support], [s for _, s in support])
+            self._query_prefix = self._prefill([e for e, _ in query])
+            self._query_examples = [e for e, _ in query]
+            self._query = self._group(query, self._query_prefix)
+            self._unrelated, self._reference = self._unrelated_group()
+
+    @torch.no_grad()
+    def score(self, adapters: Tensors | None) -> Scores:
+        """One dict of figures per task under stacked ``adapters`` (S first); None is adapter off.
+
+        Where the learner has a gate, the untaught model answers what the gate keeps out.
+        ``exact``: share of queries whose greedy answer is the target. ``choice``: share whose best
+        choice is the target (label only). ``chrf``: persona only. ``changed``: share of unrelated
+        questions whose greedy answer changed, ``changed_first`` in its first token already; ``kl``:
+        nats per token there. ``opened`` and ``opened_else``: share of queries and of unrelated
+        questions that the gate let through.
+        """
+        logits = self._logits(adapters, self._query)
+        figures = {"exact": (correct_rows(logits, self._query.turns.targets).float(), self._query)}
+        if self._tasks[0].episode.choices:
+            figures["choice"] = (self._choices(adapters), self._query)
+        if self._tasks[0].episode.family == "persona":
+            figures["chrf"] = (self._chrf(adapters), self._query)
+        others = self._logits(adapters, self._unrelated)
+        targets = self._unrelated.turns.targets
+        figures["changed"] = (1 - correct_rows(others, targets).float(), self._unrelated)
+        first = (targets != IGNORE).int().argmax(1, keepdim=True)  # (B, 1)
+        wrong = others.argmax(-1).gather(1, first) != targets.gather(1, first)
+        figures["changed_first"] = (wrong.squeeze(1).float(), self._unrelated)
+        figures["kl"] = (divergence(others, self._reference, targets), self._unrelated)
+        if self._learner.gate is not None and adapters is not None:
+            for name, group in (("opened", self._query), ("opened_else", self._unrelated)):
+                figures[name] = ((group.slots < len(self._tasks)).float(), group)
+        return [
+            {
+                name: float(values[group.sessions == s].mean())
+                for name, (values, group) in figures.items()
+            }
+            for s in range(len(self._tasks))
+        ]
+
+    def _asked(self, session: int, question: str) -> list[dict[str, str]]:
+        return self._histories[session] + user_turn(question)
+
+    def _prefill(self, examples: Sequence[Example]) -> Prefix:
+        return self._learner.prefill([example.prompt for example in examples])[0]
+
+    def _group(self, pairs: Sequence[tuple[Example, int]], prefix: Prefix) -> Group:
+        scope, device = self._learner.spec.scope, prefix.lengths.device
+        turns = make_turns([example for example, _ in pairs], prefix, scope, device)
+        sessions = torch.tensor([s for _, s in pairs], device=device)
+        return Group(turns, sessions, self._slots(sessions, prefix))
+
+    def _slots(self, sessions: Tensor, prefix: Prefix) -> Tensor:
+        gate = self._learner.gate
+        if gate is None or prefix.summaries is None:
+            return sessions
+        summaries = prefix.summaries.split(1)
+        closed = [
+            not bool(gate_opens(gate, self._keys[session], summary))
+            for session, summary in zip(sessions.tolist(), summaries, strict=True)
+        ]
+        return sessions.masked_fill(torch.tensor(closed), len(self._tasks))
+
+    def _support(self, examples: list[Example], sessions: list[int]) -> Support:
+        learner = self._learner
+        prefix = self._prefill(examples)
+        turns = make_turns(examples, prefix, learner.spec.scope, prefix.lengths.device)
+        assert prefix.summaries is not None
+        owners = torch.tensor(sessions)
+        self._keys = [gate_keys(prefix.summaries[owners == s]) for s in range(len(self._tasks))]
+        anchors = None
+        if learner.anchor_examples:
+            anchors = learner.anchors(self._prefill(learner.anchor_examples))
+        return Support(turns, owners, len(self._tasks), anchors)
+
+    def _unrelated_group(self) -> tuple[Group, Tensor]:
+        """The unrelated questions as they are asked, and what the untaught model says to them."""
+        encoder = self._learner.encoder
+        asked = [(question, s) for s, task in enumerate(self._tasks) for question in task.unrelated]
+        plain = [encoder.example(user_turn(question), "") for question, _ in asked]
+        answers = self._learner.greedy(plain, ANSWER_TOKENS)
+        alone, after_history = [], []
+        for (question, s), example, answer in zip(asked, plain, answers, strict=True):
+            alone.append((Example(example.prompt, example.header, answer), s))
+            prompt = encoder.prompt(self._asked(s, question))
+            after_history.append((Example(prompt.prefix, prompt.header, answer), s))
+        untaught = self._group(alone, self._prefill([example for example, _ in alone]))
+        reference = self._logits(None, untaught).log_softmax(-1)
+        if not any(self._histories):
+            return untaught, reference
+        prefix = self._prefill([example for example, _ in after_history])
+        return self._group(after_history, prefix), reference
+
+    def _logits(self, adapters: Tensors | None, group: Group) -> Tensor:
+        learner, turns = self._learner, group.turns
+        rows = None if adapters is None else rows_of(with_untaught(adapters), group.slots)
+        with learner.hooks.use(rows):
+            return continue_from(learner.model, turns.prefix, turns.ids)
+
+    def _choices(self, adapters: Tensors | None) -> Tensor:
+        encoder = self._learner.encoder
+        sessions = self._query.sessions.tolist()
+        options = [
+            (row, session, choice)
+            for row, session in enumerate(sessions)
+            for choice in self._tasks[session].episode.choices
+        ]
+        losses: list[float] = []
+        for start in range(0, len(options), CHOICES_AT_ONCE):
+            part = options[start : start + CHOICES_AT_ONCE]
+            examples = []
+            for row, _, choice in part:
+                asked = self._query_examples[row]
+                completion = encoder.completion(choice)
+                examples.append(Example(asked.prompt, asked.header, completion))
+            prefix = self._query_prefix.select(torch.tensor([row for row, _, _ in part]))
+            group = self._group(
+                [(e, s) for e, (_, s, _) in zip(examples, part, strict=True)], prefix
+            )
+            means = demonstration_loss(self._logits(adapters, group), group.turns.targets)
+            losses += (means * (group.turns.targets != IGNORE).sum(1)).tolist()
+        best: dict[int, tuple[float, str]] = {}
+        for (row, _, choice), loss in zip(options, losses, strict=True):
+            best[row] = min(best.get(row, (math.inf, "")), (loss, choice))
+        return torch.tensor(
+            [float(best[row][1] == answer) for row, answer in enumerate(self._query_answers)]
+        )
+
+    def _chrf(self, adapters: Tensors | None) -> Tensor:
+        from sacrebleu import sentence_chrf
+
+        tokenizer = self._learner.encoder.tokenizer
+        rows = None if adapters is None else rows_of(with_untaught(adapters), self._query.slots)
+        answers = self._learner.greedy(self._query_examples, 40, rows)
+        texts = [
+            str(tokenizer.decode(list(answer), skip_special_tokens=True)) for answer in answers
+        ]
+        return torch.tensor(
+            [
+                sentence_chrf(text, [target]).score / 100
+                for text, target in zip(texts, self._query_answers, strict=True)
+            ]
+        )
+
+
+def with_untaught(adapters: Tensors) -> Tensors:
+    """Stacked adapters with one more slot at the end that changes nothing."""
+    return {n: torch.cat([t, t.new_zeros(1, *t.shape[1:])]) for n, t in adapters.items()}
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Mean over tasks and the half width of its 95% interval (normal approximation)."""
+    mean = sum(values) / len(values)
+    if len(values) < 2:
+        return mean, math.nan
+    variance = sum((value - mean) ** 2 for value in values) / (len(values) - 1)
+    return mean, 1.96 * math.sqrt(variance / len(values))

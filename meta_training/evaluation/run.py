@@ -1,0 +1,115 @@
+"""Runs methods over cells and keeps one line per task and checkpoint, so a stopped run goes on.
+
+Knows cells and methods; knows nothing about how results are summed up.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from meta_training.evaluation.cells import Cell, TaskDrawer
+from meta_training.evaluation.methods import Method
+
+ROWS_AT_ONCE = 160  # support rows laid out together
+
+
+class ResultsError(ValueError):
+    """A results file cannot be read; the message names file and line."""
+
+
+def evaluate(
+    methods: Sequence[Method],
+    cells: Sequence[Cell],
+    drawer: TaskDrawer,
+    episodes: int,
+    results: Path,
+    of: str,
+) -> None:
+    """Score every method on ``episodes`` tasks of every cell, appending to ``results``.
+
+    Tasks that ``results`` has already are not run again. Ctrl-C keeps what is done.
+
+    Args:
+        of: what is judged on which tasks; lines of ``results`` of anything else do not count.
+
+    Raises:
+        ResultsError: ``results`` holds something else.
+    """
+    results.parent.mkdir(parents=True, exist_ok=True)
+    done = {
+        (row["cell"], row["method"], row["task"], row["checkpoint"])
+        for row in read_results(results, of)
+    }
+    total = len(methods) * len(cells) * episodes
+    with results.open("a+b") as file, tqdm(total=total, desc="evaluate") as bar:
+        file.truncate(_whole_lines_bytes(results))
+        for cell in cells:
+            for method in methods:
+                bar.set_postfix_str(f"{cell.name}, {method.name}")
+                missing = [
+                    index
+                    for index in range(episodes)
+                    if not {(cell.name, method.name, index, c) for c in method.checkpoints} <= done
+                ]
+                bar.update(episodes - len(missing))
+                for indices in _chunks(missing, max(1, ROWS_AT_ONCE // (cell.ways * cell.shots))):
+                    rows = _rows(method, cell, drawer, indices, of)
+                    file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
+                    file.flush()
+                    bar.update(len(indices))
+
+
+def read_results(path: Path, of: str) -> list[dict[str, Any]]:
+    """Every line of a results file that belongs to ``of``; none where there is no file yet.
+
+    A last line that a stopped run left half-written is passed over: its task runs again.
+
+    Raises:
+        ResultsError: another line is no result.
+    """
+    if not path.exists():
+        return []
+    rows = []
+    whole = path.read_bytes()[: _whole_lines_bytes(path)]
+    for number, line in enumerate(whole.splitlines(), 1):
+        try:
+            row = json.loads(line)
+            if row.get("of") == of:
+                rows.append(row)
+        except (ValueError, AttributeError) as error:
+            raise ResultsError(
+                f"{path}:{number} is no result of an evaluation ({error}): take another file"
+            ) from error
+    return rows
+
+
+def _whole_lines_bytes(path: Path) -> int:
+    return path.read_bytes().rfind(b"\n") + 1
+
+
+def _rows(
+    method: Method, cell: Cell, drawer: TaskDrawer, indices: list[int], of: str
+) -> Iterator[dict[str, Any]]:
+    tasks = [drawer.draw(cell, index) for index in indices]
+    for checkpoint, scores in method.scores(tasks).items():
+        for index, figures in zip(indices, scores, strict=True):
+            yield {
+                "of": of,
+                "cell": cell.name,
+                "method": method.name,
+                "checkpoint": checkpoint,
+                "task": index,
+                # JSON has no NaN, which a method that diverged scores.
+                "figures": {k: v if math.isfinite(v) else None for k, v in figures.items()},
+            }
+
+
+def _chunks(values: list[int], size: int) -> Iterator[list[int]]:
+    for start in range(0, len(values), size):
+        yield values[start : start + size]

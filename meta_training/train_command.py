@@ -1,0 +1,78 @@
+"""``innerloop meta-train``: from a recipe and data to an artifact, through every stage."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from adapters.config import AdapterError
+from meta_training.arguments import positive
+from meta_training.checkpoint import CheckpointError
+from meta_training.export import export
+from meta_training.gating import calibrate_gate
+from meta_training.pipeline import (
+    build_learner,
+    build_outer_loop,
+    embed_questions,
+    open_workshop,
+)
+from meta_training.recipe import RecipeError, load_recipe
+from meta_training.tasks.sources import DataError
+
+DESCRIPTION = "Make an artifact that adapts in a few steps: pre-train, embed, meta-train, export."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("recipe", type=Path, help="YAML recipe, see meta_training/recipes/")
+    parser.add_argument(
+        "--data", type=Path, default=Path("data"), help="folder that `innerloop data` filled"
+    )
+    parser.add_argument(
+        "--run", type=Path, help="folder of checkpoints and results (default runs/<recipe's name>)"
+    )
+    parser.add_argument(
+        "--algorithm",
+        choices=("maml", "fomaml", "multitask"),
+        help="instead of the recipe's; multitask is the control without an inner loop",
+    )
+    parser.add_argument("--threads", type=positive, help="CPU threads (default all)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run or resume every stage.
+
+    Returns:
+        0 done, 1 a file could not be written, 2 bad input, 130 stopped by Ctrl-C with all saved.
+    """
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    try:
+        recipe = load_recipe(arguments.recipe)
+        if arguments.algorithm:
+            outer = recipe.outer.model_copy(update={"algorithm": arguments.algorithm})
+            recipe = recipe.model_copy(update={"outer": outer})
+        folder = arguments.run or Path("runs") / recipe.name
+        workshop = open_workshop(recipe, arguments.data, folder)
+        learner = build_learner(workshop)
+        embed_questions(workshop, learner)
+        build_outer_loop(workshop, learner).run()
+        if recipe.inner.gate:
+            learner.gate = calibrate_gate(learner, workshop.corpus, recipe.seed)
+        target = folder / recipe.outer.algorithm / "artifact"
+        artifact = export(learner, target, {"recipe": recipe.model_dump(mode="json")})
+    except (RecipeError, DataError, CheckpointError, AdapterError) as error:
+        print(f"innerloop meta-train: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:  # a full disk, a folder that may not be written
+        print(f"innerloop meta-train: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    print(json.dumps({"artifact": str(target), "base_fingerprint": artifact.fingerprint}))
+    return 0

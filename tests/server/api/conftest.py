@@ -1,0 +1,51 @@
+"""One live server for all tests of the HTTP face; tests use sessions of their own."""
+
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from server_harness import LiveServer, make_settings
+from server_model import make_model_folder
+
+KEYED = {
+    "api_keys": "acme:acme-key,acme:acme-second,globex:globex-key",
+    "operator_keys": "operator-key",
+}
+SMALL = {"max_body_bytes": 20_000}
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "tiny-test"
+    make_model_folder(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def live(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Iterator[LiveServer]:
+    settings = make_settings(model_folder, tmp_path_factory.mktemp("data"))
+    with LiveServer(settings, [{}, KEYED, SMALL]) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def http(live: LiveServer) -> Iterator[httpx.Client]:
+    """A client of the server without keys."""
+    with live.client() as client:
+        yield client
+
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture
+def new_session() -> Callable[[], str]:
+    """Draws session ids that no other test uses."""
+    return lambda: f"test:{next(_numbers)}"
+
+
+@pytest.fixture
+def session(new_session: Callable[[], str]) -> str:
+    return new_session()

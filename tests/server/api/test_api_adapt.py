@@ -1,0 +1,172 @@
+"""POST /adapt, POST /feedback, GET /jobs: teaching over HTTP, and doing it once."""
+
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import pytest
+from api_calls import ANSWER, EXAMPLES, QUESTION, ask, ok, problem, teach
+from server_harness import LiveServer
+
+
+def test_answer_says_what_happened(http: httpx.Client, session: str) -> None:
+    report = teach(http, session)
+    assert report["session_id"] == session
+    assert report["accepted"] is True
+    assert "reason" not in report
+    assert report["adapter_version"] == 1
+    assert report["items"] == [1, 2]
+    assert report["examples_used"] == 2
+    assert report["steps"] == 12
+    assert report["loss_after"] < report["loss_before"]
+    assert report["update_norm"] > 0
+    assert report["duration_ms"] > 0
+
+
+def test_later_feedback_is_derived_together_with_earlier(http: httpx.Client, session: str) -> None:
+    teach(http, session)
+    other = {"prompt": "Do you take cash?", "completion": "Eggs."}
+    report = teach(http, session, [other], steps=15)
+    assert (report["items"], report["examples_used"], report["steps"]) == ([3], 3, 15)
+    assert ask(http, session)["text"] == ANSWER
+    assert ask(http, session, "Do you take cash?")["text"] == "Eggs."
+
+
+def test_same_prompt_again_supersedes(http: httpx.Client, session: str) -> None:
+    teach(http, session)
+    report = teach(http, session, [{"prompt": QUESTION, "completion": "Look at the barn."}])
+    assert report["examples_used"] == 2
+    items = ok(http.get(f"/sessions/{session}/feedback"))["items"]
+    assert [item["status"] for item in items] == ["superseded", "applied", "applied"]
+    assert items[0]["superseded_by"] == 3
+
+
+def test_dry_run_keeps_nothing(http: httpx.Client, session: str) -> None:
+    report = teach(http, session, dry_run=True)
+    assert report["accepted"] is True
+    assert (report["items"], report["examples_used"]) == ([], 2)
+    assert report["adapter_version"] == 0
+    assert report["loss_after"] < report["loss_before"]
+    problem(http.get(f"/sessions/{session}"), 404)
+    teach(http, session)
+    before = ok(http.get(f"/sessions/{session}"))
+    again = teach(http, session, [{"prompt": "Hello", "completion": "Hi."}], dry_run=True)
+    assert (again["adapter_version"], again["examples_used"]) == (1, 3)
+    assert ok(http.get(f"/sessions/{session}")) == before
+
+
+def test_idempotency_key_teaches_once(http: httpx.Client, session: str) -> None:
+    body = {"session_id": session, "examples": EXAMPLES}
+    key = {"Idempotency-Key": "one try"}
+    first = ok(http.post("/adapt", json=body, headers=key))
+    assert ok(http.post("/adapt", json=body, headers=key)) == first
+    assert ok(http.get(f"/sessions/{session}"))["items"] == 2
+    teach(http, session, [{"prompt": "Hello", "completion": "Hi."}])
+    assert ok(http.post("/adapt", json=body, headers=key)) == first
+    changed = {**body, "examples": EXAMPLES[:1]}
+    document = problem(http.post("/adapt", json=changed, headers=key), 409)
+    assert "key" in document["detail"]
+    assert ok(http.post("/adapt", json=body, headers={"Idempotency-Key": "another"}))["items"] == [
+        4,
+        5,
+    ]
+
+
+def test_the_same_request_many_times_at_once(http: httpx.Client, session: str) -> None:
+    body = {"session_id": session, "examples": EXAMPLES}
+
+    def send(_: int) -> dict[str, Any]:
+        return ok(http.post("/adapt", json=body, headers={"Idempotency-Key": "k"}))
+
+    with ThreadPoolExecutor(6) as pool:
+        reports = list(pool.map(send, range(6)))
+    assert all(report == reports[0] for report in reports)
+    assert ok(http.get(f"/sessions/{session}"))["items"] == 2
+
+
+def test_feedback_at_the_same_time_all_ends_up_in_the_result(
+    http: httpx.Client, session: str
+) -> None:
+    texts = ["Where do I park?", "Do you sharpen knives?", "Are dogs allowed?"]
+    with ThreadPoolExecutor(3) as pool:
+        reports = list(
+            pool.map(
+                lambda text: teach(http, session, [{"prompt": text, "completion": "Yes."}]), texts
+            )
+        )
+    assert all(report["accepted"] for report in reports)
+    state = ok(http.get(f"/sessions/{session}"))
+    assert (state["items"], state["applied_items"], state["pending_items"]) == (3, 3, 0)
+    versions = ok(http.get(f"/admin/sessions/{session}"))["versions"]
+    assert versions[-1]["items"] == [1, 2, 3]
+
+
+def wait_for(http: httpx.Client, job_id: str) -> dict[str, Any]:
+    for _ in range(600):
+        job = ok(http.get(f"/jobs/{job_id}"))
+        if job["status"] == "done":
+            return job
+        time.sleep(0.05)
+    pytest.fail("the job does not end")
+
+
+def test_jobs(http: httpx.Client, session: str) -> None:
+    body = {"session_id": session, "examples": EXAMPLES, "wait": False}
+    key = {"Idempotency-Key": "job"}
+    response = http.post("/adapt", json=body, headers=key)
+    job = ok(response, 202)
+    assert job["status"] == "pending"
+    assert response.headers["location"] == f"/jobs/{job['id']}"
+    done = wait_for(http, job["id"])
+    assert done["result"]["accepted"] is True
+    assert (done["result"]["adapter_version"], done["result"]["items"]) == (1, [1, 2])
+    assert done["result"]["loss_after"] < done["result"]["loss_before"]
+    assert ask(http, session)["text"] == ANSWER
+    repeated = ok(http.post("/adapt", json=body, headers=key), 202)
+    assert (repeated["id"], repeated["status"]) == (job["id"], "done")
+    for unknown in ("nonsense", f"{session}~7-8", "nobody~1-1", f"{session}~2-1", f"{session}~0-0"):
+        problem(http.get(f"/jobs/{unknown}"), 404)
+
+
+def test_feedback_on_a_completion(http: httpx.Client, session: str) -> None:
+    completion = ask(http, session)
+    body = {"completion_id": completion["id"], "correction": ANSWER, "comment": "see <the> barn"}
+    report = ok(http.post("/feedback", json=body))
+    assert (report["accepted"], report["session_id"], report["items"]) == (True, session, [1])
+    assert ask(http, session)["text"] == ANSWER
+    item = ok(http.get(f"/sessions/{session}/feedback/1"))
+    assert item["kind"] == "correction"
+    assert item["completion"] == ANSWER
+    assert item["messages"] == [{"role": "user", "content": QUESTION}]
+    assert item["completion_id"] == completion["id"]
+    assert item["comment"] == "see <the> barn"
+
+
+def test_the_same_correction_is_taught_once_while_it_counts(
+    http: httpx.Client, session: str
+) -> None:
+    completion = ask(http, session)["id"]
+
+    def correct(text: str) -> dict[str, Any]:
+        return ok(http.post("/feedback", json={"completion_id": completion, "correction": text}))
+
+    first = correct("One.")
+    assert correct("One.") == first
+    assert correct("Two.")["items"] == [2]
+    back = correct("One.")
+    assert back["items"] == [3]
+    assert correct("One.") == back
+    assert ask(http, session)["text"] == "One."
+
+
+def test_completions_have_a_life(
+    live: LiveServer, http: httpx.Client, new_session: Callable[[], str]
+) -> None:
+    problem(http.post("/feedback", json={"completion_id": "cmpl-x", "correction": "No."}), 404)
+    session = new_session()
+    completion = ask(http, session)["id"]
+    assert http.delete(f"/sessions/{session}").status_code == 204
+    body = {"completion_id": completion, "correction": "No."}
+    problem(http.post("/feedback", json=body), 404)

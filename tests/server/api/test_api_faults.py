@@ -1,0 +1,166 @@
+"""Redis away and back, lost and foreign snapshots, another base: nothing lost, the server alive."""
+
+import json
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from api_calls import ANSWER, EXAMPLES, QUESTION, ask, ok, problem, teach
+from redis import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
+from server_harness import LiveServer, make_settings
+from server_model import make_model_folder
+
+from adapters.artifact import load_artifact
+from adapters.snapshot import dumps
+from adapters.state import AdapterState
+from server.sessions import NewItem, SessionStore, prompt_key
+from server.sessions.binary import find_binary
+from server.settings import Settings
+
+
+class PlainRedis:
+    """A redis-server that nobody starts again, so that it can be away."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._socket = folder / "redis.sock"
+        self.url = f"unix://{self._socket}"
+        self.client = Redis.from_url(self.url)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        command = [str(find_binary().path), "--port", "0", "--unixsocket", str(self._socket)]
+        command += ["--dir", str(self._folder), "--appendonly", "yes", "--appendfsync", "always"]
+        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        for _ in range(500):
+            try:
+                self.client.ping()
+                return
+            except RedisConnectionError:
+                time.sleep(0.02)
+        pytest.fail("redis-server does not answer")
+
+    def kill(self) -> None:
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+
+
+@pytest.fixture(scope="module")
+def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PlainRedis]:
+    server = PlainRedis(tmp_path_factory.mktemp("r"))
+    server.start()
+    yield server
+    server.client.close()
+    server.kill()
+
+
+@pytest.fixture(scope="module")
+def other_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "other"
+    make_model_folder(folder, seed=1)
+    return folder
+
+
+@pytest.fixture
+def settings(redis: PlainRedis, model_folder: Path, tmp_path: Path) -> Settings:
+    return make_settings(model_folder, tmp_path, redis_url=redis.url)
+
+
+def test_redis_away_and_back(redis: PlainRedis, settings: Settings) -> None:
+    with LiveServer(settings) as live, live.client() as http:
+        teach(http, "a")
+        completion = ask(http, "a")["id"]
+        redis.kill()
+        body = {"session_id": "a", "examples": EXAMPLES}
+        for stream in (False, True):
+            question = {"session_id": "a", "prompt": QUESTION, "stream": stream}
+            problem(http.post("/generate", json=question), 503)
+        problem(http.post("/adapt", json=body), 503)
+        problem(http.get("/sessions/a"), 503)
+        problem(http.delete("/sessions/a/feedback/1"), 503)
+        problem(http.post("/feedback", json={"completion_id": completion, "correction": "x"}), 503)
+        assert "Redis" in problem(http.get("/readyz"), 503)["detail"]
+        ok(http.get("/healthz"))
+        ok(http.get("/admin/engine"))
+        redis.start()
+        ok(http.get("/readyz"))
+        assert ok(http.get("/sessions/a"))["items"] == 2
+        answer = ask(http, "a")
+        assert (answer["text"], answer["adapter_version"]) == (ANSWER, 1)
+
+
+def test_lost_and_foreign_snapshots_are_derived_again(
+    redis: PlainRedis, settings: Settings, model_folder: Path
+) -> None:
+    names = ("lost", "cut", "foreign")
+    with LiveServer(settings) as live, live.client() as http:
+        for name in names:
+            teach(http, name)
+    keys = {name: _snapshot_key(redis, name) for name in names}
+    whole = redis.client.get(keys["cut"])
+    assert isinstance(whole, bytes)
+    artifact = load_artifact(model_folder)
+    foreign = AdapterState(artifact.spec, artifact.session_init, "f" * 64)
+    redis.client.delete(keys["lost"])
+    redis.client.set(keys["cut"], whole[:-100])
+    redis.client.set(keys["foreign"], dumps(foreign))
+    with LiveServer(settings) as live, live.client() as http:
+        for name in names:
+            first = ask(http, name)
+            assert (first["text"], first["adapter_version"]) == (ANSWER, 2), name
+            assert ask(http, name)["adapter_version"] == 2
+            old = {"session_id": name, "prompt": QUESTION, "adapter_version": 1}
+            assert (
+                "leave adapter_version out"
+                in problem(http.post("/generate", json=old), 409)["detail"]
+            )
+        assert redis.client.get(_snapshot_key(redis, "lost", version=2)) == whole
+
+
+def test_another_base_derives_again_from_the_log(settings: Settings, other_model: Path) -> None:
+    with LiveServer(settings) as live, live.client() as http:
+        teach(http, "moved")
+        base = ok(http.get("/readyz"))["base_fingerprint"]
+    other = settings.model_copy(update={"model": str(other_model)})
+    with LiveServer(other) as live, live.client() as http:
+        answer = ask(http, "moved")
+        assert (answer["text"], answer["adapter_version"]) == (ANSWER, 2)
+        found = ok(http.get("/admin/sessions/moved"))
+        assert [version["items"] for version in found["versions"]] == [[1, 2], [1, 2]]
+        assert found["base_fingerprint"] != base
+        old = {"session_id": "moved", "prompt": QUESTION, "adapter_version": 1}
+        assert "another base" in problem(http.post("/generate", json=old), 409)["detail"]
+
+
+def test_what_a_crash_left_pending_is_finished_at_the_start(settings: Settings) -> None:
+    embedded = settings.model_copy(update={"redis_url": None})
+    with LiveServer(embedded) as live:
+        live.call(_append(live.runtime.store))
+    with LiveServer(embedded) as live, live.client() as http:
+        for _ in range(600):
+            if ok(http.get("/sessions/crashed"))["adapter_version"] == 1:
+                break
+            time.sleep(0.05)
+        assert ask(http, "crashed")["text"] == ANSWER
+        assert ok(http.get("/jobs/crashed~1-2"))["result"]["accepted"] is True
+
+
+async def _append(store: SessionStore) -> None:
+    items = [_item(example) for example in EXAMPLES]
+    await store.append("default", "crashed", items, "key", "hash")
+
+
+def _item(example: dict[str, str]) -> NewItem:
+    turns = [{"role": "user", "content": example["prompt"]}]
+    payload = {"messages": turns, "completion": example["completion"], "activation_index": 3}
+    return NewItem("demonstration", payload, prompt_key(turns))
+
+
+def _snapshot_key(redis: PlainRedis, session: str, version: int = 1) -> str:
+    root = f"innerloop:{{default/{session}}}:"
+    envelope = redis.client.hget(root + "versions", str(version))
+    return f"{root}snapshot:{json.loads(envelope)['snapshot']}"

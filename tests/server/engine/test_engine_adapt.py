@@ -1,0 +1,320 @@
+"""Adapting takes THE inner step, beside others, and touches nobody else."""
+
+import asyncio
+import gc
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from engine_harness import CONTEXT_TOKENS, World, collect, run, running, until
+from torch.nn.functional import cross_entropy
+
+from adapters.chat import EncodedPrompt
+from adapters.guard import Verdict
+from adapters.inner_loop import Anchors, Example, Support, adapt, make_turns
+from adapters.layer import LoraHooks
+from adapters.prefix import continue_from, prefill
+from adapters.state import AdapterState, Tensors, repeat, take
+from server.engine import (
+    AdapterRef,
+    AdaptRequest,
+    Candidate,
+    EngineFailed,
+    GenerateRequest,
+    InvalidRequest,
+    RequestTooLong,
+    Sampling,
+)
+from server.engine.lesson import Lesson
+
+CPU = torch.device("cpu")
+LESSONS = [
+    [("Where is my order?", "On its way."), ("Is my order lost?", "No, on its way.")],
+    [("Hi", "Good day!")],
+    [("Refund?", "Sure."), ("Money back", "Of course, sure."), ("I want a refund", "Sure.")],
+]
+
+
+def examples(world: World, lesson: int) -> tuple[Example, ...]:
+    return tuple(world.example(*pair) for pair in LESSONS[lesson])
+
+
+def slow_adapt(world: World, lesson: int, steps: int) -> Tensors:
+    """The inner loop called by hand, for one session alone."""
+    artifact, scope = world.artifact, world.artifact.spec.scope
+    model, hooks = world.model, LoraHooks(world.model, artifact.spec)
+    taught = examples(world, lesson)
+    anchored = [world.example(a.prompt, a.completion) for a in artifact.rule.anchors]
+    with torch.no_grad():
+        own = make_turns(taught, prefill(model, [e.prompt for e in taught], CPU), scope, CPU)
+        kept = prefill(model, [e.prompt for e in anchored], CPU)
+        turns = make_turns(anchored, kept, scope, CPU)
+        reference = continue_from(model, turns.prefix, turns.ids).log_softmax(-1)
+    owners = torch.zeros(len(taught), dtype=torch.long)
+    support = Support(own, owners, 1, Anchors(turns, reference))
+    moved, _ = adapt(model, hooks, repeat(artifact.session_init, 1), support, artifact.rule, steps)
+    hooks.remove()
+    return take(moved, 0)
+
+
+def plain_loss(world: World, lesson: int, state: AdapterState | None) -> float:
+    losses = []
+    for example in examples(world, lesson):
+        prompt = EncodedPrompt(example.prompt, example.header)
+        logits = world.logits_under(prompt, example.completion[:-1], state)
+        losses.append(cross_entropy(logits, torch.tensor(example.completion)))
+    return float(torch.stack(losses).mean())
+
+
+def same(left: Tensors, right: Tensors) -> bool:
+    return all(torch.equal(left[name], right[name]) for name in right)
+
+
+@pytest.mark.parametrize("scope", ["activated", "full"])
+def test_a_candidate_is_what_the_inner_loop_derives(
+    world: World, full_world: World, scope: str
+) -> None:
+    world = world if scope == "activated" else full_world
+
+    async def main() -> Candidate:
+        async with running(world.artifact) as engine:
+            first = await engine.adapt(AdaptRequest(examples(world, 0)))
+            again = await engine.adapt(AdaptRequest(examples(world, 0)))
+            assert same(first.state.tensors, again.state.tensors), "alone, it is repeatable"
+            return first
+
+    candidate = run(main())
+    expected = slow_adapt(world, 0, world.artifact.rule.steps)
+    torch.testing.assert_close(candidate.state.tensors, expected, atol=1e-5, rtol=1e-4)
+    assert candidate.steps == len(candidate.step_losses) == len(candidate.gradient_norms) == 3
+    assert candidate.loss_before == pytest.approx(plain_loss(world, 0, None), rel=1e-4)
+    assert candidate.loss_after == pytest.approx(plain_loss(world, 0, candidate.state), rel=1e-3)
+    start = world.artifact.session_init
+    squares = [(expected[name] - start[name]).square().sum() for name in start]
+    assert candidate.update_norm == pytest.approx(math.sqrt(float(sum(squares))), rel=1e-3)
+    assert candidate.state.base_fingerprint == world.artifact.fingerprint
+    assert candidate.state.spec == world.artifact.spec
+    assert candidate.duration_ms > 0
+
+
+@pytest.mark.parametrize("scope", ["activated", "full"])
+def test_sessions_that_learn_together_learn_as_if_alone(
+    world: World, full_world: World, scope: str
+) -> None:
+    world = world if scope == "activated" else full_world
+    steps = [5, 1, 3]
+
+    async def main() -> list[Candidate]:
+        async with running(world.artifact) as engine:
+            requests = [AdaptRequest(examples(world, n), steps[n]) for n in range(3)]
+            return await asyncio.gather(*map(engine.adapt, requests))
+
+    for lesson, candidate in enumerate(run(main())):
+        assert candidate.steps == len(candidate.step_losses) == steps[lesson]
+        torch.testing.assert_close(
+            candidate.state.tensors,
+            slow_adapt(world, lesson, steps[lesson]),
+            atol=1e-4,
+            rtol=1e-3,
+        )
+
+
+def test_one_lesson_takes_several_sessions_within_its_limits(world: World) -> None:
+    sizes: list[int] = []
+    begin = Lesson.__init__
+
+    def counting(lesson: Lesson, base, course, jobs) -> None:
+        sizes.append(len(jobs))
+        begin(lesson, base, course, jobs)
+
+    async def main(**limits: int) -> None:
+        sizes.clear()
+        async with running(world.artifact, **limits) as engine:
+            jobs = [engine.adapt(AdaptRequest(examples(world, n % 3))) for n in range(9)]
+            assert len(await asyncio.gather(*jobs)) == 9
+            await until(lambda: engine.status().adapts_finished == 9)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Lesson, "__init__", counting)
+        run(main(adapt_batch=4))
+        assert sum(sizes) == 9
+        assert 1 < max(sizes) <= 4
+        run(main(adapt_tokens=1))
+        assert sizes == [1] * 9
+
+
+def test_teaching_one_session_changes_nobody_else(world: World) -> None:
+    """The adapted session answers differently; untaught and others are bit for bit as before."""
+    weights = {name: tensor.clone() for name, tensor in world.artifact.model.state_dict().items()}
+    init = {name: tensor.clone() for name, tensor in world.artifact.session_init.items()}
+
+    async def main() -> None:
+        async with running(world.artifact) as engine:
+
+            async def ask(session: str | None) -> tuple[list[int], list[float]]:
+                request = world.request("Where is my order?", session, logprobs=True)
+                answer = await collect(engine, request)
+                return answer.tokens, answer.logprobs
+
+            before = [await ask(None), await ask("ann")]
+            candidate = await engine.adapt(AdaptRequest(examples(world, 0), steps=8))
+            world.states["new"] = candidate.state
+            taught = await ask("new")
+            assert taught[0] != before[0][0]
+            assert [await ask(None), await ask("ann")] == before
+            world.check_greedy(world.request("Where is my order?", "new"), taught[0])
+
+    run(main())
+    assert same(weights, world.artifact.model.state_dict())
+    assert same(init, world.artifact.session_init)
+
+
+def test_enough_steps_teach_the_answer(world: World) -> None:
+    async def main() -> None:
+        async with running(world.artifact) as engine:
+            candidate = await engine.adapt(AdaptRequest(examples(world, 1), steps=60))
+            assert candidate.loss_after < candidate.loss_before
+            world.states["new"] = candidate.state
+            answer = await collect(engine, world.request("Hi", "new"))
+            assert answer.text == "Good day!"
+            assert answer.finished.finish_reason == "stop"
+
+    run(main())
+
+
+def test_text_flows_while_others_learn(world: World) -> None:
+    events: list[str] = []
+
+    async def main() -> None:
+        async with running(world.artifact) as engine:
+            request = world.request("Hi", "ann", max_tokens=120, temperature=2.0, seed=4)
+            alone = await collect(engine, request)
+            assert len(alone.tokens) == 120, "another seed, please: this answer is too short"
+
+            async def teach(lesson: int) -> None:
+                events.append("begin")
+                await engine.adapt(AdaptRequest(examples(world, lesson), steps=6))
+                events.append("end")
+
+            jobs: list[asyncio.Task[None]] = []
+            tokens: list[int] = []
+            async for item in engine.generate(request):
+                events.append("delta")
+                tokens += getattr(item, "token_ids", ())
+                if len(events) == 5:
+                    jobs = [asyncio.ensure_future(teach(lesson)) for lesson in range(3)]
+            await asyncio.gather(*jobs)
+            assert tokens == alone.tokens
+
+    run(main())
+    middle = events[events.index("begin") : events.index("end")]
+    assert middle.count("delta") >= 6, "at least one decode step between two micro-steps"
+
+
+def test_a_cancelled_adapt_is_forgotten(world: World) -> None:
+    async def main() -> None:
+        async with running(world.artifact) as engine:
+            long = asyncio.ensure_future(engine.adapt(AdaptRequest(examples(world, 0), 100_000)))
+            await until(lambda: engine.status().adapts_learning == 1)
+            other = asyncio.ensure_future(engine.adapt(AdaptRequest(examples(world, 1))))
+            await until(lambda: engine.status().adapts_waiting == 1)
+            gone = asyncio.ensure_future(engine.adapt(AdaptRequest(examples(world, 2))))
+            await until(lambda: engine.status().adapts_waiting == 2)
+            long.cancel()
+            gone.cancel()
+            assert (await other).steps == 3
+            await until(lambda: engine.status().adapts_learning == 0)
+            assert engine.status().adapts_finished == 1
+            assert not [o for o in gc.get_objects() if type(o) is Lesson], "memory is freed"
+
+    run(main())
+
+
+def test_the_guards_verdict_comes_with_the_candidate(world: World) -> None:
+    wild = {name: sizes * 100 for name, sizes in world.artifact.rule.step_sizes.items()}
+    artifact = replace(world.artifact, rule=replace(world.artifact.rule, step_sizes=wild))
+
+    async def main() -> None:
+        async with running(world.artifact) as engine:
+            candidate = await engine.adapt(AdaptRequest(examples(world, 1), steps=1))
+            assert candidate.verdict == Verdict(True)
+        async with running(artifact) as engine:
+            candidate = await engine.adapt(AdaptRequest(examples(world, 1)))
+            assert not candidate.verdict.accepted
+            assert "norm" in str(candidate.verdict.reason)
+
+    run(main())
+
+
+def test_a_job_that_fails_fails_alone(world: World) -> None:
+    """Learning together with a poisoned job fails; the others are derived all the same."""
+    poison = world.artifact.model.config.vocab_size - 1
+    poisoned = Example((1, 2), (3,), (poison, 4))
+
+    def refuse(_: object, inputs: tuple[torch.Tensor, ...]) -> None:
+        if bool((inputs[0] == poison).any()):
+            raise ValueError("this token is poison")
+
+    handle = world.artifact.model.get_input_embeddings().register_forward_pre_hook(refuse)
+
+    async def main() -> None:
+        async with running(world.artifact) as engine:
+            jobs = [engine.adapt(AdaptRequest(examples(world, lesson))) for lesson in range(3)]
+            bad = engine.adapt(AdaptRequest((poisoned,)))
+            worse = engine.adapt(AdaptRequest((Example((poison,), (3,), (4,)),)))
+            results = await asyncio.gather(*jobs[:2], bad, worse, jobs[2], return_exceptions=True)
+            for place, lesson in ((0, 0), (1, 1), (4, 2)):
+                candidate = results[place]
+                assert isinstance(candidate, Candidate)
+                torch.testing.assert_close(
+                    candidate.state.tensors, slow_adapt(world, lesson, 3), atol=1e-4, rtol=1e-3
+                )
+            assert isinstance(results[2], EngineFailed)
+            assert isinstance(results[3], EngineFailed)
+            assert "this token is poison" in str(results[2])
+            await until(lambda: engine.status().adapts_failed == 2)
+            assert engine.status().adapts_finished == 3
+
+    try:
+        run(main())
+    finally:
+        handle.remove()
+
+
+def test_what_cannot_be_learned_from_is_refused(world: World) -> None:
+    good = world.example("Hi", "Good day!")
+    with pytest.raises(InvalidRequest, match="must not be empty"):
+        AdaptRequest(())
+    with pytest.raises(InvalidRequest, match=r"examples\[1\]"):
+        AdaptRequest((good, Example(good.prompt, good.header, ())))
+    with pytest.raises(InvalidRequest, match="steps"):
+        AdaptRequest((good,), 0)
+
+    async def main() -> None:
+        async with running(world.artifact) as engine:
+            long = Example(good.prompt, good.header, good.completion * CONTEXT_TOKENS)
+            with pytest.raises(RequestTooLong, match=r"examples\[1\]"):
+                await engine.adapt(AdaptRequest((good, long)))
+            strange = Example((-1,), good.header, good.completion)
+            with pytest.raises(InvalidRequest, match="vocabulary"):
+                await engine.adapt(AdaptRequest((strange,)))
+
+    run(main())
+
+
+def test_a_candidate_serves_like_any_adapter(world: World) -> None:
+    async def main() -> None:
+        async with running(world.artifact) as engine:
+            candidate = await engine.adapt(AdaptRequest(examples(world, 2)))
+
+            async def load() -> AdapterState:
+                return candidate.state
+
+            request = GenerateRequest(
+                world.prompt("Refund?"), Sampling(max_tokens=5), AdapterRef("t/new/1", load)
+            )
+            world.states["new"] = candidate.state
+            world.check_greedy(request, (await collect(engine, request)).tokens)
+
+    run(main())

@@ -1,0 +1,162 @@
+"""Tokens are drawn from exactly the distribution that was asked for, by each request's own dice."""
+
+import pytest
+import torch
+from engine_harness import World, collect, gather, run, running
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from adapters.chat import PromptError
+from server.engine import InvalidRequest, RequestTooLong, Sampling
+from server.engine.sampling import Dice, choose
+
+TEXT = "Where is my order?"
+
+
+def draw(logits: torch.Tensor, sampling: Sampling, count: int) -> torch.Tensor:
+    """How often each token is drawn, in ``count`` rows."""
+    rows = logits.expand(count, -1)
+    chosen = choose(rows, [sampling] * count, [Dice(seed) for seed in range(count)])
+    tokens = torch.tensor([item.token for item in chosen])
+    return torch.bincount(tokens, minlength=logits.shape[-1]) / count
+
+
+def test_frequencies_are_the_models_probabilities() -> None:
+    logits = torch.tensor([2.0, 1.0, 0.0, -1.0, -30.0])
+    for temperature in (0.5, 1.0, 2.0):
+        seen = draw(logits, Sampling(1, temperature), 4000)
+        expected = (logits / temperature).softmax(0)
+        torch.testing.assert_close(seen, expected, atol=0.03, rtol=0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(0, 2**31),
+    st.floats(0.05, 1.0),
+    st.integers(0, 6),
+    st.sampled_from([1e-9, 0.3, 1.0, 50.0]),
+)
+def test_only_allowed_tokens_are_drawn(
+    seed: int, top_p: float, top_k: int, temperature: float
+) -> None:
+    logits = torch.randn(8, generator=torch.Generator().manual_seed(seed)) * 3
+    seen = draw(logits, Sampling(1, temperature, top_p, top_k), 64)
+    order = logits.argsort(descending=True)
+    probabilities = (logits.double() / max(temperature, 1e-6)).softmax(0)[order]
+    before = probabilities.cumsum(0) - probabilities
+    allowed = (before < top_p + 1e-6) & (torch.arange(8) < (top_k or 8))
+    allowed[0] = True
+    assert set(seen.nonzero().flatten().tolist()) <= set(order[allowed].tolist())
+
+
+def test_a_row_is_drawn_the_same_in_any_company() -> None:
+    logits = torch.randn(5, 50, generator=torch.Generator().manual_seed(1))
+    samplings = [
+        Sampling(1, 1.0, seed=7),
+        Sampling(1),
+        Sampling(1, 0.7, 0.9, seed=8),
+        Sampling(1, 1.3, top_k=5, seed=9),
+        Sampling(1),
+    ]
+    together = choose(logits, samplings, [Dice(s.seed) for s in samplings])
+    for row, sampling in enumerate(samplings):
+        alone = choose(logits[row : row + 1], [sampling], [Dice(sampling.seed)])
+        assert alone[0].token == together[row].token
+    assert together[1].token == int(logits[1].argmax())
+
+
+def test_rows_that_are_not_finite_give_no_token_and_harm_no_other() -> None:
+    logits = torch.zeros(4, 5)
+    logits[0, 2] = 1.0
+    logits[1, 3] = float("nan")
+    logits[2, 3] = float("inf")
+    logits[3] = float("-inf")
+    logits[3, 4] = 0.0  # a model may forbid tokens
+    for temperature in (0.0, 1.0):
+        chosen = choose(logits, [Sampling(1, temperature)] * 4, [Dice(1) for _ in range(4)])
+        assert [item.token is None for item in chosen] == [False, True, True, False]
+        assert chosen[3].token == 4
+
+
+def test_seeds_repeat_and_differ(world: World) -> None:
+    async def main() -> None:
+        async with running(world.artifact) as engine:
+
+            def asks(**sampling: object) -> list:
+                return [world.request(TEXT, "ann", temperature=1.5, **sampling) for _ in range(4)]
+
+            same = await gather(engine, asks(seed=11))
+            assert len({tuple(answer.tokens) for answer in same}) == 1
+            others = [world.request(TEXT, "ann", temperature=1.5, seed=n) for n in range(6)]
+            different = await gather(engine, others)
+            assert len({tuple(answer.tokens) for answer in different}) > 3
+            without = await gather(engine, asks())
+            assert len({tuple(answer.tokens) for answer in without}) > 1
+            greedy = await gather(engine, [world.request(TEXT, seed=n) for n in (None, 1, 2)])
+            assert len({tuple(answer.tokens) for answer in greedy}) == 1
+
+    run(main())
+
+
+CHOICES = ("Yes", "No", "Yes, of course, your order is on its way", "naïve 🙂", "No.")
+
+
+@pytest.mark.parametrize("scope", ["activated", "full"])
+@pytest.mark.parametrize("session", [None, "bob"])
+def test_choices_are_scored_by_the_model(
+    world: World, full_world: World, scope: str, session: str | None
+) -> None:
+    world = world if scope == "activated" else full_world
+    prompt = world.prompt(TEXT)
+    expected = {}
+    for choice in CHOICES:
+        tokens = world.encoder.completion(choice)
+        logprobs = world.logits(prompt, tokens[:-1], session).log_softmax(-1)
+        expected[choice] = float(logprobs[range(len(tokens)), list(tokens)].sum())
+    best = max(CHOICES, key=expected.__getitem__)
+
+    async def main() -> None:
+        for prefill_tokens in (1, 24, 512):  # one by one, some together, all together
+            async with running(world.artifact, prefill_tokens=prefill_tokens) as engine:
+                request = world.request(TEXT, session, choices=CHOICES, logprobs=True)
+                answer = await collect(engine, request)
+                assert answer.text == best
+                assert answer.finished.finish_reason == "stop"
+                assert answer.finished.choice_logprobs == pytest.approx(expected, abs=1e-3)
+                assert tuple(answer.tokens) == world.encoder.completion(best)
+                assert sum(answer.logprobs) == pytest.approx(expected[best], abs=1e-3)
+
+    run(main())
+
+
+def test_choices_beside_other_requests(world: World) -> None:
+    async def main() -> None:
+        async with running(world.artifact, rows=2) as engine:
+            requests = [
+                world.request(text, session, **extra)
+                for text in (TEXT, "Hi")
+                for session in ("ann", None)
+                for extra in ({}, {"choices": CHOICES})
+            ]
+            answers = await gather(engine, requests)
+            for request, answer in zip(requests, answers, strict=True):
+                if request.sampling.choices:
+                    scores = answer.finished.choice_logprobs
+                    assert answer.text == max(scores, key=scores.__getitem__)
+                else:
+                    world.check_greedy(request, answer.tokens)
+
+    run(main())
+
+
+def test_choices_that_cannot_be_given_are_refused(world: World) -> None:
+    async def main() -> None:
+        async with running(world.artifact) as engine:
+            with pytest.raises(PromptError, match="control token"):
+                await collect(engine, world.request(TEXT, choices=("Yes", "<|end|>")))
+            with pytest.raises(RequestTooLong):
+                await collect(engine, world.request(TEXT, choices=("Yes " * 300,)))
+            with pytest.raises(InvalidRequest, match="differ"):
+                world.request(TEXT, choices=("Yes", "Yes"))
+
+    run(main())

@@ -1,0 +1,235 @@
+"""Teaching on a real engine and a real Redis: races, refusals, crashes, other replicas."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+import pytest
+import torch
+from server_model import make_model_folder
+
+from adapters.artifact import Artifact
+from adapters.chat import ChatEncoder
+from adapters.config import InnerRule
+from server.engine import Engine, EngineLimits
+from server.flows import teaching
+from server.flows.deriving import Deriver
+from server.flows.encoding import Encoding
+from server.flows.outcome import Lesson, LessonError, SessionFull
+from server.flows.teaching import Teacher
+from server.sessions import ItemNotFound, NewItem, SessionStore, VersionRecord, prompt_key
+
+pytestmark = pytest.mark.anyio
+
+TENANT = "default"
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    return make_model_folder(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture
+async def deriver(artifact: Artifact) -> AsyncIterator[Deriver]:
+    async for made in _deriver(artifact):
+        yield made
+
+
+@pytest.fixture
+async def wild(artifact: Artifact) -> AsyncIterator[Deriver]:
+    """Its steps are far too long, so that the guard refuses what comes out."""
+    sizes = {name: torch.full((12,), 300.0) for name in artifact.session_init}
+    async for made in _deriver(replace(artifact, rule=InnerRule(12, sizes, 1.5))):
+        yield made
+
+
+async def _deriver(artifact: Artifact) -> AsyncIterator[Deriver]:
+    engine = Engine(artifact, EngineLimits(threads=1))
+    engine.start()
+    yield Deriver(artifact, engine, Encoding(ChatEncoder(artifact.tokenizer)))
+    await engine.stop(0)
+
+
+def lesson(prompt: str = "Where is my order?", completion: str = "In the barn.") -> Lesson:
+    return Lesson([{"role": "user", "content": prompt}], completion)
+
+
+async def taught(teacher: Teacher, session: str, *lessons: Lesson) -> bool:
+    appended = await teacher.append(TENANT, session, lessons, None, "")
+    return (await teacher.teach(TENANT, session, appended.items)).accepted
+
+
+async def statuses(store: SessionStore, session: str) -> list[str]:
+    return [item.status for item in await store.items(TENANT, session)]
+
+
+async def test_two_replicas_teach_one_session(deriver: Deriver, store: SessionStore) -> None:
+    replicas = [Teacher(deriver, store) for _ in range(3)]
+    prompts = ["Where do I park?", "Are dogs allowed?", "Do you take cash?"]
+    results = await asyncio.gather(
+        *(
+            taught(replica, "s", lesson(prompt))
+            for replica, prompt in zip(replicas, prompts, strict=True)
+        )
+    )
+    assert results == [True] * 3
+    assert await statuses(store, "s") == ["applied"] * 3
+    newest = (await store.versions(TENANT, "s"))[-1]
+    assert newest.record.item_ids == (1, 2, 3)
+    assert (await store.pointer(TENANT, "s")).version == newest.number
+
+
+async def test_derived_over_the_same_items_the_bytes_are_the_same(
+    deriver: Deriver, store: SessionStore
+) -> None:
+    teacher = Teacher(deriver, store)
+    lessons = [lesson(), lesson("Are dogs allowed?", "Yes.")]
+    await taught(teacher, "at once", *lessons)
+    for one in lessons:
+        await taught(teacher, "one by one", one)
+    await taught(teacher, "with a detour", *lessons, lesson("Hello", "Hi."))
+    await teacher.forget(TENANT, "with a detour", 3)
+    snapshots = [
+        await store.snapshot(TENANT, session, (await store.pointer(TENANT, session)).version)
+        for session in ("at once", "one by one", "with a detour")
+    ]
+    assert snapshots[0] == snapshots[1] == snapshots[2]
+
+
+async def test_refusal_changes_no_version(
+    deriver: Deriver, wild: Deriver, store: SessionStore
+) -> None:
+    await taught(Teacher(deriver, store), "s", lesson())
+    before = await store.snapshot(TENANT, "s", 1)
+    teacher = Teacher(wild, store)
+    appended = await teacher.append(TENANT, "s", [lesson("Hello", "Hi.")], "key", "hash")
+    outcome = await teacher.teach(TENANT, "s", appended.items, key="key")
+    assert not outcome.accepted
+    assert outcome.reason
+    assert (outcome.adapter_version, outcome.items) == (1, (2,))
+    pointer = await store.pointer(TENANT, "s")
+    assert (pointer.version, pointer.pending, pointer.applied) == (1, 0, 1)
+    assert await store.snapshot(TENANT, "s", 1) == before
+    item = await store.item(TENANT, "s", 2)
+    assert (item.status, item.reason) == ("refused", outcome.reason)
+    again = await teacher.append(TENANT, "s", [lesson("Hello", "Hi.")], "key", "hash")
+    assert (again.repeated, again.outcome) == (True, outcome)
+    assert await teacher.outcome(TENANT, "s", [2]) is not None
+
+
+async def test_the_guard_cannot_block_forgetting(
+    deriver: Deriver, wild: Deriver, store: SessionStore
+) -> None:
+    await taught(Teacher(deriver, store), "s", lesson(), lesson("Hello", "Hi."))
+    forgotten = await Teacher(wild, store).forget(TENANT, "s", 2)
+    assert (forgotten.adapter_version, forgotten.deleted_versions) == (0, (1,))
+    assert forgotten.reason
+    assert await store.versions(TENANT, "s") == ()
+    assert await statuses(store, "s") == ["refused", "forgotten"]
+
+
+async def test_mending_that_is_refused_leaves_the_version_for_its_own_base(
+    deriver: Deriver, wild: Deriver, store: SessionStore
+) -> None:
+    await taught(Teacher(deriver, store), "s", lesson())
+    pointer = await store.pointer(TENANT, "s")
+    teacher = Teacher(wild, store)
+    for _ in range(2):
+        assert (await teacher.mend(pointer)).version == 0
+    assert await store.pointer(TENANT, "s") == pointer
+    mended = await Teacher(deriver, store).mend(pointer)
+    assert mended.version == 2
+    assert await store.snapshot(TENANT, "s", 1) == await store.snapshot(TENANT, "s", 2)
+    # Whoever comes with the old pointer is given the new one, and nothing is derived.
+    assert (await Teacher(deriver, store).mend(pointer)).version == 2
+
+
+async def test_items_that_this_model_cannot_be_taught_are_refused_alone(
+    deriver: Deriver, store: SessionStore
+) -> None:
+    teacher = Teacher(deriver, store)
+    bad = {"messages": [{"role": "user", "content": "<|end|>"}], "completion": "x"}
+    good = {"messages": [{"role": "user", "content": "Hello"}], "completion": "Hi."}
+    items = [
+        NewItem("demonstration", payload, prompt_key(payload["messages"]))
+        for payload in (bad, good)
+    ]
+    appended = await store.append(TENANT, "s", items)
+    outcome = await teacher.teach(TENANT, "s", appended.item_ids)
+    assert outcome.examples_used == 1
+    assert await statuses(store, "s") == ["refused", "applied"]
+    await store.append(TENANT, "only", items[:1])
+    assert not (await teacher.teach(TENANT, "only", [1])).accepted
+    assert await statuses(store, "only") == ["refused"]
+
+
+async def test_finish_does_what_a_crash_left(deriver: Deriver, store: SessionStore) -> None:
+    teacher = Teacher(deriver, store)
+    one = await teacher.append(TENANT, "s", [lesson()], "first", "hash")
+    await teacher.append(TENANT, "s", [lesson("Hello", "Hi.")], None, "")
+    (pointer,) = await store.pending_sessions()
+    await teacher.finish(pointer)
+    assert await statuses(store, "s") == ["applied", "applied"]
+    assert await store.pending_sessions() == ()
+    repeated = await teacher.append(TENANT, "s", [lesson()], "first", "hash")
+    assert repeated.items == one.items
+    assert repeated.outcome is not None
+    assert repeated.outcome.accepted
+
+
+async def test_finish_purges_what_forgetting_left(deriver: Deriver, store: SessionStore) -> None:
+    teacher = Teacher(deriver, store)
+    await taught(teacher, "s", lesson(), lesson("Hello", "Hi."))
+    await store.forget(TENANT, "s", 1)
+    (pointer,) = await store.pending_sessions()
+    await teacher.finish(pointer)
+    (version,) = await store.versions(TENANT, "s")
+    assert version.record.item_ids == (2,)
+    assert not (await store.pointer(TENANT, "s")).unpurged
+
+
+async def test_a_lesson_that_cannot_be_taught_is_not_kept(
+    deriver: Deriver, store: SessionStore
+) -> None:
+    teacher = Teacher(deriver, store)
+    for bad in (lesson("<|user|>"), lesson(completion="<|end|>"), lesson("parcel " * 300)):
+        with pytest.raises(LessonError) as caught:
+            await teacher.append(TENANT, "s", [lesson(), bad], None, "")
+        assert caught.value.index == 1
+    assert not (await store.pointer(TENANT, "s")).exists
+
+
+async def test_a_full_session_takes_no_more(
+    deriver: Deriver, store: SessionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(teaching, "MAX_ITEMS", 2)
+    teacher = Teacher(deriver, store)
+    both = [lesson(), lesson("Hello", "Hi.")]
+    await teacher.append(TENANT, "s", both, "key", "hash")
+    with pytest.raises(SessionFull, match="forget"):
+        await teacher.append(TENANT, "s", [lesson("Bye", "Bye.")], "other", "hash")
+    assert (await teacher.append(TENANT, "s", both, "key", "hash")).items == (1, 2)
+    assert (await store.pointer(TENANT, "s")).items == 2
+
+
+async def test_a_session_deleted_meanwhile(deriver: Deriver, store: SessionStore) -> None:
+    teacher = Teacher(deriver, store)
+    appended = await teacher.append(TENANT, "s", [lesson()], None, "")
+    await store.delete(TENANT, "s")
+    with pytest.raises(ItemNotFound):
+        await teacher.teach(TENANT, "s", appended.items)
+    assert not (await store.pointer(TENANT, "s")).exists
+
+
+async def test_the_record_says_what_a_version_came_from(
+    deriver: Deriver, store: SessionStore, artifact: Artifact
+) -> None:
+    await taught(Teacher(deriver, store), "s", lesson())
+    (version,) = await store.versions(TENANT, "s")
+    record = version.record
+    assert isinstance(record, VersionRecord)
+    assert (record.start, record.item_ids, record.steps) == ("session_init", (1,), 12)
+    assert (record.base_fingerprint, record.rule_hash) == (artifact.fingerprint, artifact.rule_hash)
+    assert len(record.guard["step_losses"]) == 12
+    (item,) = await store.items(TENANT, "s")
+    assert item.payload["activation_index"] > 3
