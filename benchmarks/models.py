@@ -63,6 +63,7 @@ def make(name: str, scope: Scope, seed: int) -> Artifact:
         num_hidden_layers=shape.layers,
         num_attention_heads=shape.heads,
         max_position_embeddings=shape.context_tokens,
+        initializer_range=shape.width**-0.5,  # layers matter, so answers vary
         tie_word_embeddings=True,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,

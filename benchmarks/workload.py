@@ -116,6 +116,6 @@ def _adapter(artifact: Artifact, seed: int) -> Tensors:
     """A session's adapter that changes answers: session_init moved at random."""
     generator = torch.Generator().manual_seed(seed)
     return {
-        name: tensor.cpu() + 0.05 * torch.randn(tensor.shape, generator=generator)
+        name: tensor.cpu() + 0.2 * torch.randn(tensor.shape, generator=generator)
         for name, tensor in artifact.session_init.items()
     }

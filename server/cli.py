@@ -16,6 +16,7 @@ from typing import Any
 
 from pydantic_core import PydanticUndefined
 
+from server.listener import StartError, listen
 from server.settings import Settings, SettingsError, flag, load_settings, variable
 
 COMMANDS_GROUP = "innerloop.commands"
@@ -128,10 +129,11 @@ def _serve(args: argparse.Namespace) -> int:
         settings = load_settings(flags)
     except SettingsError as error:
         return fail(str(error), 2)
-    from server.serving import StartError, serve  # imports PyTorch
-
     try:
-        return serve(settings)
+        with listen(settings.host, settings.port) as listener:
+            from server.serving import serve  # imports PyTorch
+
+            return serve(settings, listener)
     except SettingsError as error:
         return fail(str(error), 2)
     except StartError as error:

@@ -58,7 +58,9 @@ async def adapt(
     over all of the session's feedback. `accepted` false means that the guard refused the result:
     the version stays as it is and `reason` says why.
     """
-    lessons = [Lesson(example.turns, example.completion) for example in body.examples]
+    # Kept with the items, so that whoever finishes them after a crash takes as many.
+    extra = {} if body.steps is None else {"steps": body.steps}
+    lessons = [Lesson(e.turns, e.completion, extra=extra) for e in body.examples]
     teacher, session_id = running.teacher, body.session_id
     try:
         if body.dry_run:

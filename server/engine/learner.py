@@ -91,7 +91,8 @@ class Learner:
                 break
             examples += len(job.request.examples)
             width = max(width, job.width)
-            if chosen and examples * width > self._limits.adapt_tokens:
+            anchors = (len(chosen) + 1) * self._course.anchor_tokens
+            if chosen and examples * width + anchors > self._limits.adapt_tokens:
                 break
             chosen.append(job)
         self.preparing = [job for job in self.preparing if job not in chosen]

@@ -36,6 +36,14 @@ class Course:
     rule: InnerRule
     anchors: Anchors | None
 
+    @property
+    def anchor_tokens(self) -> int:
+        """Padded tokens that the anchors add to a step for every session, prompts included."""
+        if self.anchors is None:
+            return 0
+        rows, tokens = self.anchors.turns.ids.shape
+        return rows * (tokens + self.anchors.turns.prefix.width)
+
 
 @torch.no_grad()
 def make_course(base: Base, artifact: Artifact) -> Course:

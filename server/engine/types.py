@@ -30,7 +30,7 @@ class EngineLimits:
     prefix_cache_bytes: int = 256 * 2**20
     kv_bytes: int = 4 * 2**30  # keys and values of the sequences being decoded
     adapt_batch: int = 8  # sessions that learn together
-    adapt_tokens: int = 8192  # padded tokens of one inner step over several sessions
+    adapt_tokens: int = 8192  # padded tokens of a step over several sessions, prompts included
     learn_share: float = 0.5  # of the engine's time, while sequences are being decoded too
     threads: int | None = None  # of one torch operation on the CPU; None means one per core
 
@@ -60,7 +60,7 @@ class Sampling:
     stop: tuple[str, ...] = ()  # the text ends before the first of them
     seed: int | None = None
     logprobs: bool = False  # natural logarithms, of the model before temperature
-    choices: tuple[str, ...] = ()  # answer with the likeliest of these; max_tokens has no say
+    choices: tuple[str, ...] = ()  # answer with the likeliest of these; nothing is drawn then
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work.
@@ -122,7 +122,7 @@ class Finished:
     """The last thing an answer's iterator gives.
 
     ``completion_tokens`` counts sampled tokens, the end token included; with choices, the tokens
-    of the chosen one. ``cached_tokens`` of the prompt were not computed for this request.
+    of the chosen one. ``cached_tokens`` of the prompt were there, or under way for another.
     """
 
     text: str

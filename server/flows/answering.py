@@ -8,7 +8,7 @@ import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 from adapters.artifact import Artifact
 from adapters.chat import EncodedPrompt, PromptError
@@ -150,7 +150,7 @@ class Answering:
         A version that turns out to be trimmed, lost or foreign while it is loaded is replaced once.
         """
         if question.session_id is None:
-            async with aclosing(self._start(request)) as events:
+            async with aclosing(self._engine.generate(request)) as events:
                 async for event in events:
                     yield 0, event
             return
@@ -204,17 +204,14 @@ class Answering:
         self, request: GenerateRequest, pointer: Pointer, version: int
     ) -> AsyncGenerator[Delta | Finished, None]:
         if version == 0:
-            return self._start(request)
+            return self._engine.generate(request)
         # The incarnation is in the key: a session deleted and made again counts from 1 again.
         key = f"{pointer.tenant}/{pointer.session_id}/{pointer.incarnation}.{version}"
 
         async def load() -> AdapterState:
             return await self._load(pointer, version)
 
-        return self._start(replace(request, adapter=AdapterRef(key, load)))
-
-    def _start(self, request: GenerateRequest) -> AsyncGenerator[Delta | Finished, None]:
-        return cast(AsyncGenerator[Delta | Finished, None], self._engine.generate(request))
+        return self._engine.generate(replace(request, adapter=AdapterRef(key, load)))
 
     async def _load(self, pointer: Pointer, version: int) -> AdapterState:
         data = await self._store.snapshot(pointer.tenant, pointer.session_id, version)

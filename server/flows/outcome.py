@@ -35,7 +35,7 @@ class Lesson:
     turns: Turns
     completion: str
     kind: Kind = "demonstration"
-    extra: Mapping[str, Any] = field(default_factory=dict)  # kept for people, teaches nothing
+    extra: Mapping[str, Any] = field(default_factory=dict)  # kept with it, teaches nothing
 
     def item(self, activation_index: int) -> NewItem:
         """The lesson as it is kept; ``activation_index`` counts tokens before the adapter acts."""

@@ -227,7 +227,8 @@ class Teacher:
             if item.status == "pending":
                 requests.setdefault((item.idempotency_key, item.created_at), []).append(item)
         for (key, _), group in requests.items():
-            await self.teach(tenant, session_id, [item.id for item in group], key=key)
+            own, steps = [item.id for item in group], group[0].payload.get("steps")
+            await self.teach(tenant, session_id, own, steps, key)
 
     async def _repeated(self, pointer: Pointer, key: str | None) -> Appended:
         """The items that ``key`` brought to a full session before.

@@ -136,7 +136,7 @@ class EmbeddedRedis:
         deadline_s = time.monotonic() + self._start_timeout_s
         while True:
             state = _state(self._socket)
-            if state == "ready":
+            if state == "ready" and self.pid is not None:  # not the one that is just dying
                 self._ready.set()
                 return
             if state == "loading":

@@ -14,7 +14,7 @@ import uvicorn
 
 from server.app import attach
 from server.runtime import Runtime, running
-from server.serving import listen
+from server.listener import listen
 from server.settings import Settings
 
 T = TypeVar("T")

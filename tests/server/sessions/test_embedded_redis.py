@@ -160,6 +160,7 @@ async def test_kill_9_of_the_child_loses_nothing_acknowledged(tmp_path: Path) ->
                     await asyncio.sleep(0.01)
                 stop.set()
                 await asyncio.gather(*writers)
+                await asyncio.to_thread(redis.ensure_running)
                 assert redis.pid not in (None, pid)
                 assert redis.url == url
     with EmbeddedRedis(tmp_path) as redis:

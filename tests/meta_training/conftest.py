@@ -1,0 +1,56 @@
+"""The small data folder, a recipe of seconds, and one finished run that tests look at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from mini_data import write_data
+from mini_run import RECIPE, meta_train
+
+from meta_training.corpus import Corpus, load_corpus
+from meta_training.pretrain import corpus_texts
+from meta_training.recipe import Recipe
+from meta_training.tokenizer import train_tokenizer
+from transformers import PreTrainedTokenizerFast
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> Iterator[None]:
+    """Tiny models are slower on several threads, and results depend on the number."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def recipe() -> Recipe:
+    return Recipe.model_validate(RECIPE)
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="session")
+def corpus(data: Path, recipe: Recipe) -> Corpus:
+    return load_corpus(data, recipe.data, recipe.seed)
+
+
+@pytest.fixture(scope="session")
+def tokenizer(corpus: Corpus, recipe: Recipe) -> PreTrainedTokenizerFast:
+    """As the finished run makes it."""
+    part = recipe.model
+    return train_tokenizer(corpus_texts(corpus), part.vocab_size, part.context_tokens)
+
+
+@pytest.fixture(scope="session")
+def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a run that nobody interrupted."""
+    folder = tmp_path_factory.mktemp("finished")
+    assert meta_train(data, folder) == 0
+    return folder

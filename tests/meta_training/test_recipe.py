@@ -1,0 +1,84 @@
+"""A recipe is read whole or refused by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from meta_training import recipe as room
+from meta_training.recipe import Recipe, RecipeError, load_recipe
+
+SHIPPED = sorted((Path(room.__file__).parent / "recipes").glob("*.yaml"))
+
+
+def refused(tmp_path: Path, content: str | bytes) -> str:
+    path = tmp_path / "broken.yaml"
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path)
+    assert str(path) in str(caught.value)
+    return str(caught.value)
+
+
+def test_recipes_are_shipped() -> None:
+    assert "innerloop-tiny.yaml" in [path.name for path in SHIPPED]
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_a_shipped_recipe_loads_under_its_own_name(path: Path) -> None:
+    recipe = load_recipe(path)
+    assert recipe.name == path.stem
+    assert recipe.data.held_out, "nothing would be left to report on"
+
+
+def test_a_recipe_survives_the_report(recipe: Recipe) -> None:
+    assert Recipe.model_validate(recipe.model_dump(mode="json")) == recipe
+
+
+def test_a_name_alone_is_a_recipe(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text("name: bare\npretrain: {learning_rate: 1e-3}\n", encoding="utf-8")
+    recipe = load_recipe(path)
+    assert recipe.inner.scope == "activated"
+    assert recipe.pretrain.learning_rate == 1e-3  # YAML 1.1 reads this number as text
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("name: a\ncolour: red\n", "colour: Extra inputs"),
+        ("name: a\nouter: {step: 3}\n", "outer.step: Extra inputs"),
+        ("name: a\nmodel: {layers: many}\n", "model.layers: Input should be a valid integer"),
+        ("name: a\nouter: {algorithm: magic}\n", "outer.algorithm: Input should be 'maml'"),
+        ("name: a\ndata: {held_out: {clinc150: banking}}\n", "data.held_out.clinc150"),
+        ("name: a\ndata: {held_out_persona_share: 1.5}\n", "held_out_persona_share: Input"),
+        ("name: a\nouter: {families: {lable: 1}}\n", "no family is called 'lable'"),
+        ("name: a\nouter: {families: {label: 0}}\n", "no family has a weight"),
+        ("seed: 1\n", "name: Field required"),
+        ("", "(top)"),
+        ("- name\n", "(top)"),
+        ("name: [a\n", "is not YAML"),
+        ("name: {}\n", "name: Input should be a valid string"),
+        (b"name: caf\xe9\n", "cannot read the recipe"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path: Path, content: str | bytes, words: str) -> None:
+    assert words in refused(tmp_path, content)
+
+
+def test_every_mistake_is_listed(tmp_path: Path) -> None:
+    message = refused(tmp_path, "name: a\nseed: x\nmodel: {heads: y, wings: 2}\n")
+    assert len(message.splitlines()) == 4
+
+
+def test_a_missing_recipe_or_a_folder_is_named(tmp_path: Path) -> None:
+    for path in (tmp_path / "none.yaml", tmp_path):
+        with pytest.raises(RecipeError, match="cannot read the recipe") as caught:
+            load_recipe(path)
+        assert str(path) in str(caught.value)
+
+
+def test_a_recipe_cannot_be_changed(recipe: Recipe) -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        recipe.seed = 4  # type: ignore[misc]

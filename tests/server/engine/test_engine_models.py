@@ -1,0 +1,113 @@
+"""Plain Hugging Face models of other kinds: what the engine asks of a model is what they all have."""
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from engine_harness import CONTEXT_TOKENS, World, gather, run, running
+from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, PreTrainedConfig
+
+from adapters.artifact import load_artifact
+from adapters.chat import EncodedPrompt
+from adapters.inner_loop import Example
+from server.engine import AdaptRequest, GenerateRequest, Sampling
+
+WIDE = {"initializer_range": 0.4, "eos_token_id": 2, "bos_token_id": 1, "pad_token_id": 0}
+# Positions learned and weights stored (in, out); no chat template, so adapters start at the last
+# token of the prompt.
+GPT2 = GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=CONTEXT_TOKENS, **WIDE)
+# Soft-capped attention, and a mask per kind of layer.
+GEMMA2 = Gemma2Config(
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=8,
+    max_position_embeddings=CONTEXT_TOKENS,
+    sliding_window=128,
+    **WIDE,
+)
+
+
+@pytest.mark.parametrize("config", [GPT2, GEMMA2], ids=["gpt2", "gemma2"])
+def test_a_plain_model_folder_serves_and_learns(
+    world: World, tmp_path: Path, config: PreTrainedConfig
+) -> None:
+    torch.manual_seed(0)
+    tokenizer = copy.deepcopy(world.artifact.tokenizer)
+    if config is GPT2:
+        tokenizer.chat_template = None
+    config.vocab_size = len(tokenizer)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    world = World(load_artifact(tmp_path))
+
+    async def main() -> None:
+        async with running(world.artifact, rows=4) as engine:
+            requests = [
+                world.request(text, session)
+                for text in ("Hi", "Where is my order, please?")
+                for session in (None, "ann", "bob")
+            ]
+            for request, answer in zip(requests, await gather(engine, requests), strict=True):
+                world.check_greedy(request, answer.tokens)
+            candidate = await engine.adapt(AdaptRequest((world.example("Hi", "Yes."),)))
+            assert candidate.loss_after < candidate.loss_before
+
+    run(main())
+
+
+def test_a_16_bit_base_serves_and_learns_with_32_bit_adapters(world: World) -> None:
+    """As on a GPU, only slower: the same code must not mix up its types."""
+    model = copy.deepcopy(world.artifact.model).to(torch.bfloat16)
+    artifact = replace(world.artifact, model=model)
+
+    async def main() -> None:
+        async with running(artifact) as engine:
+            requests = [world.request("Hi", session) for session in (None, "ann", "bob")]
+            for answer, request in zip(await gather(engine, requests), requests, strict=True):
+                session = None if request.adapter is None else request.adapter.key.split("/")[1]
+                logits = world.logits(request.prompt, answer.tokens[:-1], session)
+                chosen = logits[range(len(answer.tokens)), answer.tokens]
+                assert float((logits.max(-1).values - chosen).max()) < 1.0
+            candidate = await engine.adapt(AdaptRequest((world.example("Hi", "Yes."),)))
+            assert candidate.loss_after < candidate.loss_before
+            assert {t.dtype for t in candidate.state.tensors.values()} == {torch.float32}
+
+    run(main())
+
+
+def test_many_end_tokens_end_an_answer(world: World) -> None:
+    """Chat models often list several; transformers' generate stops at each of them."""
+    tokens = world.greedy("Hi", "ann", 12)
+    model = copy.deepcopy(world.artifact.model)
+    model.generation_config.eos_token_id = [world.encoder.end_id, tokens[4]]
+    artifact = replace(world.artifact, model=model)
+
+    async def main() -> None:
+        async with running(artifact) as engine:
+            (answer,) = await gather(engine, [world.request("Hi", "ann")])
+            assert answer.tokens == tokens[: tokens.index(tokens[4]) + 1]
+            assert answer.finished.finish_reason == "stop"
+            assert answer.text == world.decode(answer.tokens[:-1])
+
+    run(main())
+
+
+def test_examples_without_a_prefix_are_learned_too(world: World) -> None:
+    """A raw prompt of one token has nothing before its header."""
+
+    async def main() -> None:
+        async with running(world.artifact) as engine:
+            bare, long = Example((), (7,), (8, 9)), world.example("Hi", "Yes.")
+            for examples in ((bare,), (bare, long)):
+                candidate = await engine.adapt(AdaptRequest(examples))
+                assert candidate.loss_after < candidate.loss_before
+            prompt = EncodedPrompt((), (7,))
+            (answer,) = await gather(engine, [GenerateRequest(prompt, Sampling(3))])
+            assert answer.finished.prompt_tokens == 1
+
+    run(main())

@@ -1,0 +1,171 @@
+"""The engine's small parts, each alone."""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+
+import pytest
+import torch
+from engine_harness import World
+
+from adapters.prefix import Prefix
+from server.engine.base import LayerForm
+from server.engine.errors import EngineFailed
+from server.engine.isolation import run_together
+from server.engine.kv import BatchKV, causal_mask
+from server.engine.outbox import Outbox
+from server.engine.pace import Pace
+from server.engine.slots import UNTAUGHT, Slots
+from server.engine.status import Rate
+
+CPU = torch.device("cpu")
+FORM = LayerForm((2, 4), (2, 3), torch.float32)
+TOKEN_BYTES = 2 * (2 * 4 + 2 * 3) * 4
+
+
+def kv(rows: int = 8, context: int = 1000, budget: int = 10**9) -> BatchKV:
+    return BatchKV([FORM, FORM], rows, context, budget, CPU)
+
+
+def prefix(tokens: int, value: float) -> Prefix:
+    keys, values = torch.full((1, 2, tokens, 4), value), torch.full((1, 2, tokens, 3), -value)
+    return Prefix(((keys, values), (keys + 1, values - 1)), torch.tensor([tokens]))
+
+
+def stored(cache: BatchKV, row: int, tokens: int) -> list[float]:
+    return [float(layer.stored_keys[row, :, :tokens].mean()) for layer in cache._layers]
+
+
+def test_kv_keeps_its_rows_when_it_grows_and_shrinks() -> None:
+    cache = kv()
+    cache.hold(1, 10)
+    cache.load(0, prefix(7, 1.0))
+    cache.hold(3, 100)
+    cache.load(2, prefix(90, 5.0))
+    assert stored(cache, 0, 7) == [1.0, 2.0]
+    cache.move(2, 1, 90)
+    cache.hold(5, 90)
+    assert stored(cache, 1, 90) == [5.0, 6.0]
+    assert cache.used_bytes == 8 * 128 * TOKEN_BYTES, "rows to a power of two, columns to blocks"
+    cache.clear()
+    assert cache.used_bytes == 0
+
+
+def test_kv_says_what_it_can_hold() -> None:
+    cache = kv(rows=6, context=100, budget=4 * 100 * TOKEN_BYTES)
+    assert cache.can_hold(4, 90)
+    assert not cache.can_hold(5, 90)
+    assert cache.can_hold(6, 64), "never more rows than its maximum, so 6 and not 8 are counted"
+    cache.hold(4, 100)
+    assert cache.used_bytes == 4 * 100 * TOKEN_BYTES, "never more columns than the context"
+
+
+def test_a_forward_pass_writes_its_rows_only_and_sees_the_past_only() -> None:
+    cache = kv(context=64)
+    cache.hold(4, 64)
+    view, window = cache.window(1, [3, 5], 2)
+    assert (window.width, view.get_seq_length(), view.get_max_length()) == (7, 5, 64)
+    keys = torch.arange(2 * 2 * 2 * 4, dtype=torch.float32).view(2, 2, 2, 4) + 1
+    read, _ = view.update(keys, keys[..., :3], 0)
+    assert read.shape == (2, 2, 7, 4)
+    torch.testing.assert_close(read[0, :, 3:5], keys[0])
+    torch.testing.assert_close(read[1, :, 5:7], keys[1])
+    assert cache._layers[0].stored_keys.count_nonzero() == keys.numel()
+    seen = causal_mask(window, torch.float32)[:, 0] == 0
+    assert seen[0].tolist() == [[True] * 4 + [False] * 3, [True] * 5 + [False] * 2]
+    assert seen[1].tolist() == [[True] * 6 + [False], [True] * 7]
+    _, window = cache.window(0, [62], 4)
+    assert window.positions.tolist() == [[62, 63, 63, 63]], "padding stays inside"
+
+
+def test_slots_pin_what_is_used_and_reuse_the_oldest(world: World) -> None:
+    slots = Slots(world.artifact.session_init, 2, CPU)
+    names = {name: slots.acquire(name, world.states[name]) for name in ("ann", "bob")}
+    assert set(names.values()) == {1, 2}
+    assert slots.acquire("cem", world.states["cem"]) is None
+    assert slots.acquire("ann", world.states["ann"]) == names["ann"]
+    for name in ("ann", "ann", "bob"):
+        slots.release(name)
+    assert (len(slots), slots.pinned) == (2, 0)
+    slots.acquire("bob", world.states["bob"])
+    assert slots.acquire("cem", world.states["cem"]) == names["ann"]
+    assert slots.state("ann") is None
+    assert slots.state("cem") is world.states["cem"]
+    for name, tensor in slots.tensors.items():
+        assert not tensor[UNTAUGHT].any()
+        torch.testing.assert_close(tensor[names["bob"]], world.states["bob"].tensors[name])
+        torch.testing.assert_close(tensor[names["ann"]], world.states["cem"].tensors[name])
+    assert slots.rows([UNTAUGHT, UNTAUGHT]) is None
+    rows = slots.rows([UNTAUGHT, 2])
+    assert rows is not None
+    assert rows.slots.tolist() == [0, 2]
+
+
+def test_a_slot_that_could_not_be_loaded_is_free_again(world: World) -> None:
+    slots = Slots(world.artifact.session_init, 1, CPU)
+    for _ in range(3):
+        with pytest.raises(KeyError):
+            slots.acquire("bad", type(world.states["ann"])(world.artifact.spec, {}, ""))
+    assert slots.acquire("ann", world.states["ann"]) == 1
+
+
+def test_only_the_culprits_fail(caplog: pytest.LogCaptureFixture) -> None:
+    runs: list[list[int]] = []
+    failed: dict[int, str] = {}
+
+    def work(items: Sequence[int]) -> None:
+        runs.append(list(items))
+        if 3 in items:
+            raise ValueError("three")
+
+    with caplog.at_level(logging.WARNING):
+        run_together([1, 2], work, lambda item, error: failed.update({item: str(error)}))
+        assert (runs, failed, caplog.records) == ([[1, 2]], {}, [])
+        run_together([2, 3, 4], work, lambda item, error: failed.update({item: str(error)}))
+    assert runs[1:] == [[2, 3, 4], [2], [3], [4]]
+    assert failed == {3: "three"}
+    assert "trying each alone" in caplog.text
+
+
+def test_an_outbox_of_a_closed_loop_counts_as_cancelled() -> None:
+    async def make() -> Outbox[int]:
+        outbox: Outbox[int] = Outbox()
+        outbox.put(5)
+        assert await outbox.get() == 5
+        outbox.put(EngineFailed("broken"))
+        with pytest.raises(EngineFailed, match="broken"):
+            await outbox.get()
+        return outbox
+
+    outbox = asyncio.run(make())
+    assert not outbox.cancelled
+    outbox.put(6)
+    assert outbox.cancelled
+
+
+def test_learning_waits_for_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now_s[0])
+    pace = Pace(learn_share=0.25)
+    assert pace.learning_is_due
+    with pace.learning():
+        now_s[0] += 2.0
+    for _ in range(5):
+        assert not pace.learning_is_due
+        with pace.decoding():
+            now_s[0] += 1.0
+    with pace.decoding():
+        now_s[0] += 1.0
+    assert pace.learning_is_due, "a quarter for learning: 2 seconds cost 6 of decoding"
+
+
+def test_the_rate_is_that_of_the_last_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: now_s[0])
+    rate = Rate()
+    for second in range(1, 31):
+        now_s[0] += 1.0
+        rate.mark(second * 7)
+    assert rate.per_s(30 * 7) == pytest.approx(7.0)
+    now_s[0] += 60.0
+    assert rate.per_s(30 * 7) == 0.0
