@@ -31,13 +31,13 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
 
 $(READY): pyproject.toml
-	@scripts/setup-venv
+	@.ci/setup-venv
 
 serve: $(READY) ## start the server on 127.0.0.1:8000 (ARGS="--port 9000 ...")
 	@exec $(BIN)/innerloop serve $(ARGS)
 
 demo: $(READY) ## teach a live server and watch it change; starts one if none answers
-	@exec scripts/with-server $(BIN)/innerloop demo --url {} $(ARGS)
+	@exec .ci/with-server $(BIN)/innerloop demo --url {} $(ARGS)
 
 test: check ## check, then every test (ARGS="-k name" for some)
 	$(BIN)/python -m pytest -q $(ARGS)

@@ -15,9 +15,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class GuardLimits:
-    """How far an adapter may go."""
+    """How far an adapter may go.
 
-    update_ratio: float = 4.0  # longest update, as a multiple of session_init's norm
+    ``update_ratio``: longest update, as a multiple of session_init's norm. Good updates measured
+    0.3 (meta-learned rule, 3 to 10 steps) and 0.15 to 0.5 (plain models), diverged ones 2.
+    """
+
+    update_ratio: float = 1.0
 
 
 @dataclass(frozen=True)

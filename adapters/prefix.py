@@ -82,7 +82,8 @@ def prefill(
     summaries = None
     if summary_layer is not None:
         hidden = output.hidden_states[summary_layer]  # (B, P, D)
-        summaries = hidden[torch.arange(len(prompts), device=device), lengths - 1]
+        lasts = (lengths - 1).clamp(min=0)  # of an empty prompt: a row that means nothing
+        summaries = hidden[torch.arange(len(prompts), device=device), lasts]
     return Prefix(kept_layers(cache), lengths, summaries)
 
 

@@ -44,15 +44,16 @@ def dumps(state: AdapterState) -> bytes:
         SnapshotError: a tensor is not float32 or not finite: such an adapter is not kept.
     """
     tensors = {}
-    for name, tensor in state.tensors.items():
+    kept = dict(state.tensors)
+    if state.keys is not None:
+        kept[KEYS] = state.keys
+    for name, tensor in kept.items():
         if tensor.dtype != torch.float32:
             raise SnapshotError(f"{name} is {tensor.dtype}, expected torch.float32")
         if not bool(torch.isfinite(tensor).all()):
             raise SnapshotError(f"{name} holds values that are not finite")
         # Tensors of a slot share memory with their neighbours, which safetensors refuses.
         tensors[name] = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-    if state.keys is not None:
-        tensors[KEYS] = state.keys.detach().float().cpu().clone()
     header = json.dumps(_header(state.spec, state.base_fingerprint), sort_keys=True)
     return save(tensors, {METADATA_KEY: header})
 

@@ -81,13 +81,13 @@ async def _field(artifact: Artifact, sizes: Sizes) -> AsyncIterator[Field]:
     plain = Transformers(twin(model), work, sizes)
     peft = Peft(artifact, twin(model), work, sizes)
     async with AsyncExitStack() as stack:
-        engines = [
+        cold, warm = [
             await stack.enter_async_context(running(artifact, twin(model), work, sizes, cache))
             for cache in (False, True)
         ]
-        await engines[1].warm()
+        await warm.warm_up()
         with _threads(sizes.threads), _settled():
-            yield Field(*engines, peft, plain, artifact.spec.scope == "activated")
+            yield Field(cold, warm, peft, plain, artifact.spec.scope == "activated")
 
 
 @contextmanager

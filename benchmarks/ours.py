@@ -44,7 +44,7 @@ class Ours:
         states = [AdapterState(artifact.spec, t, artifact.fingerprint) for t in work.adapters]
         self._refs = [_ref(session, state) for session, state in enumerate(states)]
 
-    async def warm(self) -> None:
+    async def warm_up(self) -> None:
         """Answer every prompt once, so that the prefix cache has it: feedback follows an answer.
 
         Raises:

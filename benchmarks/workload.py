@@ -46,7 +46,8 @@ class Sizes:
         for field in fields(self):
             least = {"seed": 0, "new_tokens": 3}.get(field.name, 1)
             if getattr(self, field.name) < least:
-                raise BenchmarkError(f"{field.name} must be at least {least}")
+                option = field.name.replace("_", "-")
+                raise BenchmarkError(f"--{option} must be at least {least}")
 
     @property
     def counts(self) -> tuple[int, ...]:

@@ -17,7 +17,7 @@ from typing import Any
 from pydantic_core import PydanticUndefined
 
 from server.listener import StartError, listen
-from server.settings import Settings, SettingsError, flag, load_settings, variable
+from server.settings import Settings, SettingsError, flag, load_settings, model_folder, variable
 
 COMMANDS_GROUP = "innerloop.commands"
 ENVIRONMENT_ONLY = frozenset({"api_keys", "operator_keys"})
@@ -127,6 +127,7 @@ def _serve(args: argparse.Namespace) -> int:
     }
     try:
         settings = load_settings(flags)
+        model_folder(settings.model)  # tell it before PyTorch is loaded
     except SettingsError as error:
         return fail(str(error), 2)
     try:

@@ -8,7 +8,6 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -21,12 +20,9 @@ from server.flows.deriving import Deriver
 from server.flows.encoding import Encoding
 from server.flows.teaching import Teacher
 from server.sessions import EmbeddedRedis, SessionStore
-from server.settings import Settings, SettingsError
+from server.settings import Settings, SettingsError, model_folder
 
 logger = logging.getLogger(__name__)
-
-MODELS = Path(__file__).parent / "models"
-"""Models that come with the package."""
 
 
 @dataclass(frozen=True)
@@ -87,24 +83,6 @@ def assemble(
     )
     background = Background(teacher, store)
     return Runtime(settings, artifact, store, engine, encoding, answering, teacher, background)
-
-
-def model_folder(model: str) -> Path:
-    """The folder of a model given by path or by the name of one that comes with the package.
-
-    Raises:
-        SettingsError: there is neither.
-    """
-    for folder in (Path(model).expanduser(), MODELS / model):
-        if folder.is_dir():
-            return folder
-    known = (
-        sorted(path.name for path in MODELS.iterdir() if path.is_dir()) if MODELS.is_dir() else []
-    )
-    raise SettingsError(
-        f"INNERLOOP_MODEL={model!r}: there is no such folder, and the models that come with the "
-        f"package are: {', '.join(known) or 'none'} (expected a model folder's path, or a name)"
-    )
 
 
 def pick_device(device: str) -> torch.device:

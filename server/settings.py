@@ -29,6 +29,8 @@ OTHER_VARIABLES = frozenset({"INNERLOOP_URL", "INNERLOOP_KEY"})
 TENANT_PATTERN = r"^[A-Za-z0-9._-]{1,64}$"
 SECRETS = frozenset({"api_keys", "operator_keys", "redis_url"})
 """Settings whose value no message repeats."""
+MODELS = Path(__file__).parent / "models"
+"""Models that come with the package."""
 
 
 class SettingsError(ValueError):
@@ -173,6 +175,24 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return False
+
+
+def model_folder(model: str) -> Path:
+    """The folder of a model given by path or by the name of one that comes with the package.
+
+    Raises:
+        SettingsError: there is neither.
+    """
+    for folder in (Path(model).expanduser(), MODELS / model):
+        if folder.is_dir():
+            return folder
+    known = (
+        sorted(path.name for path in MODELS.iterdir() if path.is_dir()) if MODELS.is_dir() else []
+    )
+    raise SettingsError(
+        f"INNERLOOP_MODEL={model!r}: there is no such folder, and the models that come with the "
+        f"package are: {', '.join(known) or 'none'} (expected a model folder's path, or a name)"
+    )
 
 
 def variable(name: str) -> str:

@@ -81,10 +81,10 @@ def check_losses(contenders: Contenders, ours: set[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "advice"),
     [
-        (["--rounds", "0"], "rounds must be at least 1"),
+        (["--rounds", "0"], "--rounds must be at least 1"),
         (["--prompt-tokens", "600"], "lower --prompt-tokens"),
         (["--prompt-tokens", "2"], "raise --prompt-tokens"),
-        (["--answer-tokens", "1", "--new-tokens", "2"], "new_tokens must be at least 3"),
+        (["--answer-tokens", "1", "--new-tokens", "2"], "--new-tokens must be at least 3"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(

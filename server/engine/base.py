@@ -44,6 +44,7 @@ class Base:
     fingerprint: str
     context_tokens: int
     vocabulary: int  # V
+    width: int  # D
     end_ids: frozenset[int]
     layers: tuple[LayerForm, ...]
     device: torch.device
@@ -71,7 +72,8 @@ def make_base(artifact: Artifact) -> Base:
         spec=artifact.spec,
         fingerprint=artifact.fingerprint,
         context_tokens=artifact.context_tokens,
-        vocabulary=_vocabulary(model),
+        vocabulary=_embedding(model).shape[0],
+        width=_embedding(model).shape[1],
         end_ids=_end_ids(artifact),
         layers=_layer_forms(model),
         device=model.device,
@@ -80,10 +82,11 @@ def make_base(artifact: Artifact) -> Base:
     )
 
 
-def _vocabulary(model: PreTrainedModel) -> int:
+def _embedding(model: PreTrainedModel) -> Tensor:
+    """Input embedding, (V, D)."""
     weight = model.get_input_embeddings().weight
     assert isinstance(weight, Tensor)
-    return weight.shape[0]
+    return weight
 
 
 def _end_ids(artifact: Artifact) -> frozenset[int]:

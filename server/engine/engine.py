@@ -165,4 +165,9 @@ class Engine:
                 f"adapter {adapter.key} has another form than this engine's adapters (rank "
                 f"{self._base.spec.rank}, targets {', '.join(self._base.spec.targets)})"
             )
+        if state.keys is not None and state.keys.shape[1] != self._base.width:
+            raise AdapterMismatch(
+                f"adapter {adapter.key} has a gate for prompts of width {state.keys.shape[1]}, "
+                f"this engine's base has {self._base.width}"
+            )
         return state

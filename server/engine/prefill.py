@@ -41,7 +41,7 @@ class Prompt:
 
 
 class Prefills:
-    """Prompts being computed, first come first served, at most ``chunk_tokens`` a pass."""
+    """Prompts being computed in turn, at most ``chunk_tokens`` a pass; long ones take several."""
 
     def __init__(self, base: Base, slots: Slots, cache: PrefixCache, chunk_tokens: int) -> None:
         """Wait for prompts."""
@@ -131,6 +131,8 @@ class Prefills:
             if base.gate is not None:
                 summaries = output.hidden_states[base.gate.layer][:, -1].clone()
             self._finish(prompt, Prefix(layers, lengths, summaries))
+        else:  # the prompts behind it come first, once
+            self._pending.rotate(-1)
 
     def _finish(self, prompt: Prompt, prefix: Prefix) -> None:
         prompt.prefix = prefix

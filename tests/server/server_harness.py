@@ -13,8 +13,8 @@ import httpx
 import uvicorn
 
 from server.app import attach
-from server.runtime import Runtime, running
 from server.listener import listen
+from server.runtime import Runtime, running
 from server.settings import Settings
 
 T = TypeVar("T")

@@ -1,4 +1,4 @@
-"""`innerloop serve` as a process: start, refusals, Ctrl-C, kill -9, and what is there afterwards."""
+"""`innerloop serve` as a process: start, refusals, Ctrl-C, kill -9, and what is there then."""
 
 import json
 import os
@@ -10,16 +10,25 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 from server_model import make_model_folder
+
+from server.cli import main
+from server.settings import Settings, flag, variable
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = [
     {"prompt": "Where is my order?", "completion": "In the barn."},
     {"prompt": "How can I track my parcel?", "completion": "In the barn."},
 ]
+LONG_JOB = {
+    "examples": [{"prompt": f"Question {n}?", "completion": "Yes, and no."} for n in range(64)],
+    "steps": 50,
+    "wait": False,
+}
 READY = re.compile(r"innerloop is ready at (http://\S+) \(model tiny\)\n")
 
 
@@ -119,31 +128,21 @@ def gone(pid: int) -> bool:
     return False
 
 
-def test_a_life(model: Path, data: Path) -> None:
+def test_a_life(model: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with serving(model, data) as server:
-        url = str(server.http.base_url)
         body = {"session_id": "a", "examples": EXAMPLES}
         assert server.http.post("/adapt", json=body).json()["accepted"] is True
-        _second_servers_are_refused(model, data, url)
+        _second_servers_are_refused(model, data, server.http.base_url.port, capsys)
         assert server.http.get("/readyz").status_code == 200
         redis_pid = server.redis_pid
-        question = {"session_id": "a", "prompt": "Hello", "max_tokens": 150, "stream": True}
-        with server.http.stream("POST", "/generate", json=question) as response:
-            lines = response.iter_lines()
-            next(lines)
-            server.process.send_signal(signal.SIGINT)
-            rest = list(lines)  # Ctrl-C lets a request that is under way finish
-        assert "event: done" in rest
-        assert server.wait() == 0
+        _ctrl_c_finishes_what_is_under_way(server)
     assert gone(redis_pid)
 
     with serving(model, data) as server:
         question = {"session_id": "a", "prompt": "Where is my order?", "max_tokens": 20}
         answer = server.http.post("/generate", json=question).json()
         assert (answer["text"], answer["adapter_version"]) == ("In the barn.", 1)
-        many = [{"prompt": f"Question {n}?", "completion": "Yes, and no."} for n in range(64)]
-        body = {"session_id": "b", "examples": many, "steps": 50, "wait": False}
-        job = server.http.post("/adapt", json=body)
+        job = server.http.post("/adapt", json={"session_id": "b", **LONG_JOB})
         redis_pid = server.redis_pid
         server.process.kill()
         assert job.status_code == 202
@@ -151,45 +150,47 @@ def test_a_life(model: Path, data: Path) -> None:
     assert gone(redis_pid)
 
     with serving(model, data) as server:
-        for _ in range(2000):
-            done = server.http.get(f"/jobs/{job.json()['id']}").json()
-            if done["status"] == "done":
-                break
-            time.sleep(0.05)
-        assert done["result"]["accepted"] is True
-        assert (done["result"]["steps"], done["result"]["examples_used"]) == (50, 64)
+        result = _result_of(server, job.json()["id"])
+        assert result["accepted"] is True
+        assert (result["steps"], result["examples_used"]) == (50, 64)
+        for number in range(8):
+            server.http.post("/adapt", json={"session_id": f"c{number}", **LONG_JOB})
         redis_pid = server.redis_pid
-        with server.http.stream(
-            "POST", "/adapt", json={"session_id": "c", "examples": many, "steps": 50}
-        ) as _:
-            pass
-        assert server.stop(signal.SIGTERM) == 0
+        server.process.send_signal(signal.SIGTERM)
+        time.sleep(0.2)
+        assert server.stop(signal.SIGTERM) == 130
     assert gone(redis_pid)
 
 
-def _second_servers_are_refused(model: Path, data: Path, url: str) -> None:
-    port = url.rpartition(":")[2].strip("/")
-    same_port = run("serve", "--model", model, "--port", port, "--data-dir", data)
-    assert same_port.returncode == 1
-    assert same_port.stderr.count("\n") == 1
-    assert f"port {port} on 127.0.0.1 is in use" in same_port.stderr
-    same_folder = run("serve", "--model", model, "--port", "0", "--data-dir", data)
-    assert same_folder.returncode == 1
-    assert str(data) in same_folder.stderr.splitlines()[-1]
-    assert same_port.stdout == same_folder.stdout == ""
+def _second_servers_are_refused(
+    model: Path, data: Path, port: int | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start = ["serve", "--model", str(model), "--data-dir", str(data), "--threads", "1"]
+    for number, told in ((port, f"port {port} on 127.0.0.1 is in use"), (0, str(data))):
+        assert main([*start, "--port", str(number)]) == 1
+        shown = capsys.readouterr()
+        assert shown.out == ""
+        assert told in shown.err
+        assert shown.err.count("\n") == 1
 
 
-def test_second_ctrl_c_ends_what_is_under_way(model: Path, data: Path) -> None:
-    with serving(model, data) as server:
-        redis_pid = server.redis_pid
-        many = [{"prompt": f"Question {n}?", "completion": "Yes. " * 20} for n in range(64)]
-        body = {"session_id": "d", "examples": many, "steps": 50, "wait": False}
-        assert server.http.post("/adapt", json=body).status_code == 202
+def _ctrl_c_finishes_what_is_under_way(server: Server) -> None:
+    question = {"session_id": "a", "prompt": "Hello", "max_tokens": 150, "stream": True}
+    with server.http.stream("POST", "/generate", json=question) as response:
+        lines = response.iter_lines()
+        next(lines)
         server.process.send_signal(signal.SIGINT)
-        time.sleep(0.3)
-        server.process.send_signal(signal.SIGINT)
-        assert server.wait() in (0, 130)
-    assert gone(redis_pid)
+        assert "event: done" in list(lines)
+    assert server.wait() == 0
+
+
+def _result_of(server: Server, job: str) -> dict[str, Any]:
+    for _ in range(2000):
+        found = server.http.get(f"/jobs/{job}").json()
+        if found["status"] == "done":
+            return dict(found["result"])
+        time.sleep(0.05)
+    pytest.fail("the job does not end")
 
 
 @pytest.mark.parametrize(
@@ -213,18 +214,14 @@ def test_what_cannot_start_says_so_in_one_line(
     assert told in result.stderr
 
 
-def test_a_folder_that_is_no_model(tmp_path: Path) -> None:
+def test_a_folder_that_is_no_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "model").mkdir()
-    result = run(
-        "serve", "--port", "0", "--data-dir", tmp_path / "data", "--model", tmp_path / "model"
-    )
-    assert result.returncode == 1
-    assert "config.json" in result.stderr.splitlines()[-1]
+    folders = ["--data-dir", str(tmp_path / "data"), "--model", str(tmp_path / "model")]
+    assert main(["serve", "--port", "0", *folders]) == 1
+    assert "config.json" in capsys.readouterr().err
 
 
 def test_help_lists_every_setting() -> None:
-    from server.settings import Settings, flag, variable
-
     shown = run("serve", "--help").stdout
     for name in Settings.model_fields:
         assert variable(name) in shown

@@ -1,5 +1,6 @@
 """Settings: where they come from, and how a wrong one is told."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,6 @@ from server.settings import (
 
 @pytest.fixture(autouse=True)
 def no_settings_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    import os
-
     for name in list(os.environ):
         if name.upper().startswith("INNERLOOP_"):
             monkeypatch.delenv(name)
@@ -80,6 +79,7 @@ def test_no_message_repeats_a_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SettingsError) as caught:
         load_settings()
     assert "hush" not in str(caught.value)
+    monkeypatch.delenv("INNERLOOP_REDIS_URL")
     good = Settings(api_keys="acme:hush", operator_keys="hush-too")  # type: ignore[arg-type]
     assert "hush" not in repr(good)
 
@@ -93,6 +93,7 @@ def test_keys(monkeypatch: pytest.MonkeyPatch) -> None:
         ("globex", "three:with:colons"),
     ]
     assert settings.has_keys
+    monkeypatch.delenv("INNERLOOP_API_KEYS")
     assert not Settings().has_keys
 
 

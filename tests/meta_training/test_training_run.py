@@ -1,0 +1,191 @@
+"""A whole run in small: every stage, interrupted at any of them, ends as if it never stopped."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from mini_run import STEPS, meta_train
+from torch import Tensor
+
+from adapters.artifact import load_artifact
+from meta_training.pretrain import TextRows
+from meta_training.recipe import Recipe
+
+EMBED = STEPS["pretrain"]  # batches of text drawn before each stage
+OUTER = EMBED + STEPS["embed"]
+CHECKPOINTS = {0: "pretrained/checkpoint.pt", EMBED: "embedded.pt", OUTER: "maml/checkpoint.pt"}
+
+
+def interrupt_at(monkeypatch: pytest.MonkeyPatch, *batches: int) -> None:
+    """Press Ctrl-C while a step draws its text: in one of the batches counted over all stages.
+
+    A batch named twice gets two of them.
+    """
+    drawn = 0
+    original = TextRows.batch
+
+    def batch(self: TextRows, rows: int) -> Tensor:
+        nonlocal drawn
+        for _ in range(batches.count(drawn)):
+            signal.raise_signal(signal.SIGINT)
+        drawn += 1
+        return original(self, rows)
+
+    monkeypatch.setattr(TextRows, "batch", batch)
+
+
+def checkpoint(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = torch.load(path, weights_only=True)
+    return content
+
+
+def same(a: object, b: object) -> bool:
+    """Equal bit for bit, tensors inside included."""
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
+        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+    return a == b
+
+
+def check_same_end(folder: Path, finished: Path) -> None:
+    for name in CHECKPOINTS.values():
+        if (finished / name).exists():
+            assert same(checkpoint(folder / name), checkpoint(finished / name)), name
+    artifacts = [load_artifact(run / "maml" / "artifact") for run in (folder, finished)]
+    assert artifacts[0].fingerprint == artifacts[1].fingerprint
+    assert artifacts[0].rule_hash == artifacts[1].rule_hash
+    assert progress(folder) == progress(finished)
+
+
+def progress(folder: Path) -> list[dict[str, float]]:
+    lines = (folder / "maml" / "progress.jsonl").read_text("utf-8").splitlines()
+    rows: list[dict[str, float]] = [json.loads(line) for line in lines]
+    for row in rows:
+        assert row.pop("time_s") > 0
+    return rows
+
+
+def test_a_run_leaves_an_artifact(finished: Path, recipe: Recipe) -> None:
+    artifact = load_artifact(finished / "maml" / "artifact")
+    assert artifact.spec.rank == recipe.inner.rank
+    assert artifact.rule.steps == recipe.inner.steps
+    assert len(artifact.rule.anchors) == recipe.inner.anchors
+    assert artifact.rule.gate is not None
+    assert artifact.context_tokens == recipe.model.context_tokens
+    assert Recipe.model_validate((artifact.report or {})["recipe"]) == recipe
+    assert any(float(tensor.abs().max()) > 0 for name, tensor in artifact.session_init.items()
+               if name.endswith("lora_B"))
+
+
+def test_every_stage_reached_its_last_step(finished: Path) -> None:
+    assert checkpoint(finished / "embedded.pt")["step"] == STEPS["embed"]
+    assert checkpoint(finished / "maml" / "checkpoint.pt")["step"] == STEPS["outer"]
+    (row,) = progress(finished)
+    assert row["step"] == STEPS["outer"]
+    assert all(math.isfinite(value) for value in row.values())
+
+
+def test_the_outer_loop_moves_everything_it_learns(finished: Path) -> None:
+    before = checkpoint(finished / "embedded.pt")["parts"]["model"]
+    after = checkpoint(finished / "maml" / "checkpoint.pt")["parts"]["learner"]
+    assert all(not torch.equal(before[name], after[f"model.{name}"]) for name in before)
+    assert len(torch.unique(after["log_sizes"])) > 1
+
+
+def test_the_same_run_again_is_the_same(finished: Path, data: Path, tmp_path: Path) -> None:
+    assert meta_train(data, tmp_path) == 0
+    check_same_end(tmp_path, finished)
+
+
+@pytest.mark.parametrize(
+    ("batch", "stage"), [(2, 0), (EMBED - 1, 0), (EMBED + 1, EMBED), (OUTER, OUTER), (OUTER + 2, OUTER)]
+)
+def test_interrupted_and_resumed_is_the_same(
+    finished: Path,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    batch: int,
+    stage: int,
+) -> None:
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, batch)
+        assert meta_train(data, tmp_path) == 130
+    assert checkpoint(tmp_path / CHECKPOINTS[stage])["step"] == batch - stage + 1
+    assert not (tmp_path / "maml" / "artifact").exists()
+    assert meta_train(data, tmp_path) == 0
+    check_same_end(tmp_path, finished)
+
+
+def test_interrupted_in_every_stage(
+    finished: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 1, EMBED, OUTER, OUTER + 1)
+        codes = [meta_train(data, tmp_path) for _ in range(5)]
+    assert codes == [130, 130, 130, 130, 0]
+    check_same_end(tmp_path, finished)
+
+
+def test_a_second_interrupt_falls_back_to_what_was_saved(
+    finished: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, OUTER + 1, OUTER + 3, OUTER + 3)
+        assert [meta_train(data, tmp_path) for _ in range(2)] == [130, 130]
+    assert checkpoint(tmp_path / "maml" / "checkpoint.pt")["step"] == 2
+    assert meta_train(data, tmp_path) == 0
+    check_same_end(tmp_path, finished)
+
+
+@pytest.mark.parametrize("batch", [2, EMBED + 1, OUTER + 1])
+def test_a_checkpoint_from_before_draws_were_kept_goes_on(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: int
+) -> None:
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, batch)
+        assert meta_train(data, tmp_path) == 130
+    (path,) = (p for p in tmp_path.rglob("*.pt") if checkpoint(p)["step"] == 2 or batch == 2)
+    content = checkpoint(path)
+    del content["draws"]
+    torch.save(content, path)
+    assert meta_train(data, tmp_path) == 0
+    assert checkpoint(tmp_path / "maml" / "checkpoint.pt")["step"] == STEPS["outer"]
+
+
+def test_done_stages_are_not_done_again(
+    finished: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(shutil.copytree(finished, tmp_path / "run"))
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 0)
+        assert meta_train(data, folder) == 0, "no step was left to interrupt"
+    check_same_end(folder, finished)
+
+
+@pytest.mark.parametrize("algorithm", ["fomaml", "multitask"])
+def test_the_other_algorithms_share_the_first_stages(
+    finished: Path, data: Path, tmp_path: Path, algorithm: str
+) -> None:
+    folder = Path(shutil.copytree(finished, tmp_path / "run"))
+    assert meta_train(data, folder, "--algorithm", algorithm) == 0
+    sizes = checkpoint(folder / algorithm / "checkpoint.pt")["parts"]["learner"]["log_sizes"]
+    assert (len(torch.unique(sizes)) > 1) == (algorithm == "fomaml")
+    assert load_artifact(folder / algorithm / "artifact").report is not None
+    assert (folder / "maml" / "artifact").exists()
+
+
+def test_without_the_embed_stage(finished: Path, data: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished / "pretrained", tmp_path / "pretrained")
+    assert meta_train(data, tmp_path, embed={"steps": 0}, outer={"steps": 1}) == 0
+    assert not (tmp_path / "embedded.pt").exists()
