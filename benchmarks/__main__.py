@@ -13,13 +13,13 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from adapters.artifact import Artifact, ArtifactError
+from adapters.artifact import Artifact, ArtifactError, load_artifact
 from benchmarks import models
 from benchmarks.lineup import run_all
 from benchmarks.machine import allowed_cores, describe
 from benchmarks.report import as_json, markdown
 from benchmarks.workload import BenchmarkError, Sizes
-from server.runtime import MODELS
+from server.settings import MODELS
 
 EMBEDDED = MODELS / "innerloop-tiny"
 HELP = {
@@ -92,7 +92,7 @@ def _artifact(arguments: argparse.Namespace) -> Artifact:
             f"there is no embedded model at {folder}: make it with `make meta-train`, or give "
             "--model PATH or --shape tiny"
         )
-    return models.load(folder)
+    return load_artifact(folder)
 
 
 def _model(artifact: Artifact) -> dict[str, str | int]:

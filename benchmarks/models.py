@@ -1,6 +1,6 @@
-"""The model under test: an artifact's folder, or a random Llama of a named shape.
+"""The model under test: a random Llama of a named shape where no folder is given.
 
-Knows shapes and folders; knows nothing about what is measured with them.
+Knows models; knows nothing about what is measured with them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from adapters.artifact import Artifact, load_artifact, save_artifact
+from adapters.artifact import Artifact, save_artifact
 from adapters.chat import ChatEncoder
 from adapters.config import LoraSpec, Scope
 from adapters.plain import RANK, linear_targets, plain_rule
@@ -43,11 +43,6 @@ SHAPES = {
     "tiny": Shape(layers=4, width=192, heads=6, mlp_width=512, vocabulary=4096),  # 2.6M parameters
     "30m": Shape(layers=8, width=512, heads=8, mlp_width=1376, vocabulary=8192),  # 29.5M
 }
-
-
-def load(folder: Path) -> Artifact:
-    """The artifact, or plain Hugging Face model, in ``folder``, on the CPU."""
-    return load_artifact(folder)
 
 
 def make(name: str, scope: Scope, seed: int) -> Artifact:

@@ -114,7 +114,7 @@ def _example(encoder: ChatEncoder, sizes: Sizes, rng: random.Random) -> Example:
 
 
 def _adapter(artifact: Artifact, seed: int) -> Tensors:
-    """A session's adapter that changes answers: session_init moved at random."""
+    """A session's adapter that changes answers: session_init moved at random, and no gate."""
     generator = torch.Generator().manual_seed(seed)
     return {
         name: tensor.cpu() + 0.2 * torch.randn(tensor.shape, generator=generator)

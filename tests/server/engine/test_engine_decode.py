@@ -105,6 +105,23 @@ def test_long_prompts_are_prefilled_in_bounded_pieces(
         handle.remove()
 
 
+def test_short_prompts_need_not_wait_for_the_whole_of_a_long_one(world: World) -> None:
+    order: list[str] = []
+
+    async def ask(engine: Engine, name: str, text: str) -> None:
+        request = world.request(text, "ann", max_tokens=1)
+        world.check_greedy(request, (await collect(engine, request)).tokens)
+        order.append(name)
+
+    async def main() -> None:
+        async with running(world.artifact, prefill_tokens=8) as engine:
+            asks = [("long", " ".join(TEXTS)), ("short", "Hi"), ("short", "Yes")]
+            await asyncio.gather(*(ask(engine, *one) for one in asks))
+
+    run(main())
+    assert order == ["short", "short", "long"]
+
+
 def test_raw_prompts_of_one_token_and_mixed_headers(world: World) -> None:
     """An empty prefix, and rows whose heads differ in length, share a batch."""
     whole = world.prompt("Hi").ids

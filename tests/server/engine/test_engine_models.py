@@ -1,4 +1,4 @@
-"""Plain Hugging Face models of other kinds: what the engine asks of a model is what they all have."""
+"""Plain Hugging Face models of other kinds: the engine asks only what they all have."""
 
 import copy
 from dataclasses import replace
