@@ -18,7 +18,7 @@ from adapters.gate import gate_keys, gate_similarity
 from meta_training.corpus import Corpus
 from meta_training.learner import Learner
 from meta_training.tasks.families import unrelated_questions
-from meta_training.tasks.sources import DataError
+from meta_training.tasks.sources import DataError, Intent
 
 WAYS = (1, 3, 5)
 SHOTS = (1, 3, 5)
@@ -42,13 +42,7 @@ def calibrate_gate(learner: Learner, corpus: Corpus, seed: int) -> Gate:
     far: list[Tensor] = []
     pool = unrelated_questions(corpus.train_intents, corpus.train_personas)
     others = _summaries(learner, [text for _, text in rng.sample(pool, min(UNRELATED, len(pool)))])
-    enough = max(SHOTS) + QUERIES
-    intents = [i for i in corpus.validation_intents if len(i.questions) >= enough]
-    if len(intents) < max(WAYS):
-        raise DataError(
-            f"the gate needs {max(WAYS)} validation intents of {enough} questions, found "
-            f"{len(intents)}: name more sources under data.validation, or set inner.gate to false"
-        )
+    intents = gate_intents(corpus)
     for ways, shots in [shape for shape in product(WAYS, SHOTS) for _ in range(EPISODES)]:
         drawn = [rng.sample(i.questions, shots + QUERIES) for i in rng.sample(intents, ways)]
         keys = gate_keys(_summaries(learner, [q for qs in drawn for q in qs[:shots]]))
@@ -56,6 +50,22 @@ def calibrate_gate(learner: Learner, corpus: Corpus, seed: int) -> Gate:
         near.append(gate_similarity(keys, asked))
         far.append(gate_similarity(keys, others))
     return Gate(learner.summary_layer, best_threshold(torch.cat(near), torch.cat(far)))
+
+
+def gate_intents(corpus: Corpus) -> list[Intent]:
+    """The validation intents that a gate can be tried on; worth asking before training starts.
+
+    Raises:
+        DataError: there are fewer than the widest session is taught.
+    """
+    enough = max(SHOTS) + QUERIES
+    intents = [i for i in corpus.validation_intents if len(i.questions) >= enough]
+    if len(intents) < max(WAYS):
+        raise DataError(
+            f"the gate needs {max(WAYS)} validation intents of {enough} questions, found "
+            f"{len(intents)}: name more sources under data.validation, or set inner.gate to false"
+        )
+    return intents
 
 
 def best_threshold(near: Tensor, far: Tensor) -> float:

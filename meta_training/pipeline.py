@@ -15,6 +15,7 @@ from adapters.chat import ChatEncoder
 from adapters.config import Anchor
 from meta_training.corpus import Corpus, load_corpus
 from meta_training.embed import embed
+from meta_training.gating import gate_intents
 from meta_training.learner import Learner
 from meta_training.pretrain import TextRows, pretrain
 from meta_training.recipe import InnerPart, Recipe
@@ -39,8 +40,15 @@ class Workshop:
 
 
 def open_workshop(recipe: Recipe, data: Path, folder: Path) -> Workshop:
-    """Load the corpus and pre-train the base, or take up where an earlier call stopped."""
+    """Load the corpus and pre-train the base, or take up where an earlier call stopped.
+
+    Raises:
+        DataError: a file is missing or broken, or the data is too little for the recipe.
+        CheckpointError: ``folder`` has a checkpoint that does not fit.
+    """
     corpus = load_corpus(data, recipe.data, recipe.seed)
+    if recipe.inner.gate:
+        gate_intents(corpus)
     model, tokenizer = pretrain(recipe, corpus, folder / "pretrained")
     return Workshop(recipe, corpus, model, tokenizer, folder)
 

@@ -1,7 +1,7 @@
 """The command `innerloop`: arguments, one-line errors and exit codes.
 
 Other packages add sub-commands through the entry point group `innerloop.commands`: a module with
-`add_arguments(parser)` and `run(args) -> exit code`. It is loaded only when its command is called,
+`DESCRIPTION`, `add_arguments(parser)` and `run(args) -> exit code`. It is loaded only when its command is called,
 and so is everything of ours that takes long to import.
 
 Exit codes: 0 done, 1 failed, 2 wrong arguments or settings, 130 interrupted.
@@ -70,7 +70,7 @@ def make_parser(others: Mapping[str, EntryPoint], chosen: str) -> argparse.Argum
         command = commands.add_parser(name, help=KNOWN_COMMANDS.get(name, f"see {entry.value}"))
         if name == chosen:
             module = entry.load()
-            command.description = (module.__doc__ or "").partition("\n\n")[0]
+            command.description = module.DESCRIPTION
             module.add_arguments(command)
             command.set_defaults(run=module.run)
     return parser

@@ -21,6 +21,7 @@ from server.api.schemas import (
     JobAnswer,
     Wire,
 )
+from server.engine import EngineBusy, EngineStopped
 from server.flows.outcome import Appended, Lesson, LessonError, Outcome
 from server.runtime import Runtime
 
@@ -132,12 +133,19 @@ async def job(
 async def _taught(
     running: Runtime, tenant: str, session_id: str, appended: Appended, steps: int | None
 ) -> AdaptAnswer:
-    outcome = appended.outcome
-    if outcome is None:
-        outcome = await running.teacher.teach(
-            tenant, session_id, appended.items, steps, appended.key
+    if appended.outcome is not None:
+        return _wire(appended.outcome)
+    try:
+        return _wire(
+            await running.teacher.teach(tenant, session_id, appended.items, steps, appended.key)
         )
-    return _wire(outcome)
+    except (EngineBusy, EngineStopped) as error:
+        name = "busy" if isinstance(error, EngineBusy) else "unavailable"
+        raise Problem(
+            name,
+            f"{error}. The feedback is in the log and will be learned without being sent again: "
+            f"GET /jobs/{_job_id(session_id, appended.items)} tells when",
+        ) from error
 
 
 def _wire(outcome: Outcome) -> AdaptAnswer:
@@ -146,11 +154,15 @@ def _wire(outcome: Outcome) -> AdaptAnswer:
 
 def _job_answer(session_id: str, items: Sequence[int], outcome: Outcome | None) -> JobAnswer:
     return JobAnswer(
-        id=f"{session_id}~{items[0]}-{items[-1]}",
+        id=_job_id(session_id, items),
         session_id=session_id,
         status="pending" if outcome is None else "done",
         result=None if outcome is None else _wire(outcome),
     )
+
+
+def _job_id(session_id: str, items: Sequence[int]) -> str:
+    return f"{session_id}~{items[0]}-{items[-1]}"
 
 
 def _stored_key(key: str | None) -> str | None:

@@ -72,7 +72,7 @@ async def _events(
     async with aclosing(pieces):
         async for piece in pieces:
             if isinstance(piece, GenerateAnswer):
-                yield event(piece.model_dump(mode="json", exclude_none=True), "done")
+                yield event(piece, "done")
             elif piece.text:
                 yield event({"text": piece.text}, "delta")
 
@@ -148,6 +148,7 @@ def _wire(encoding: Encoding, answer: Answer) -> GenerateAnswer:
         finish_reason="length" if finished.finish_reason == "length" else "stop",
         adapter_version=answer.adapter_version,
         usage=usage(finished),
+        adapter_used=finished.adapter_used,
         choice_logprobs=finished.choice_logprobs,
         **fields,
     )

@@ -89,6 +89,7 @@ class _Shape:
             **self._common,
             "object": "chat.completion",
             "adapter_version": answer.adapter_version,
+            "adapter_used": answer.finished.adapter_used,
             "choices": [choice],
             "usage": _usage(answer),
         }
@@ -110,6 +111,7 @@ class _Shape:
         """The last pieces of a stream: why it ended and, where asked for, what it took."""
         last = self.chunk({}, answer.finished.finish_reason)
         last["adapter_version"] = answer.adapter_version
+        last["adapter_used"] = answer.finished.adapter_used
         if not self.include_usage:
             return [last]
         return [last, {**last, "choices": [], "usage": _usage(answer)}]

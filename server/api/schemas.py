@@ -164,6 +164,9 @@ class GenerateAnswer(BaseModel):
     text: str
     finish_reason: Literal["stop", "length"]
     adapter_version: int = Field(description="the version that answered; 0 is untaught")
+    adapter_used: bool = Field(
+        description="false where the base answered: untaught, or unlike all that was taught"
+    )
     usage: Usage
     choice_logprobs: dict[str, float] | None = Field(
         None, description="log-probability of each of `choices`"

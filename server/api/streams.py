@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from fastapi import Request
 from fastapi.responses import StreamingResponse
+from pydantic import BaseModel
 
 from server.api.handlers import ClientLeft, to_problem
 
@@ -20,9 +21,12 @@ HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 """No proxy may keep a stream, or hold it back until it is whole."""
 
 
-def event(data: Mapping[str, Any] | str, name: str | None = None) -> str:
+def event(data: Mapping[str, Any] | BaseModel | str, name: str | None = None) -> str:
     """One server-sent event (HTML Living Standard, 9.2)."""
-    text = data if isinstance(data, str) else json.dumps(data, ensure_ascii=False)
+    if isinstance(data, BaseModel):
+        text = data.model_dump_json(exclude_none=True)
+    else:
+        text = data if isinstance(data, str) else json.dumps(data, ensure_ascii=False)
     head = "" if name is None else f"event: {name}\n"
     return f"{head}data: {text}\n\n"
 

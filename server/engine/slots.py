@@ -66,16 +66,18 @@ class Slots:
         Returns:
             Its slot; None when every slot is pinned by another adapter.
         """
-        with self._lock:
-            resident = self._residents.get(key)
-            if resident is None:
+        resident = self._residents.get(key)
+        if resident is None:
+            with self._lock:
                 slot = self._take_slot()
-                if slot is None:
-                    return None
-                resident = self._residents[key] = self._load(slot, state)
-            resident.pins += 1
+            if slot is None:
+                return None
+            resident = self._load(slot, state)  # copies; nobody on another thread waits for it
+        with self._lock:
+            self._residents[key] = resident
             self._residents.move_to_end(key)
-            return resident.slot
+            resident.pins += 1
+        return resident.slot
 
     def release(self, key: str) -> None:
         """Undo one ``acquire``. The adapter stays until its slot is needed. Engine thread only."""

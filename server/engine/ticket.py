@@ -102,6 +102,7 @@ class Ticket:
                 self.prompt_tokens,
                 completion_tokens,
                 self.cached_tokens,
+                self.slot != UNTAUGHT,
                 choice_logprobs,
             )
         )

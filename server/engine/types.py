@@ -121,7 +121,8 @@ class Delta:
 class Finished:
     """The last thing an answer's iterator gives.
 
-    ``completion_tokens`` counts sampled tokens, the end token included; with choices, the tokens
+    ``adapter_used`` is false for an untaught session, and where the gate left the answer to the
+    base. ``completion_tokens`` counts sampled tokens, the end token included; with choices, the tokens
     of the chosen one. ``cached_tokens`` of the prompt were there, or under way for another.
     """
 
@@ -130,6 +131,7 @@ class Finished:
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int
+    adapter_used: bool
     choice_logprobs: dict[str, float] | None = None
 
 

@@ -114,7 +114,8 @@ class Answering:
         self._check_choices(question.sampling.choices)
         request = GenerateRequest(prompt, self._sampling(question, prompt))
         sampled: list[Sampled] = []
-        async with aclosing(self._run(question, request)) as events:
+        pointer = await self._pointer(question)
+        async with aclosing(self._run(question, pointer, request)) as events:
             async for version, event in events:
                 if isinstance(event, Delta):
                     pairs = zip(event.token_ids, event.logprobs or (), strict=False)
@@ -126,7 +127,8 @@ class Answering:
                     whole = Answer(
                         completion_id, question.session_id, version, event, tuple(sampled)
                     )
-                    await self._keep(question, prompt, whole)
+                    if pointer is not None:
+                        await self._keep(question, pointer, prompt, whole)
                     yield whole
 
     def _check_choices(self, choices: Sequence[str]) -> None:
@@ -142,19 +144,24 @@ class Answering:
         room = self._artifact.context_tokens - len(prompt.ids)
         return replace(question.sampling, max_tokens=max(1, min(question.default_tokens, room)))
 
+    async def _pointer(self, question: Question) -> Pointer | None:
+        if question.session_id is None:
+            return None
+        return await self._store.pointer(question.tenant, question.session_id)
+
     async def _run(
-        self, question: Question, request: GenerateRequest
+        self, question: Question, pointer: Pointer | None, request: GenerateRequest
     ) -> AsyncGenerator[tuple[int, Delta | Finished], None]:
         """Run on the engine, each event with the version that answers.
 
         A version that turns out to be trimmed, lost or foreign while it is loaded is replaced once.
         """
-        if question.session_id is None:
+        if pointer is None:
             async with aclosing(self._engine.generate(request)) as events:
                 async for event in events:
                     yield 0, event
             return
-        pointer, version = await self._resolve(question, question.session_id)
+        pointer, version = await self._resolve(question, pointer)
         started = False
         try:
             async with aclosing(self._generate(request, pointer, version)) as events:
@@ -182,17 +189,16 @@ class Answering:
         logger.warning("session %s is derived again: %s", pointer.session_id, error)
         return await self._mend(pointer)
 
-    async def _resolve(self, question: Question, session_id: str) -> tuple[Pointer, int]:
-        """The session's pointer and the version that answers. Makes the session on first use."""
-        pointer = await self._store.pointer(question.tenant, session_id)
-        if not pointer.exists:
-            pointer = await self._store.create(question.tenant, session_id)
+    async def _resolve(self, question: Question, pointer: Pointer) -> tuple[Pointer, int]:
+        """The version that answers, with the pointer that knows it."""
         if question.version is None:
             if pointer.version and pointer.base_fingerprint != self._artifact.fingerprint:
                 pointer = await self._mend(pointer)
             return pointer, pointer.version
         if question.version and question.version != pointer.version:
-            known = await self._store.version_record(question.tenant, session_id, question.version)
+            known = await self._store.version_record(
+                question.tenant, pointer.session_id, question.version
+            )
             if known.record.base_fingerprint != self._artifact.fingerprint:
                 raise VersionUnusable(
                     f"version {question.version} belongs to another base model than the one "
@@ -222,10 +228,12 @@ class Answering:
             shapes=self._shapes,
         )
 
-    async def _keep(self, question: Question, prompt: EncodedPrompt, answer: Answer) -> None:
-        """Keep the completion so that feedback can be about it."""
-        if question.session_id is None:
-            return
+    async def _keep(
+        self, question: Question, pointer: Pointer, prompt: EncodedPrompt, answer: Answer
+    ) -> None:
+        """Keep the completion so that feedback can be about it; an answer makes the session."""
+        if not pointer.exists:
+            await self._store.create(pointer.tenant, pointer.session_id)
         payload: dict[str, Any] = {
             "messages": [dict(turn) for turn in question.turns],
             "text": answer.finished.text,
@@ -233,8 +241,8 @@ class Answering:
             "adapter_version": answer.adapter_version,
         }
         await self._store.save_completion(
-            question.tenant,
-            question.session_id,
+            pointer.tenant,
+            pointer.session_id,
             answer.id,
             payload,
             lifetime_s=self._completion_lifetime_s,

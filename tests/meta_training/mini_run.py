@@ -35,7 +35,7 @@ RECIPE: dict[str, Any] = {
         "language_rows": 1,
         "warmup_steps": 1,
     },
-    "inner": {"rank": 2, "steps": 2, "anchors": 2, "anchor_tokens": 24},
+    "inner": {"rank": 2, "steps": 2, "anchors": 2, "anchor_tokens": 24, "gate": False},
     "outer": {"steps": 4, "tasks": 2, "language_rows": 1, "warmup_steps": 1},
 }
 STEPS = {stage: RECIPE[stage]["steps"] for stage in ("pretrain", "embed", "outer")}

@@ -23,7 +23,7 @@ from meta_training.tasks.batches import Batch, Unrelated, encode_batch
 from meta_training.tasks.families import Episode, Turn
 from meta_training.tokenizer import train_tokenizer
 
-STEP = 1e-6  # of the central differences
+STEP = 1e-7  # of the central differences
 TOLERANCE = 1e-5  # relative
 ANCHORS = (Anchor("Where is it?", "On the roof."), Anchor("Who are you?", "A lamp."))
 Loss = Callable[[OuterLosses], Tensor]

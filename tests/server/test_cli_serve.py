@@ -199,7 +199,12 @@ def _result_of(server: Server, job: str) -> dict[str, Any]:
         (["--port", "many"], {}, 2, "--port='many'"),
         (["--host", "0.0.0.0"], {}, 2, "INNERLOOP_API_KEYS"),
         ([], {"INNERLOOP_MODLE": "x"}, 2, "INNERLOOP_MODLE"),
-        (["--host", "203.0.113.7"], {"INNERLOOP_API_KEYS": "a:b"}, 1, "203.0.113.7"),
+        (
+            ["--host", "203.0.113.7", "--model", "."],
+            {"INNERLOOP_API_KEYS": "a:b"},
+            1,
+            "203.0.113.7",
+        ),
         (["--port", "0", "--model", "/no/such/folder"], {}, 2, "/no/such/folder"),
     ],
 )

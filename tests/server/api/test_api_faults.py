@@ -4,10 +4,11 @@ import json
 import subprocess
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from api_calls import ANSWER, EXAMPLES, QUESTION, ask, ok, problem, teach
+from api_calls import ANSWER, EXAMPLES, QUESTION, ask, events, ok, problem, teach
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from server_harness import LiveServer, make_settings
@@ -91,6 +92,41 @@ def test_redis_away_and_back(redis: PlainRedis, settings: Settings) -> None:
         assert ok(http.get("/sessions/a"))["items"] == 2
         answer = ask(http, "a")
         assert (answer["text"], answer["adapter_version"]) == (ANSWER, 1)
+
+
+def test_engine_that_stops_in_the_middle_of_a_stream(settings: Settings) -> None:
+    with LiveServer(settings) as live, live.client() as http:
+        body = {"session_id": "cut", "prompt": QUESTION, "max_tokens": 170, "stream": True}
+        with http.stream("POST", "/generate", json={**body, "temperature": 1.0}) as response:
+            lines = response.iter_lines()
+            first = next(lines)
+            live.call(live.runtime.engine.stop(0))
+            name, document = events("\n".join([first, *lines]))[-1]
+        assert (response.status_code, name) == (200, "error")
+        assert (document["status"], document["type"]) == (503, "/problems/unavailable")
+        problem(http.post("/generate", json=body), 503)
+        document = problem(
+            http.post("/adapt", json={"session_id": "cut", "examples": EXAMPLES}), 503
+        )
+        assert "GET /jobs/cut~1-2" in document["detail"]
+        assert "engine" in problem(http.get("/readyz"), 503)["detail"]
+        assert ok(http.get("/sessions/cut"))["pending_items"] == 2
+        assert ok(http.get("/jobs/cut~1-2"))["status"] == "pending"
+
+
+def test_more_than_the_engine_takes(settings: Settings) -> None:
+    small = settings.model_copy(update={"rows": 1, "queue": 1})
+    with LiveServer(small) as live, live.client() as http, ThreadPoolExecutor(12) as pool:
+        body = {"session_id": "busy", "prompt": QUESTION, "max_tokens": 100, "temperature": 1.0}
+        answers = list(pool.map(lambda _: http.post("/generate", json=body), range(12)))
+        answered = [answer for answer in answers if answer.status_code == 200]
+        assert 1 <= len(answered) < 12
+        for answer in answers:
+            if answer not in answered:
+                assert problem(answer, 503)["type"] == "/problems/busy"
+        # Feedback waits for its turn.
+        taught = pool.map(lambda name: teach(http, name), ("busy-1", "busy-2", "busy-3"))
+        assert all(report["accepted"] for report in taught)
 
 
 def test_lost_and_foreign_snapshots_are_derived_again(

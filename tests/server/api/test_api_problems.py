@@ -128,6 +128,13 @@ def test_correction_that_cannot_be_taught(http: httpx.Client, session: str) -> N
     assert ok(http.get(f"/sessions/{session}"))["items"] == 0
 
 
+def test_a_refused_question_makes_no_session(http: httpx.Client, session: str) -> None:
+    for fields in ({"prompt": LONG}, {"prompt": "a", "adapter_version": 3}):
+        response = http.post("/generate", json={"session_id": session, **fields})
+        problem(response, response.status_code)
+        problem(http.get(f"/sessions/{session}"), 404)
+
+
 @pytest.mark.parametrize("name", ["", "x" * 129, "a b", "a/b", "ü", "a\n", "a{b}", "*"])
 def test_session_names(http: httpx.Client, name: str) -> None:
     problem(http.post("/generate", json={"session_id": name, "prompt": "a"}), 422)

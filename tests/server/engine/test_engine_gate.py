@@ -53,6 +53,7 @@ def test_the_adapter_answers_the_taught_prompt_and_the_base_the_others(world: Wo
             )
             assert taught.tokens == world.greedy(TAUGHT, "ann")
             assert far.tokens == world.greedy(FAR)
+            assert [a.finished.adapter_used for a in (taught, far, other)] == [True, False, True]
             assert other.tokens == world.greedy(TAUGHT, "bob")
             assert engine.status().slots_pinned == 0
 

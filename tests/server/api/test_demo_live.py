@@ -1,0 +1,30 @@
+"""`innerloop demo` against a live server. The model is random, so only honesty is asked of it."""
+
+import httpx
+import pytest
+from server_harness import LiveServer
+
+from server.cli import main
+from server.demo import DOGS_NO, DOGS_YES, RETURNS, DemoError, demo
+
+
+def test_demo_says_what_it_saw(live: LiveServer, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", "--url", live.urls[0]]) == 0
+    shown = capsys.readouterr().out
+    for subject in (RETURNS, DOGS_YES, DOGS_NO):
+        assert subject.answer in shown
+    assert shown.count("steps over 5 examples") == 3
+    learned = shown.count("learned, word for word")
+    assert f"{learned} of 3 taught answers came back word for word." in shown
+    assert "its own way" in shown or "the SAME" in shown
+
+
+def test_demo_shows_its_key(live: LiveServer) -> None:
+    with pytest.raises(DemoError, match="401"):
+        demo(live.urls[1])
+    demo(live.urls[1], "acme-key")
+
+
+def test_demo_against_something_else(http: httpx.Client) -> None:
+    with pytest.raises(DemoError, match="404"):
+        demo(str(http.base_url) + "/nowhere")
