@@ -5,6 +5,7 @@ Frozen values, checked when made. Knows nothing about models, files or sessions.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -67,11 +68,18 @@ class Gate:
     """When an adapter answers: the prompt's summary is near enough to a taught prompt's.
 
     ``layer``: index into the model's hidden states (0 is the embedding) that gives the summary.
-    ``threshold``: least cosine to the nearest taught prompt.
+    ``threshold``: least cosine to the nearest taught prompt, where one prompt was taught.
+    ``growth``: what is added to it times ln N with N prompts: the more there are, the nearer the
+    nearest one of them lies to any prompt at all.
     """
 
     layer: int
     threshold: float
+    growth: float = 0.0
+
+    def threshold_for(self, prompts: int) -> float:
+        """Least cosine where ``prompts`` prompts were taught; never so high that none opens."""
+        return min(self.threshold + self.growth * math.log(prompts), 0.99)
 
 
 @dataclass(frozen=True)

@@ -27,4 +27,4 @@ def gate_similarity(keys: Tensor, summaries: Tensor) -> Tensor:
 
 def gate_opens(gate: Gate, keys: Tensor, summaries: Tensor) -> Tensor:
     """(B,) whether the adapter with these keys answers each prompt."""
-    return gate_similarity(keys, summaries) >= gate.threshold
+    return gate_similarity(keys, summaries) >= gate.threshold_for(keys.shape[0])

@@ -41,6 +41,7 @@ class _Anchor(_Part):
 class _Gate(_Part):
     layer: int = Field(ge=0)
     threshold: float = Field(ge=-1, le=1)
+    growth: float = Field(0.0, ge=0, le=1)
 
 
 class _Rule(_Part):
@@ -103,7 +104,7 @@ def read_rule(path: Path) -> tuple[LoraSpec, InnerRule]:
                 part.clip,
                 part.anchor_weight,
                 tuple(Anchor(anchor.prompt, anchor.completion) for anchor in part.anchors),
-                None if part.gate is None else Gate(part.gate.layer, part.gate.threshold),
+                None if part.gate is None else Gate(**part.gate.model_dump()),
             ),
         )
     except SpecError as error:

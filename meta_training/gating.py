@@ -5,10 +5,12 @@ Knows a learner and a corpus; knows nothing about how the base learned to tell q
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from itertools import product
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,27 +31,33 @@ UNRELATED = 400
 
 @torch.no_grad()
 def calibrate_gate(learner: Learner, corpus: Corpus, seed: int) -> Gate:
-    """The threshold with the best mean of two shares, over sessions taught 1 to 25 questions.
+    """A threshold that grows with the number of taught questions, fitted on validation intents.
 
-    One is the share of other wordings of taught validation intents that open the gate, the other
-    the share of unrelated training questions that do not.
+    For sessions of every shape, the threshold is found with the best mean of two shares: other
+    wordings of taught intents that open the gate, and unrelated training questions that do not.
+    A straight line through these over ln N is the gate.
 
     Raises:
         DataError: fewer validation intents than the widest session is taught.
     """
     rng = random.Random(seed)
-    near: list[Tensor] = []
-    far: list[Tensor] = []
     pool = unrelated_questions(corpus.train_intents, corpus.train_personas)
     others = _summaries(learner, [text for _, text in rng.sample(pool, min(UNRELATED, len(pool)))])
     intents = gate_intents(corpus)
-    for ways, shots in [shape for shape in product(WAYS, SHOTS) for _ in range(EPISODES)]:
-        drawn = [rng.sample(i.questions, shots + QUERIES) for i in rng.sample(intents, ways)]
-        keys = gate_keys(_summaries(learner, [q for qs in drawn for q in qs[:shots]]))
-        asked = _summaries(learner, [q for qs in drawn for q in qs[shots:]])
-        near.append(gate_similarity(keys, asked))
-        far.append(gate_similarity(keys, others))
-    return Gate(learner.summary_layer, best_threshold(torch.cat(near), torch.cat(far)))
+    sizes, thresholds = [], []
+    for ways, shots in product(WAYS, SHOTS):
+        near: list[Tensor] = []
+        far: list[Tensor] = []
+        for _ in range(EPISODES):
+            drawn = [rng.sample(i.questions, shots + QUERIES) for i in rng.sample(intents, ways)]
+            keys = gate_keys(_summaries(learner, [q for qs in drawn for q in qs[:shots]]))
+            asked = _summaries(learner, [q for qs in drawn for q in qs[shots:]])
+            near.append(gate_similarity(keys, asked))
+            far.append(gate_similarity(keys, others))
+        sizes.append(math.log(ways * shots))
+        thresholds.append(best_threshold(torch.cat(near), torch.cat(far)))
+    growth, threshold = np.polyfit(sizes, thresholds, 1)
+    return Gate(learner.summary_layer, round(float(threshold), 3), round(max(0.0, growth), 3))
 
 
 def gate_intents(corpus: Corpus) -> list[Intent]:

@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--data", type=Path, default=Path("data"), help="folder that `innerloop data` filled"
     )
     parser.add_argument(
-        "--run", type=Path, help="folder of checkpoints and results (default runs/<recipe's name>)"
+        "--out", type=Path, help="folder of checkpoints and results (default runs/<recipe's name>)"
     )
     parser.add_argument(
         "--algorithm",
@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.algorithm:
             outer = recipe.outer.model_copy(update={"algorithm": arguments.algorithm})
             recipe = recipe.model_copy(update={"outer": outer})
-        folder = arguments.run or Path("runs") / recipe.name
+        folder = arguments.out or Path("runs") / recipe.name
         workshop = open_workshop(recipe, arguments.data, folder)
         learner = build_learner(workshop)
         embed_questions(workshop, learner)

@@ -1,8 +1,8 @@
 """The command `innerloop`: arguments, one-line errors and exit codes.
 
 Other packages add sub-commands through the entry point group `innerloop.commands`: a module with
-`DESCRIPTION`, `add_arguments(parser)` and `run(args) -> exit code`. It is loaded only when its command is called,
-and so is everything of ours that takes long to import.
+`DESCRIPTION`, `add_arguments(parser)` and `run(args) -> exit code`. It is loaded only when its
+command is called, and so is everything of ours that takes long to import.
 
 Exit codes: 0 done, 1 failed, 2 wrong arguments or settings, 130 interrupted.
 """

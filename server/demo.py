@@ -42,7 +42,7 @@ RETURNS = Subject(
         "how long do I have to send things back",
         "I changed my mind about the bird feeder. Can it go back?",
     ),
-    asked="Can I send a jug back if it doesn't match the others?",
+    asked="Can I send something back if I don't like it?",
 )
 UNRELATED = "What is the weather like in Paris today?"
 DOGS = (

@@ -18,6 +18,8 @@ from server.flows.answering import Answering
 from server.flows.background import Background
 from server.flows.deriving import Deriver
 from server.flows.encoding import Encoding
+from server.flows.locks import SessionLocks
+from server.flows.rebuilding import Rebuilder
 from server.flows.teaching import Teacher
 from server.sessions import EmbeddedRedis, SessionStore
 from server.settings import Settings, SettingsError, model_folder
@@ -36,6 +38,7 @@ class Runtime:
     encoding: Encoding
     answering: Answering
     teacher: Teacher
+    rebuilder: Rebuilder
     background: Background
 
 
@@ -77,12 +80,24 @@ def assemble(
 ) -> Runtime:
     """Put the flows on top of an engine and a store; starts nothing."""
     encoding = Encoding(ChatEncoder(artifact.tokenizer))
-    teacher = Teacher(Deriver(artifact, engine, encoding), store)
+    deriver, locks = Deriver(artifact, engine, encoding), SessionLocks()
+    teacher = Teacher(deriver, store, locks)
+    rebuilder = Rebuilder(deriver, store, locks)
     answering = Answering(
-        artifact, engine, store, encoding, teacher.mend, settings.completion_lifetime_s
+        artifact, engine, store, encoding, rebuilder.mend, settings.completion_lifetime_s
     )
-    background = Background(teacher, store)
-    return Runtime(settings, artifact, store, engine, encoding, answering, teacher, background)
+    background = Background(teacher, rebuilder, store)
+    return Runtime(
+        settings,
+        artifact,
+        store,
+        engine,
+        encoding,
+        answering,
+        teacher,
+        rebuilder,
+        background,
+    )
 
 
 def pick_device(device: str) -> torch.device:

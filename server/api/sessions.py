@@ -92,7 +92,7 @@ async def forget(
     The item's content is erased and every version that contained it is deleted. An earlier item
     that it had superseded counts again.
     """
-    return ForgetAnswer(**asdict(await running.teacher.forget(tenant, session_id, item)))
+    return ForgetAnswer(**asdict(await running.rebuilder.forget(tenant, session_id, item)))
 
 
 async def existing(running: Runtime, tenant: str, session_id: str) -> Pointer:

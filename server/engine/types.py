@@ -122,8 +122,8 @@ class Finished:
     """The last thing an answer's iterator gives.
 
     ``adapter_used`` is false for an untaught session, and where the gate left the answer to the
-    base. ``completion_tokens`` counts sampled tokens, the end token included; with choices, the tokens
-    of the chosen one. ``cached_tokens`` of the prompt were there, or under way for another.
+    base. ``completion_tokens`` counts sampled tokens, the end token included; with choices, the
+    tokens of the chosen one. ``cached_tokens`` of the prompt were there, or under way for another.
     """
 
     text: str

@@ -10,8 +10,9 @@ from contextlib import suppress
 from typing import Any
 
 from server.engine import EngineError
+from server.flows.rebuilding import Rebuilder
 from server.flows.teaching import Teacher
-from server.sessions import SessionStore, SessionStoreError
+from server.sessions import Pointer, SessionStore, SessionStoreError
 
 logger = logging.getLogger(__name__)
 
@@ -23,8 +24,9 @@ IDLE_S = 30.0
 class Background:
     """Owns the tasks. What they cannot finish stays in the log for the next round or start."""
 
-    def __init__(self, teacher: Teacher, store: SessionStore) -> None:
+    def __init__(self, teacher: Teacher, rebuilder: Rebuilder, store: SessionStore) -> None:
         self._teacher = teacher
+        self._rebuilder = rebuilder
         self._store = store
         self._jobs: set[asyncio.Task[None]] = set()
         self._finisher: asyncio.Task[None] | None = None
@@ -62,8 +64,13 @@ class Background:
         if pointers:
             logger.info("finishing pending feedback of %d sessions", len(pointers))
         await asyncio.gather(
-            *(self._run(self._teacher.finish(pointer), pointer.session_id) for pointer in pointers)
+            *(self._run(self._finish(pointer), pointer.session_id) for pointer in pointers)
         )
+
+    async def _finish(self, pointer: Pointer) -> None:
+        if pointer.unpurged:
+            await self._rebuilder.purge(pointer)
+        await self._teacher.finish(pointer)
 
     async def _run(self, work: Coroutine[Any, Any, Any], name: str) -> None:
         """Nobody waits for this, so the log is where its failure is told."""

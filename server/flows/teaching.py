@@ -4,16 +4,13 @@ It knows the store and how to derive, no HTTP. The log is the truth: what was ap
 later if this process dies in between. A refused or failed derivation changes no version.
 """
 
-import asyncio
 import logging
 from collections.abc import Sequence
 
-from adapters.snapshot import dumps
 from server.flows.deriving import UNTEACHABLE, Derived, Deriver
 from server.flows.locks import SessionLocks
 from server.flows.outcome import (
     Appended,
-    Forgotten,
     Lesson,
     Outcome,
     SessionFull,
@@ -21,14 +18,13 @@ from server.flows.outcome import (
     of_items,
     of_refusal,
 )
+from server.flows.promoting import MAX_RACES, kept_version, promote
 from server.sessions import (
     Derivation,
     Item,
     Pointer,
     SessionStore,
-    Version,
     VersionConflict,
-    VersionNotFound,
 )
 
 logger = logging.getLogger(__name__)
@@ -36,21 +32,14 @@ logger = logging.getLogger(__name__)
 MAX_ITEMS = 256
 """Items of one session that derive. An inner step's time grows with them."""
 
-MAX_RACES = 32
-"""Every lost race means that somebody else's promotion won, so this many is not bad luck."""
-
-UNMENDABLE_MAX = 10_000
-"""Versions remembered as refused, so that not every request tries them again."""
-
 
 class Teacher:
     """Teaches sessions. One per process; several processes may teach the same session."""
 
-    def __init__(self, deriver: Deriver, store: SessionStore) -> None:
+    def __init__(self, deriver: Deriver, store: SessionStore, locks: SessionLocks) -> None:
         self._deriver = deriver
         self._store = store
-        self._locks = SessionLocks()
-        self._unmendable: set[tuple[str, int, str]] = set()  # incarnation, version, fingerprint
+        self._locks = locks
 
     async def append(
         self,
@@ -141,7 +130,7 @@ class Teacher:
             return None
         pointer = await self._store.pointer(tenant, session_id)
         numbers = [item.version for item in items if item.version is not None]
-        version = await self._version(pointer, max(numbers)) if numbers else None
+        version = await kept_version(self._store, pointer, max(numbers)) if numbers else None
         return of_items(session_id, pointer.version, items, version)
 
     async def dry_run(
@@ -162,65 +151,13 @@ class Teacher:
         used = len(derivation.items) + len(lessons)
         return of_candidate(session_id, (), version, used, derived.candidate)
 
-    async def forget(self, tenant: str, session_id: str, item_id: int) -> Forgotten:
-        """Erase an item and derive without it. Forgetting cannot be refused: where the guard
-        refuses what is left, the session is untaught afterwards and ``reason`` says why.
-
-        Raises:
-            SessionNotFound, ItemNotFound, EngineError, SessionStoreError: after an EngineError the
-                item is erased and its versions go as soon as the engine answers.
-        """
-        async with self._locks.hold(tenant, session_id):
-            result = await self._store.forget(tenant, session_id, item_id)
-            reason = None
-            if result.derive_again:
-                reason = await self._rebuild(tenant, session_id)
-                if reason is not None:
-                    await self._store.reset(tenant, session_id)
-            pointer = await self._store.pointer(tenant, session_id)
-        return Forgotten(
-            session_id, item_id, pointer.version, result.restored, result.versions, reason
-        )
-
-    async def mend(self, pointer: Pointer) -> Pointer:
-        """Derive again a version whose bytes are lost, foreign, or of another base.
-
-        Where that is refused, the pointer returned is of version 0: the base answers, and the
-        stored version stays for the day that its base comes back.
-
-        Raises:
-            EngineError, SessionStoreError.
-        """
-        tenant, session_id = pointer.tenant, pointer.session_id
-        untaught = Pointer(tenant, session_id, exists=True, incarnation=pointer.incarnation)
-        broken = (pointer.incarnation, pointer.version, self._deriver.artifact.fingerprint)
-        async with self._locks.hold(tenant, session_id):
-            now = await self._store.pointer(tenant, session_id)
-            if (now.incarnation, now.version) != broken[:2]:
-                return now  # somebody else was faster
-            if broken in self._unmendable:
-                return untaught
-            reason = await self._rebuild(tenant, session_id)
-            if reason is None:
-                return await self._store.pointer(tenant, session_id)
-        logger.warning("session %s stays untaught on this model: %s", session_id, reason)
-        if len(self._unmendable) >= UNMENDABLE_MAX:
-            self._unmendable.clear()
-        self._unmendable.add(broken)
-        return untaught
-
     async def finish(self, pointer: Pointer) -> None:
-        """Finish what a crash left half done in a session.
+        """Bring in what a crash left pending in a session, request by request.
 
         Raises:
             EngineError, SessionStoreError.
         """
         tenant, session_id = pointer.tenant, pointer.session_id
-        if pointer.unpurged:
-            async with self._locks.hold(tenant, session_id):
-                now = await self._store.pointer(tenant, session_id)
-                if now.unpurged and await self._rebuild(tenant, session_id) is not None:
-                    await self._store.reset(tenant, session_id)
         items = await self._store.derivable(tenant, session_id)
         requests: dict[tuple[str | None, float], list[Item]] = {}
         for item in items:
@@ -276,14 +213,8 @@ class Teacher:
         outcome = of_candidate(
             pointer.session_id, own, pointer.version, len(derived.item_ids), candidate
         )
-        version = await self._store.promote(
-            pointer,
-            await asyncio.to_thread(dumps, candidate.state),
-            self._deriver.record(derived),
-            refused_ids=left_out,
-            refused_reason=UNTEACHABLE,
-            idempotency_key=key,
-            answer=outcome.stored(),
+        version = await promote(
+            self._store, self._deriver, pointer, derived, left_out, key, outcome.stored()
         )
         return Outcome.restored(outcome.stored() | {"adapter_version": version})
 
@@ -322,34 +253,3 @@ class Teacher:
                 tenant, session_id, key, outcome.adapter_version, outcome.stored()
             )
         return outcome
-
-    async def _rebuild(self, tenant: str, session_id: str) -> str | None:
-        """Derive again from the log and promote that; gives the reason where it is refused."""
-        for _ in range(MAX_RACES):
-            derivation = await self._store.derivation(tenant, session_id)
-            pointer = derivation.pointer
-            try:
-                if not derivation.items:
-                    await self._store.promote_untaught(pointer)
-                    return None
-                version = await self._version(pointer, pointer.version)
-                steps = version.record.steps if version else None
-                derived = await self._deriver.derive(derivation.items, steps)
-                if derived.failure is not None:
-                    raise derived.failure
-                if derived.reason is None:
-                    await self._promote(pointer, (), derived, None)
-                    return None
-                pending = [item.id for item in derivation.items if item.status == "pending"]
-                if not pending:
-                    return derived.reason
-                await self._store.refuse(tenant, session_id, pending, derived.reason)
-            except VersionConflict as conflict:
-                logger.info("derive again: %s", conflict)
-        raise VersionConflict(f"session {session_id!r} changes faster than it can be derived")
-
-    async def _version(self, pointer: Pointer, number: int) -> Version | None:
-        try:
-            return await self._store.version_record(pointer.tenant, pointer.session_id, number)
-        except VersionNotFound:
-            return None

@@ -89,9 +89,19 @@ def test_an_artifact_keeps_its_gate_and_refuses_one_that_cannot_work(
         gated_rule = with_gate(rule, gate)
         save_artifact(tmp_path / name, chat_llama, tokenizer, spec, start, gated_rule, {}, header)
 
-    save("good", Gate(1, 0.25))
-    assert load_artifact(tmp_path / "good").rule.gate == Gate(1, 0.25)
+    save("good", Gate(1, 0.25, 0.05))
+    assert load_artifact(tmp_path / "good").rule.gate == Gate(1, 0.25, 0.05)
     with pytest.raises(ArtifactError, match="layer 9"):
         save("deep", Gate(9, 0.25))
     with pytest.raises(ArtifactError, match="threshold"):
         save("wide", Gate(1, 1.5))
+
+
+def test_the_more_is_taught_the_nearer_a_prompt_must_be() -> None:
+    gate = Gate(1, 0.3, 0.1)
+    assert gate.threshold_for(1) == 0.3
+    assert gate.threshold_for(5) < gate.threshold_for(50) < gate.threshold_for(10**6) <= 0.99
+    keys = gate_keys(torch.eye(8)[:6])
+    summary = torch.tensor([[0.4, 0, 0, 0, 0, 0, 0, 0.917]])
+    assert gate_opens(gate, keys[:1], summary).all()
+    assert not gate_opens(gate, keys, summary).any()

@@ -102,7 +102,10 @@ def _dialogues(name: str) -> Iterator[dict[str, Any]]:
     pairs = list(product(PLACES, THINGS))
     for i in range(sizes.get(name, 1)):
         place, thing = pairs[i]
-        row: dict[str, Any] = {"source": source, "turns": _turns(f"{thing} of {source[10:]}", place)}
+        row: dict[str, Any] = {
+            "source": source,
+            "turns": _turns(f"{thing} of {source[10:]}", place),
+        }
         if name == DIALOGUE_FILES[0]:
             row["split"] = "test" if i % 4 == 3 else "train"
         yield row

@@ -54,7 +54,7 @@ def meta_train(data: Path, folder: Path, *more: object, **parts: dict[str, Any])
     content = RECIPE | {name: RECIPE[name] | part for name, part in parts.items()}
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(content), encoding="utf-8")
-    return call(train_command, path, "--data", data, "--run", folder, *more)
+    return call(train_command, path, "--data", data, "--out", folder, *more)
 
 
 def evaluate(artifact: Path, data: Path, *more: object) -> int:

@@ -111,9 +111,7 @@ def handler() -> Iterator[object]:
     signal.signal(signal.SIGINT, before)
 
 
-def test_the_first_interrupt_only_asks(
-    handler: object, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_first_interrupt_only_asks(handler: object, capsys: pytest.CaptureFixture[str]) -> None:
     with whole_steps() as stop:
         assert not stop.is_set()
         signal.raise_signal(signal.SIGINT)

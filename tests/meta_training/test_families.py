@@ -132,9 +132,7 @@ def test_other_seeds_give_other_episodes_in_other_order(families: Families) -> N
     shape = Shape(2, 3, 1)
     episodes = {families.label(shape, random.Random(seed)) for seed in range(20)}
     assert len(episodes) == 20
-    orders = {
-        tuple(sorted(e.taught).index(turn.kind) for turn in e.support) for e in episodes
-    }
+    orders = {tuple(sorted(e.taught).index(turn.kind) for turn in e.support) for e in episodes}
     assert len(orders) > 3
 
 

@@ -81,9 +81,7 @@ def check_gradient(
     generator = torch.Generator().manual_seed(1)
     directions = [torch.randn(p.shape, generator=generator, dtype=p.dtype) for p in parameters]
     expected = sum(
-        float((g * d).sum())
-        for g, d in zip(gradients, directions, strict=True)
-        if g is not None
+        float((g * d).sum()) for g, d in zip(gradients, directions, strict=True) if g is not None
     )
     ends = []
     for sign in (1, -1):
@@ -121,9 +119,7 @@ def test_gradient_of_the_anchors_weight(words: PreTrainedTokenizerFast) -> None:
 
 
 @pytest.mark.parametrize("anchors", [(), ANCHORS], ids=["bare", "anchors"])
-def test_gradient_of_the_base(
-    words: PreTrainedTokenizerFast, anchors: tuple[Anchor, ...]
-) -> None:
+def test_gradient_of_the_base(words: PreTrainedTokenizerFast, anchors: tuple[Anchor, ...]) -> None:
     """Locality is left out: what it compares with is a constant that moves with the base."""
     learner = learner_of(words, anchors)
     base = list(learner.model.parameters())

@@ -46,9 +46,7 @@ def test_hard_texts_survive(tokenizer: PreTrainedTokenizerFast, text: str) -> No
 
 
 @PROPERTY
-@given(
-    before=st.text(max_size=8), token=st.sampled_from(CONTROL), after=st.text(max_size=8)
-)
+@given(before=st.text(max_size=8), token=st.sampled_from(CONTROL), after=st.text(max_size=8))
 def test_a_typed_control_token_is_text_when_split(
     tokenizer: PreTrainedTokenizerFast, before: str, token: str, after: str
 ) -> None:
@@ -93,9 +91,7 @@ def test_the_chat_template_writes_turns(tokenizer: PreTrainedTokenizerFast) -> N
 
 @PROPERTY
 @given(answer=st.text(max_size=30))
-def test_a_turn_has_the_tokens_of_its_text(
-    tokenizer: PreTrainedTokenizerFast, answer: str
-) -> None:
+def test_a_turn_has_the_tokens_of_its_text(tokenizer: PreTrainedTokenizerFast, answer: str) -> None:
     """What is taught as a completion is what a later chat shows as history."""
     assume(answer == answer.strip())
     assume(not any(token in answer for token in CONTROL))

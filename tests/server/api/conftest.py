@@ -1,6 +1,7 @@
 """One live server for all tests of the HTTP face; tests use sessions of their own."""
 
 import itertools
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,6 +15,15 @@ KEYED = {
     "operator_keys": "operator-key",
 }
 SMALL = {"max_body_bytes": 20_000}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_settings_of_the_machine() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name in list(os.environ):
+            if name.upper().startswith("INNERLOOP_"):
+                patch.delenv(name)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,9 @@ from server.engine import Engine, EngineLimits
 from server.flows import teaching
 from server.flows.deriving import Deriver
 from server.flows.encoding import Encoding
+from server.flows.locks import SessionLocks
 from server.flows.outcome import Lesson, LessonError, SessionFull
+from server.flows.rebuilding import Rebuilder
 from server.flows.teaching import Teacher
 from server.sessions import ItemNotFound, NewItem, SessionStore, VersionRecord, prompt_key
 
@@ -50,6 +52,14 @@ async def _deriver(artifact: Artifact) -> AsyncIterator[Deriver]:
     await engine.stop(0)
 
 
+def teacher_of(deriver: Deriver, store: SessionStore) -> Teacher:
+    return Teacher(deriver, store, SessionLocks())
+
+
+def rebuilder(deriver: Deriver, store: SessionStore) -> Rebuilder:
+    return Rebuilder(deriver, store, SessionLocks())
+
+
 def lesson(prompt: str = "Where is my order?", completion: str = "In the barn.") -> Lesson:
     return Lesson([{"role": "user", "content": prompt}], completion)
 
@@ -64,7 +74,7 @@ async def statuses(store: SessionStore, session: str) -> list[str]:
 
 
 async def test_two_replicas_teach_one_session(deriver: Deriver, store: SessionStore) -> None:
-    replicas = [Teacher(deriver, store) for _ in range(3)]
+    replicas = [teacher_of(deriver, store) for _ in range(3)]
     prompts = ["Where do I park?", "Are dogs allowed?", "Do you take cash?"]
     results = await asyncio.gather(
         *(
@@ -82,13 +92,13 @@ async def test_two_replicas_teach_one_session(deriver: Deriver, store: SessionSt
 async def test_derived_over_the_same_items_the_bytes_are_the_same(
     deriver: Deriver, store: SessionStore
 ) -> None:
-    teacher = Teacher(deriver, store)
+    teacher = teacher_of(deriver, store)
     lessons = [lesson(), lesson("Are dogs allowed?", "Yes.")]
     await taught(teacher, "at once", *lessons)
     for one in lessons:
         await taught(teacher, "one by one", one)
     await taught(teacher, "with a detour", *lessons, lesson("Hello", "Hi."))
-    await teacher.forget(TENANT, "with a detour", 3)
+    await rebuilder(deriver, store).forget(TENANT, "with a detour", 3)
     snapshots = [
         await store.snapshot(TENANT, session, (await store.pointer(TENANT, session)).version)
         for session in ("at once", "one by one", "with a detour")
@@ -99,9 +109,9 @@ async def test_derived_over_the_same_items_the_bytes_are_the_same(
 async def test_refusal_changes_no_version(
     deriver: Deriver, wild: Deriver, store: SessionStore
 ) -> None:
-    await taught(Teacher(deriver, store), "s", lesson())
+    await taught(teacher_of(deriver, store), "s", lesson())
     before = await store.snapshot(TENANT, "s", 1)
-    teacher = Teacher(wild, store)
+    teacher = teacher_of(wild, store)
     appended = await teacher.append(TENANT, "s", [lesson("Hello", "Hi.")], "key", "hash")
     outcome = await teacher.teach(TENANT, "s", appended.items, key="key")
     assert not outcome.accepted
@@ -120,8 +130,8 @@ async def test_refusal_changes_no_version(
 async def test_the_guard_cannot_block_forgetting(
     deriver: Deriver, wild: Deriver, store: SessionStore
 ) -> None:
-    await taught(Teacher(deriver, store), "s", lesson(), lesson("Hello", "Hi."))
-    forgotten = await Teacher(wild, store).forget(TENANT, "s", 2)
+    await taught(teacher_of(deriver, store), "s", lesson(), lesson("Hello", "Hi."))
+    forgotten = await rebuilder(wild, store).forget(TENANT, "s", 2)
     assert (forgotten.adapter_version, forgotten.deleted_versions) == (0, (1,))
     assert forgotten.reason
     assert await store.versions(TENANT, "s") == ()
@@ -131,23 +141,23 @@ async def test_the_guard_cannot_block_forgetting(
 async def test_mending_that_is_refused_leaves_the_version_for_its_own_base(
     deriver: Deriver, wild: Deriver, store: SessionStore
 ) -> None:
-    await taught(Teacher(deriver, store), "s", lesson())
+    await taught(teacher_of(deriver, store), "s", lesson())
     pointer = await store.pointer(TENANT, "s")
-    teacher = Teacher(wild, store)
+    wild_one = rebuilder(wild, store)
     for _ in range(2):
-        assert (await teacher.mend(pointer)).version == 0
+        assert (await wild_one.mend(pointer)).version == 0
     assert await store.pointer(TENANT, "s") == pointer
-    mended = await Teacher(deriver, store).mend(pointer)
+    mended = await rebuilder(deriver, store).mend(pointer)
     assert mended.version == 2
     assert await store.snapshot(TENANT, "s", 1) == await store.snapshot(TENANT, "s", 2)
     # Whoever comes with the old pointer is given the new one, and nothing is derived.
-    assert (await Teacher(deriver, store).mend(pointer)).version == 2
+    assert (await rebuilder(deriver, store).mend(pointer)).version == 2
 
 
 async def test_items_that_this_model_cannot_be_taught_are_refused_alone(
     deriver: Deriver, store: SessionStore
 ) -> None:
-    teacher = Teacher(deriver, store)
+    teacher = teacher_of(deriver, store)
     bad = {"messages": [{"role": "user", "content": "<|end|>"}], "completion": "x"}
     good = {"messages": [{"role": "user", "content": "Hello"}], "completion": "Hi."}
     items = [
@@ -164,7 +174,7 @@ async def test_items_that_this_model_cannot_be_taught_are_refused_alone(
 
 
 async def test_finish_does_what_a_crash_left(deriver: Deriver, store: SessionStore) -> None:
-    teacher = Teacher(deriver, store)
+    teacher = teacher_of(deriver, store)
     one = await teacher.append(TENANT, "s", [lesson()], "first", "hash")
     await teacher.append(TENANT, "s", [lesson("Hello", "Hi.")], None, "")
     (pointer,) = await store.pending_sessions()
@@ -178,11 +188,11 @@ async def test_finish_does_what_a_crash_left(deriver: Deriver, store: SessionSto
 
 
 async def test_finish_purges_what_forgetting_left(deriver: Deriver, store: SessionStore) -> None:
-    teacher = Teacher(deriver, store)
+    teacher = teacher_of(deriver, store)
     await taught(teacher, "s", lesson(), lesson("Hello", "Hi."))
     await store.forget(TENANT, "s", 1)
     (pointer,) = await store.pending_sessions()
-    await teacher.finish(pointer)
+    await rebuilder(deriver, store).purge(pointer)
     (version,) = await store.versions(TENANT, "s")
     assert version.record.item_ids == (2,)
     assert not (await store.pointer(TENANT, "s")).unpurged
@@ -191,7 +201,7 @@ async def test_finish_purges_what_forgetting_left(deriver: Deriver, store: Sessi
 async def test_a_lesson_that_cannot_be_taught_is_not_kept(
     deriver: Deriver, store: SessionStore
 ) -> None:
-    teacher = Teacher(deriver, store)
+    teacher = teacher_of(deriver, store)
     for bad in (lesson("<|user|>"), lesson(completion="<|end|>"), lesson("parcel " * 300)):
         with pytest.raises(LessonError) as caught:
             await teacher.append(TENANT, "s", [lesson(), bad], None, "")
@@ -203,7 +213,7 @@ async def test_a_full_session_takes_no_more(
     deriver: Deriver, store: SessionStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(teaching, "MAX_ITEMS", 2)
-    teacher = Teacher(deriver, store)
+    teacher = teacher_of(deriver, store)
     both = [lesson(), lesson("Hello", "Hi.")]
     await teacher.append(TENANT, "s", both, "key", "hash")
     with pytest.raises(SessionFull, match="forget"):
@@ -213,7 +223,7 @@ async def test_a_full_session_takes_no_more(
 
 
 async def test_a_session_deleted_meanwhile(deriver: Deriver, store: SessionStore) -> None:
-    teacher = Teacher(deriver, store)
+    teacher = teacher_of(deriver, store)
     appended = await teacher.append(TENANT, "s", [lesson()], None, "")
     await store.delete(TENANT, "s")
     with pytest.raises(ItemNotFound):
@@ -224,7 +234,7 @@ async def test_a_session_deleted_meanwhile(deriver: Deriver, store: SessionStore
 async def test_the_record_says_what_a_version_came_from(
     deriver: Deriver, store: SessionStore, artifact: Artifact
 ) -> None:
-    await taught(Teacher(deriver, store), "s", lesson())
+    await taught(teacher_of(deriver, store), "s", lesson())
     (version,) = await store.versions(TENANT, "s")
     record = version.record
     assert isinstance(record, VersionRecord)

@@ -1,0 +1,236 @@
+"""The judge's quick figures against decoding and scoring one token at a time."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from spoken import KNOWN, make_spoken, nudged, plain_answer, plain_logits
+from transformers import PreTrainedTokenizerFast
+
+from adapters.chat import user_turn
+from adapters.config import Gate
+from adapters.gate import gate_keys, gate_opens, gate_similarity
+from adapters.inner_loop import Example
+from adapters.state import Tensors, take
+from meta_training.evaluation.cells import Task
+from meta_training.evaluation.judge import ANSWER_TOKENS, Judge, interval
+from meta_training.learner import Learner
+from meta_training.tasks.families import Episode, Turn
+
+UNRELATED = ("Where is the lamp?", "Can you dance?", "please print an invoice", "Thank you.")
+NUDGES = (0.12, 0.3)  # of two sessions: one changes few answers, one changes most
+
+
+@pytest.fixture(scope="module")
+def learner(tokenizer: PreTrainedTokenizerFast) -> Learner:
+    return make_spoken(tokenizer)
+
+
+def tasks() -> list[Task]:
+    """Two tasks whose queries the base knows by heart, except for one of each."""
+    made = []
+    for half in (KNOWN[:4], KNOWN[4:]):
+        support = tuple(Turn(f"{q} Please.", a, q) for q, a in half)
+        query = (*(Turn(q, a, q) for q, a in half), Turn("Why?", "Because.", half[0][0]))
+        taught = frozenset(question for question, _ in half)
+        made.append(Task(Episode("house_reply", support, query, (), taught), UNRELATED))
+    return made
+
+
+def label_tasks() -> list[Task]:
+    made = []
+    for half, choices in ((KNOWN[:3], ("lamp", "open", "sing")), (KNOWN[4:7], ("in", "we", "day"))):
+        turns = [Turn(q, choice, q) for (q, _), choice in zip(half, choices, strict=True)]
+        taught = frozenset(turn.kind for turn in turns)
+        made.append(Task(Episode("label", tuple(turns), tuple(turns), choices, taught), UNRELATED))
+    return made
+
+
+def asked(learner: Learner, question: str) -> Example:
+    return learner.encoder.example(user_turn(question), "")
+
+
+def plain_exact(learner: Learner, adapter: Tensors | None, turn: Turn) -> bool:
+    target = learner.encoder.completion(turn.answer)
+    return plain_answer(learner, adapter, asked(learner, turn.question), len(target)) == target
+
+
+def plain_changed(learner: Learner, adapter: Tensors | None, question: str) -> bool:
+    example = asked(learner, question)
+    before = plain_answer(learner, None, example, ANSWER_TOKENS)
+    return plain_answer(learner, adapter, example, len(before)) != before
+
+
+def share(values: list[bool]) -> float:
+    return sum(values) / len(values)
+
+
+def test_exact_and_changed_agree_with_real_decoding(learner: Learner) -> None:
+    drawn, adapters = tasks(), nudged(learner, *NUDGES)
+    scores = Judge(learner, drawn).score(adapters)
+    for session, (task, figures) in enumerate(zip(drawn, scores, strict=True)):
+        adapter = take(adapters, session)
+        exact = [plain_exact(learner, adapter, turn) for turn in task.episode.query]
+        changed = [plain_changed(learner, adapter, question) for question in task.unrelated]
+        assert figures["exact"] == pytest.approx(share(exact))
+        assert figures["changed"] == pytest.approx(share(changed))
+    assert 0 < sum(figures["exact"] for figures in scores) < 2, "all or nothing proves little"
+    assert 0 < sum(figures["changed"] for figures in scores) < 2
+    assert all(figures["kl"] > 0 for figures in scores)
+
+
+def test_without_an_adapter_nothing_is_changed(learner: Learner) -> None:
+    for figures in Judge(learner, tasks()).score(None):
+        assert figures["exact"] == pytest.approx(4 / 5)
+        assert figures["changed"] == figures["changed_first"] == 0
+        assert figures["kl"] == pytest.approx(0, abs=1e-6)
+        assert "opened" not in figures
+
+
+def test_a_zero_adapter_is_no_adapter(learner: Learner) -> None:
+    adapters = {name: torch.zeros_like(t) for name, t in nudged(learner, 0.0, 0.0).items()}
+    judge = Judge(learner, tasks())
+    assert [f["exact"] for f in judge.score(adapters)] == [f["exact"] for f in judge.score(None)]
+
+
+def test_one_judge_scores_many_adapters(learner: Learner) -> None:
+    judge, adapters = Judge(learner, tasks()), nudged(learner, *NUDGES)
+    before = judge.score(adapters)
+    judge.score(None)
+    assert judge.score(adapters) == before
+
+
+def test_kl_and_first_token_against_full_forward_passes(learner: Learner) -> None:
+    drawn, adapters = tasks(), nudged(learner, *NUDGES)
+    for session, figures in enumerate(Judge(learner, drawn).score(adapters)):
+        divergences, firsts = [], []
+        for question in UNRELATED:
+            example = asked(learner, question)
+            answer = plain_answer(learner, None, example, ANSWER_TOKENS)
+            whole = Example(example.prompt, example.header, answer)
+            at = slice(len(example.prompt) + len(example.header) - 1, -1)
+            old = plain_logits(learner, None, whole)[at].log_softmax(-1)
+            new = plain_logits(learner, take(adapters, session), whole)[at].log_softmax(-1)
+            divergences.append(float((old.exp() * (old - new)).sum(-1).mean()))
+            firsts.append(int(new[0].argmax()) != answer[0])
+        assert figures["kl"] == pytest.approx(statistics.mean(divergences), rel=1e-3)
+        assert figures["changed_first"] == pytest.approx(share(firsts))
+
+
+def test_choice_is_the_likeliest_whole_answer(learner: Learner) -> None:
+    drawn, adapters = label_tasks(), nudged(learner, *NUDGES)
+    scores = Judge(learner, drawn).score(adapters)
+    for session, (task, figures) in enumerate(zip(drawn, scores, strict=True)):
+        right = []
+        for turn in task.episode.query:
+            example = asked(learner, turn.question)
+            sums = {}
+            for choice in task.episode.choices:
+                ids = learner.encoder.completion(choice)
+                whole = Example(example.prompt, example.header, ids)
+                logits = plain_logits(learner, take(adapters, session), whole)
+                places = logits.log_softmax(-1)[len(example.prompt) + len(example.header) - 1 : -1]
+                sums[choice] = sum(float(p[i]) for p, i in zip(places, ids, strict=True))
+            right.append(max(sums, key=lambda choice: sums[choice]) == turn.answer)
+        assert figures["choice"] == pytest.approx(share(right))
+
+
+def summary(learner: Learner, question: str) -> torch.Tensor:
+    """(1, D) what the gate compares, from a forward pass of its own."""
+    ids = torch.tensor([asked(learner, question).prompt])
+    with torch.no_grad():
+        states = learner.model(input_ids=ids, output_hidden_states=True).hidden_states
+    last: torch.Tensor = states[learner.summary_layer][:, -1]
+    return last
+
+
+def keys_of(learner: Learner, task: Task) -> torch.Tensor:
+    return gate_keys(torch.cat([summary(learner, t.question) for t in task.episode.support]))
+
+
+def middle_threshold(learner: Learner) -> float:
+    """Between two similarities, far from both."""
+    found = sorted(
+        float(gate_similarity(keys_of(learner, task), summary(learner, question)))
+        for task in tasks()
+        for question in (*UNRELATED, *(turn.question for turn in task.episode.query))
+    )
+    gap, low = max((high - low, low) for low, high in itertools.pairwise(found))
+    return low + gap / 2
+
+
+@pytest.mark.parametrize("threshold", [-1.0, None, 1.1], ids=["all", "some", "none"])
+def test_a_closed_gate_leaves_the_base_to_answer(learner: Learner, threshold: float | None) -> None:
+    drawn, adapters = tasks(), nudged(learner, *NUDGES)
+    least = middle_threshold(learner) if threshold is None else threshold
+    learner.gate = gate = Gate(learner.summary_layer, least)
+    try:
+        scores = Judge(learner, drawn).score(adapters)
+    finally:
+        learner.gate = None
+    for session, (task, figures) in enumerate(zip(drawn, scores, strict=True)):
+        keys = keys_of(learner, task)
+
+        def adapter(question: str, keys: torch.Tensor = keys, s: int = session) -> Tensors | None:
+            opens = bool(gate_opens(gate, keys, summary(learner, question)))
+            return take(adapters, s) if opens else None
+
+        query = task.episode.query
+        opened = [adapter(turn.question) is not None for turn in query]
+        others = [adapter(question) is not None for question in UNRELATED]
+        exact = [plain_exact(learner, adapter(turn.question), turn) for turn in query]
+        changed = [plain_changed(learner, adapter(q), q) for q in UNRELATED]
+        assert figures["opened"] == pytest.approx(share(opened))
+        assert figures["opened_else"] == pytest.approx(share(others))
+        assert figures["exact"] == pytest.approx(share(exact))
+        assert figures["changed"] == pytest.approx(share(changed))
+    if threshold is None:
+        assert 0 < sum(figures["opened"] + figures["opened_else"] for figures in scores) < 4
+
+
+def test_examples_in_the_prompt_are_history(learner: Learner) -> None:
+    drawn = tasks()
+    turn = drawn[0].episode.support[0]
+    history = [*user_turn(turn.question), {"role": "assistant", "content": turn.answer}]
+    scores = Judge(learner, drawn, [history, []]).score(None)
+    for session, (task, figures) in enumerate(zip(drawn, scores, strict=True)):
+        before = [history, []][session]
+        exact = []
+        for asked_turn in task.episode.query:
+            messages = before + user_turn(asked_turn.question)
+            example = learner.encoder.example(messages, "")
+            target = learner.encoder.completion(asked_turn.answer)
+            exact.append(plain_answer(learner, None, example, len(target)) == target)
+        assert figures["exact"] == pytest.approx(share(exact))
+    assert scores[1]["changed"] == 0, "no history, nothing changed"
+    assert scores[0]["kl"] > 0
+
+
+def test_personas_are_scored_by_likeness_too(learner: Learner) -> None:
+    (q, a), (other, _) = KNOWN[2], KNOWN[3]
+    episode = Episode(
+        "persona", (Turn(q, a, q),), (Turn(q, a, q), Turn(other, "Nothing.", q)), (), frozenset({q})
+    )
+    (figures,) = Judge(learner, [Task(episode, UNRELATED)]).score(None)
+    assert figures["exact"] == 0.5
+    assert 0.5 <= figures["chrf"] < 1
+
+
+@given(st.lists(st.floats(-10, 10), min_size=2, max_size=30))
+def test_interval_is_the_textbook_one(values: list[float]) -> None:
+    mean, half = interval(values)
+    assert mean == pytest.approx(statistics.fmean(values), abs=1e-9)
+    error = statistics.stdev(values) / math.sqrt(len(values))
+    assert half == pytest.approx(1.96 * error, rel=1e-6, abs=1e-9)
+
+
+def test_one_value_has_no_interval() -> None:
+    mean, half = interval([3.0])
+    assert mean == 3.0
+    assert math.isnan(half)

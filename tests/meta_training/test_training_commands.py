@@ -1,0 +1,296 @@
+"""``meta-train`` and ``evaluate`` as the command line calls them: results, refusals, Ctrl-C."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import yaml
+from mini_run import RECIPE, call, evaluate, meta_train
+
+from adapters.artifact import load_artifact
+from meta_training import evaluate_command, train_command
+from meta_training.evaluation.cells import Task
+from meta_training.evaluation.judge import Scores
+from meta_training.evaluation.methods import TfidfCentroid
+from meta_training.recipe import Recipe, load_recipe
+
+ONE_CELL = ("--cells", "label", "5-way", "1-shot", "--episodes", 2)
+
+
+@pytest.fixture
+def artifact(finished: Path, tmp_path: Path) -> Path:
+    """A copy to write reports into."""
+    return Path(shutil.copytree(finished / "maml" / "artifact", tmp_path / "copy" / "artifact"))
+
+
+def errors(capsys: pytest.CaptureFixture[str]) -> str:
+    """What the command said, without progress bars."""
+    return capsys.readouterr().err.replace("\r", "\n")
+
+
+def change_report(artifact: Path, **changes: Any) -> None:
+    path = artifact / "report.json"
+    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | changes), encoding="utf-8")
+
+
+def test_evaluate_writes_a_report_and_prints_tables(
+    artifact: Path, finished: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pretrained = finished / "pretrained"
+    methods = ("--methods", "ours", "tfidf", "in-context", "--pretrained", pretrained)
+    assert evaluate(artifact, data, *ONE_CELL, *methods) == 0
+    printed = capsys.readouterr().out
+    assert "### label 5-way 1-shot" in printed
+    report = load_artifact(artifact).report or {}
+    (cell,) = report["cells"].values()
+    assert set(cell) == {"innerloop", "TF-IDF nearest centroid", "examples in the prompt"}
+    assert set(cell["innerloop"]) == {f"{step} steps" for step in (0, 1, 3, 5, 10)}
+    figures = cell["innerloop"]["5 steps"]
+    assert figures["choice"]["tasks"] == 2
+    assert 0 <= figures["choice"]["mean"] <= 1
+    assert cell["TF-IDF nearest centroid"]["-"]["choice"]["mean"] > 0.5
+    assert Recipe.model_validate(report["recipe"]) == load_recipe(finished / "recipe.yaml")
+    assert set(report["perplexity"]) == {"innerloop", "pre-trained"}
+    assert all(1 < value < 10_000 for value in report["perplexity"].values())
+    assert not list(artifact.glob("*.partial"))
+
+
+def test_tfidf_is_left_out_where_there_is_nothing_to_pick(
+    artifact: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert evaluate(artifact, data, "--cells", "house", "--methods", "tfidf") == 0
+    assert (load_artifact(artifact).report or {})["cells"] == {}
+
+
+def test_evaluating_again_only_adds_what_is_missing(
+    artifact: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert evaluate(artifact, data, *ONE_CELL, "--methods", "tfidf") == 0
+    results = artifact.parent / "results.jsonl"
+    before = results.read_bytes()
+    assert evaluate(artifact, data, *ONE_CELL, "--methods", "tfidf") == 0
+    assert results.read_bytes() == before
+    assert evaluate(artifact, data, *ONE_CELL, "--methods", "tfidf", "--seed", 7) == 0
+    assert results.read_bytes().startswith(before)
+    (cell,) = (load_artifact(artifact).report or {})["cells"].values()
+    assert cell["TF-IDF nearest centroid"]["-"]["choice"]["tasks"] == 2
+
+
+def test_the_controls_are_tuned_and_scored(
+    artifact: Path, finished: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluate_command, "LEARNING_RATES", (1e-2, 0.0))
+    monkeypatch.setattr(evaluate_command, "TUNING_TASKS", 1)
+    folders = ("--pretrained", finished / "pretrained", "--multitask", finished / "maml/artifact")
+    methods = ("--methods", "lora", "multitask-lora")
+    cells = ("--cells", "house_reply", "1-way", "1-shot", "--episodes", 1)
+    assert evaluate(artifact, data, *methods, *cells, *folders) == 0
+    (cell,) = (load_artifact(artifact).report or {})["cells"].values()
+    assert set(cell) == {"LoRA, pre-trained base", "LoRA, multi-task base"}
+    assert set(cell["LoRA, pre-trained base"]) == {"5 steps", "50 steps"}
+
+
+@pytest.mark.parametrize("command", [train_command, evaluate_command])
+def test_no_argument_is_called_as_the_command_lines_own(command: ModuleType) -> None:
+    """``innerloop`` keeps the function it will call beside a command's arguments."""
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    assert not hasattr(parser.parse_args(["path"]), "run")
+    assert command.DESCRIPTION
+
+
+def test_evaluate_stopped_by_ctrl_c_goes_on(
+    artifact: Path, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls = 0
+    original = TfidfCentroid.scores
+
+    def scores(self: TfidfCentroid, tasks: Sequence[Task]) -> dict[str, Scores]:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            signal.raise_signal(signal.SIGINT)
+        return original(self, tasks)
+
+    monkeypatch.setattr(TfidfCentroid, "scores", scores)
+    cells = ("--cells", "label", "5-way", "--episodes", 2, "--methods", "tfidf")
+    assert evaluate(artifact, data, *cells) == 130
+    assert "the same command goes on from here" in errors(capsys)
+    assert len((artifact.parent / "results.jsonl").read_bytes().splitlines()) == 2
+    assert "cells" not in (load_artifact(artifact).report or {})
+    assert evaluate(artifact, data, *cells) == 0
+    assert calls == 4, "the first cell was not run again"
+    assert len((load_artifact(artifact).report or {})["cells"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((), "method in-context needs --pretrained"),
+        (("--methods", "ours", "multitask-lora"), "method multitask-lora needs --multitask"),
+        (("--cells", "house", "5-way"), "no cell has all of ['house', '5-way']"),
+        (("--methods", "lora", "--pretrained", "nowhere"), "nowhere is no model folder"),
+        (("--methods", "tfidf", "--multitask", "nowhere"), "there is no folder nowhere"),
+        (("--methods", "tfidf", "--data", "nowhere"), "is missing: run `innerloop data"),
+    ],
+)
+def test_evaluate_refuses_before_it_works(
+    artifact: Path,
+    data: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...],
+    words: str,
+) -> None:
+    assert evaluate(artifact, data, *arguments) == 2
+    (said,) = (line for line in errors(capsys).splitlines() if line.startswith("innerloop"))
+    assert said.startswith("innerloop evaluate: ")
+    assert words in said
+    assert not (artifact.parent / "results.jsonl").exists()
+
+
+def test_evaluate_needs_an_artifact_with_its_recipe(
+    artifact: Path, data: Path, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tfidf = ("--methods", "tfidf")
+    assert evaluate(artifact / "none", data, *tfidf) == 2
+    assert "there is no folder" in errors(capsys)
+    assert evaluate(finished / "pretrained", data, *tfidf) == 2
+    assert "report.json has no recipe" in errors(capsys)
+    change_report(artifact, recipe={"name": "x", "colour": "red"})
+    assert evaluate(artifact, data, *tfidf) == 2
+    assert "colour" in errors(capsys)
+    change_report(artifact, recipe={"name": "x"})
+    assert evaluate(artifact, data, *tfidf) == 2
+    assert "holds out too little" in errors(capsys)
+
+
+def test_evaluate_names_broken_results_and_places_it_cannot_write(
+    artifact: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "results"
+    path.write_text("no result\n", encoding="utf-8")
+    assert evaluate(artifact, data, *ONE_CELL, "--methods", "tfidf", "--results", path) == 2
+    assert f"{path}:1 is no result" in errors(capsys)
+    below = path / "file"
+    assert evaluate(artifact, data, *ONE_CELL, "--methods", "tfidf", "--results", below) == 1
+    assert str(path) in errors(capsys)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("--episodes", "0"), ("--threads", "-1"), ("--methods", "magic"), ("--seed", "x"), ("--x",)],
+)
+def test_evaluate_refuses_wrong_arguments(
+    arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        call(evaluate_command, "artifact", *arguments)
+    assert caught.value.code == 2
+    assert arguments[0] in errors(capsys)
+
+
+def test_meta_train_names_what_it_made(
+    finished: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(finished, tmp_path / "run"))
+    capsys.readouterr()
+    assert meta_train(data, folder, "--threads", 1) == 0
+    made = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert made["artifact"] == str(folder / "maml" / "artifact")
+    assert made["base_fingerprint"] == load_artifact(folder / "maml" / "artifact").fingerprint
+
+
+def test_a_run_goes_below_runs_by_default(
+    finished: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(finished, tmp_path / "runs" / "mini")
+    monkeypatch.chdir(tmp_path)
+    recipe = finished / "recipe.yaml"
+    assert call(train_command, recipe, "--data", data, "--algorithm", "maml") == 0
+
+
+def refused(
+    folder: Path, source: Path, capsys: pytest.CaptureFixture[str], **parts: dict[str, Any]
+) -> str:
+    """What ``meta-train`` says when it exits with 2."""
+    assert meta_train(source, folder, **parts) == 2
+    lines = errors(capsys).splitlines()
+    start = [line.startswith("innerloop meta-train: ") for line in lines].index(True)
+    return "\n".join(lines[start:])
+
+
+def test_meta_train_refuses_a_missing_or_broken_recipe(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(train_command, tmp_path / "none.yaml", "--data", data) == 2
+    assert "cannot read the recipe" in errors(capsys)
+    assert "outer.stepps: Extra inputs" in refused(tmp_path, data, capsys, outer={"stepps": 1})
+    assert not (tmp_path / "pretrained").exists()
+
+
+def test_meta_train_refuses_data_it_cannot_use(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missing = refused(tmp_path, tmp_path / "nowhere", capsys)
+    assert "nowhere/clinc150.jsonl is missing: run `innerloop data" in missing
+    broken = Path(shutil.copytree(data, tmp_path / "data"))
+    (broken / "snips.jsonl").write_text('{"text": "a"}\n', encoding="utf-8")
+    assert "snips.jsonl:1: field 'domain'" in refused(tmp_path, broken, capsys)
+    held_out = {"held_out": {"clinc150": ["bank"]}}
+    assert "holds out clinc150: bank" in refused(tmp_path, data, capsys, data=held_out)
+    no_gate = refused(tmp_path, data, capsys, inner={"gate": True}, data={"validation": []})
+    assert "the gate needs 5 validation intents" in no_gate
+    assert not (tmp_path / "pretrained").exists(), "all of this shows before any training"
+
+
+def test_meta_train_refuses_what_does_not_fit_the_recipe(
+    finished: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(finished, tmp_path / "run"))
+    said = refused(folder, data, capsys, inner={"targets": ["q_prod"]})
+    assert "no module named q_prod" in said
+    said = refused(folder, data, capsys, inner={"rank": 3})
+    assert f"{folder / 'maml' / 'checkpoint.pt'} cannot be resumed from" in said
+    (folder / "embedded.pt").write_bytes(b"")
+    said = refused(folder, data, capsys)
+    assert f"{folder / 'embedded.pt'} cannot be resumed from" in said
+    (folder / "embedded.pt").unlink()
+    assert "embed.kinds is 90" in refused(folder, data, capsys, embed={"kinds": 90})
+
+
+def test_meta_train_does_not_replace_what_is_not_an_artifact(
+    finished: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(finished, tmp_path / "run"))
+    shutil.rmtree(folder / "maml" / "artifact")
+    (folder / "maml" / "artifact").mkdir()
+    (folder / "maml" / "artifact" / "diary.txt").write_text("dear me", encoding="utf-8")
+    assert "holds something else" in refused(folder, data, capsys)
+    assert (folder / "maml" / "artifact" / "diary.txt").exists()
+
+
+def test_meta_train_says_where_it_cannot_write(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    content = RECIPE | {"pretrain": RECIPE["pretrain"] | {"steps": 1}}
+    recipe.write_text(yaml.safe_dump(content), encoding="utf-8")
+    assert call(train_command, recipe, "--data", data, "--out", recipe / "below") == 1
+    assert str(recipe) in errors(capsys)
+
+
+@pytest.mark.parametrize(
+    "arguments", [(), ("r.yaml", "--algorithm", "magic"), ("r.yaml", "--threads", "0")]
+)
+def test_meta_train_refuses_wrong_arguments(arguments: tuple[str, ...]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        call(train_command, *arguments)
+    assert caught.value.code == 2
