@@ -42,7 +42,7 @@ RETURNS = Subject(
         "how long do I have to send things back",
         "I changed my mind about the bird feeder. Can it go back?",
     ),
-    asked="Can I send something back if I don't like it?",
+    asked="Can I return the jug I bought?",
 )
 UNRELATED = "What is the weather like in Paris today?"
 DOGS = (

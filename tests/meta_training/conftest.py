@@ -9,12 +9,12 @@ import pytest
 import torch
 from mini_data import write_data
 from mini_run import RECIPE, meta_train
+from transformers import PreTrainedTokenizerFast
 
 from meta_training.corpus import Corpus, load_corpus
 from meta_training.pretrain import corpus_texts
 from meta_training.recipe import Recipe
 from meta_training.tokenizer import train_tokenizer
-from transformers import PreTrainedTokenizerFast
 
 
 @pytest.fixture(autouse=True, scope="session")

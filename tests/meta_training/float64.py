@@ -51,16 +51,15 @@ def make_learner(
         max_position_embeddings=64,
         initializer_range=0.3,
         tie_word_embeddings=True,
-        attn_implementation="sdpa",
     )
     model = LlamaForCausalLM(config)
+    model.set_attn_implementation("sdpa")
     part = InnerPart(rank=2, steps=steps, first_step_size=0.3, clip=2.0, anchors=len(anchors))
     learner = FixedReference(model, ChatEncoder(tokenizer), part, anchors, seed=0).double()
     _use_float64_norms(model)
     with torch.no_grad():
-        for tensor in learner.adapter:
-            tensor += 0.3 * torch.randn(tensor.shape, dtype=tensor.dtype)
-        learner.log_sizes += 0.3 * torch.randn(learner.log_sizes.shape, dtype=torch.float64)
+        for tensor in [*learner.adapter, learner.log_sizes]:
+            tensor.add_(0.3 * torch.randn(tensor.shape, dtype=tensor.dtype))
     return learner
 
 

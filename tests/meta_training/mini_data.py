@@ -31,7 +31,7 @@ WORDINGS = (
     "{} please, I am in a hurry",
     "who would {} if I asked",
 )
-HELD_OUT = {  # source -> domain -> intents
+HELD_OUT: dict[str, dict[str, tuple[str, ...]]] = {  # source -> domain -> intents
     "clinc150": {
         "cards": ("block a card", "raise a limit", "split a bill", "read a pin", "lose a wallet")
     },
@@ -136,6 +136,6 @@ def _faq() -> Iterator[dict[str, Any]]:
         for number, place in enumerate(PLACES):
             yield {
                 "question": f"Has the {place} a {thing}?",
-                "answer": f"The {place} of {split} keeps {number + 2} of each {thing} near the door.",
+                "answer": f"The {split} {place} keeps {number + 2} of each {thing} near the door.",
                 "split": split,
             }

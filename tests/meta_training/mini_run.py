@@ -49,7 +49,7 @@ def call(command: ModuleType, *arguments: object) -> int:
     return code
 
 
-def meta_train(data: Path, folder: Path, *more: object, **parts: dict[str, Any]) -> int:
+def meta_train(data: Path, folder: Path, /, *more: object, **parts: dict[str, Any]) -> int:
     """Run ``innerloop meta-train`` in ``folder``; ``parts`` change keys of the recipe."""
     content = RECIPE | {name: RECIPE[name] | part for name, part in parts.items()}
     path = folder / "recipe.yaml"

@@ -44,22 +44,24 @@ def make_spoken(tokenizer: PreTrainedTokenizerFast) -> Learner:
         intermediate_size=48,
         max_position_embeddings=256,
         tie_word_embeddings=True,
-        attn_implementation="eager",
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
     model = LlamaForCausalLM(config)
+    model.set_attn_implementation("eager")
     part = InnerPart(rank=2, steps=2, anchors=0)
     learner = Learner(model, ChatEncoder(tokenizer), part, [], seed=0)
     examples = [learner.encoder.example(user_turn(q), answer) for q, answer in KNOWN]
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     for _ in range(80):
-        prefix, _ = learner.prefill([example.prompt for example in examples])
+        prefix, summaries = learner.prefill([example.prompt for example in examples])
         turns = make_turns(examples, prefix, "activated", CPU)
         logits = continue_from(model, turns.prefix, turns.ids)
+        # Spread out, so that a gate can tell questions apart.
+        alike = torch.nn.functional.normalize(summaries, dim=-1).sum(0).square().mean()
         optimizer.zero_grad()
-        demonstration_loss(logits, turns.targets).mean().backward()
+        (demonstration_loss(logits, turns.targets).mean() + alike).backward()
         optimizer.step()
     return learner
 

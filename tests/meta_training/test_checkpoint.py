@@ -121,9 +121,10 @@ def test_the_first_interrupt_only_asks(handler: object, capsys: pytest.CaptureFi
 
 
 def test_the_second_interrupt_stops(handler: object) -> None:
-    with pytest.raises(KeyboardInterrupt), whole_steps():
+    with whole_steps():
         signal.raise_signal(signal.SIGINT)
-        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is handler
 
 

@@ -22,8 +22,8 @@ def training_texts(corpus: Corpus) -> set[str]:
 
 def questions(corpus: Corpus) -> set[str]:
     """Of everything that is held out."""
-    groups = [*corpus.held_out_intents, *corpus.held_out_personas]
-    return {question for group in groups for question in group.questions}
+    asked = {question for intent in corpus.held_out_intents for question in intent.questions}
+    return asked | {q for group in corpus.held_out_personas for q in group.questions}
 
 
 def test_the_recipe_says_what_is_held_out(corpus: Corpus) -> None:

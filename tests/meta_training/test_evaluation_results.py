@@ -29,7 +29,7 @@ class Twice(TfidfCentroid):
     """TF-IDF, scored at two checkpoints; remembers the tasks it saw."""
 
     name = "twice"
-    checkpoints = ("early", "late")
+    checkpoints: tuple[str, ...] = ("early", "late")
 
     def __init__(self, accuracy: float | None = None) -> None:
         self.seen: list[Task] = []
@@ -40,7 +40,7 @@ class Twice(TfidfCentroid):
         (figures,) = super().scores(tasks).values()
         if self._instead is not None:
             figures = [{"choice": self._instead} for _ in figures]
-        return {checkpoint: figures for checkpoint in self.checkpoints}
+        return dict.fromkeys(self.checkpoints, figures)
 
 
 @pytest.fixture(scope="module")

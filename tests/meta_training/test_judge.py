@@ -165,7 +165,7 @@ def middle_threshold(learner: Learner) -> float:
     return low + gap / 2
 
 
-@pytest.mark.parametrize("threshold", [-1.0, None, 1.1], ids=["all", "some", "none"])
+@pytest.mark.parametrize("threshold", [-1.0, None, 1.1], ids=["all", "some", "few"])
 def test_a_closed_gate_leaves_the_base_to_answer(learner: Learner, threshold: float | None) -> None:
     drawn, adapters = tasks(), nudged(learner, *NUDGES)
     least = middle_threshold(learner) if threshold is None else threshold

@@ -29,7 +29,7 @@ def learner(tokenizer: PreTrainedTokenizerFast) -> Learner:
 def test_what_was_learned_by_heart_is_answered(learner: Learner) -> None:
     asked = [learner.encoder.example(user_turn(question), "") for question, _ in KNOWN]
     answers = learner.greedy(asked, 24)
-    texts = [learner.encoder.tokenizer.decode(a, skip_special_tokens=True) for a in answers]
+    texts = [learner.encoder.tokenizer.decode([*a], skip_special_tokens=True) for a in answers]
     assert texts == [answer for _, answer in KNOWN]
     assert all(answer[-1] == learner.encoder.end_id for answer in answers)
 

@@ -42,10 +42,6 @@ def words() -> PreTrainedTokenizerFast:
     return train_tokenizer(texts * 9, 300, 64)
 
 
-def learner_of(words: PreTrainedTokenizerFast, anchors: Sequence[Anchor] = ()) -> FixedReference:
-    return make_learner(words, anchors)
-
-
 def batch_of(learner: FixedReference) -> Batch:
     """Two episodes of unequal size, an unrelated question each."""
     opening = Turn("Do you open?", "We open at nine.", "open")
@@ -77,12 +73,10 @@ def check_gradient(
     def value() -> Tensor:
         return loss_of(outer_losses(learner, batch, steps))
 
-    gradients = torch.autograd.grad(value(), parameters, allow_unused=True)
+    gradients = torch.autograd.grad(value(), parameters, materialize_grads=True)
     generator = torch.Generator().manual_seed(1)
     directions = [torch.randn(p.shape, generator=generator, dtype=p.dtype) for p in parameters]
-    expected = sum(
-        float((g * d).sum()) for g, d in zip(gradients, directions, strict=True) if g is not None
-    )
+    expected = sum((g * d).sum().item() for g, d in zip(gradients, directions, strict=True))
     ends = []
     for sign in (1, -1):
         with torch.no_grad():
@@ -101,7 +95,7 @@ def check_gradient(
 def test_gradient_of_session_init(
     words: PreTrainedTokenizerFast, anchors: tuple[Anchor, ...]
 ) -> None:
-    learner = learner_of(words, anchors)
+    learner = make_learner(words, anchors)
     check_gradient(learner, list(learner.adapter), everything)
 
 
@@ -109,25 +103,25 @@ def test_gradient_of_session_init(
 def test_gradient_of_step_sizes(
     words: PreTrainedTokenizerFast, anchors: tuple[Anchor, ...]
 ) -> None:
-    learner = learner_of(words, anchors)
+    learner = make_learner(words, anchors)
     check_gradient(learner, [learner.log_sizes], everything)
 
 
 def test_gradient_of_the_anchors_weight(words: PreTrainedTokenizerFast) -> None:
-    learner = learner_of(words, ANCHORS)
+    learner = make_learner(words, ANCHORS)
     check_gradient(learner, [learner.log_anchor_weight], everything)
 
 
 @pytest.mark.parametrize("anchors", [(), ANCHORS], ids=["bare", "anchors"])
 def test_gradient_of_the_base(words: PreTrainedTokenizerFast, anchors: tuple[Anchor, ...]) -> None:
     """Locality is left out: what it compares with is a constant that moves with the base."""
-    learner = learner_of(words, anchors)
+    learner = make_learner(words, anchors)
     base = list(learner.model.parameters())
     check_gradient(learner, base, lambda losses: losses.query + 0.5 * losses.prototype)
 
 
 def test_the_clip_is_part_of_the_gradient(words: PreTrainedTokenizerFast) -> None:
-    learner = learner_of(words)
+    learner = make_learner(words)
     learner.part = learner.part.model_copy(update={"clip": 0.05})
     check_gradient(learner, list(learner.adapter), everything)
 
@@ -142,7 +136,7 @@ def gradient(learner: FixedReference, steps: int, second_order: bool) -> tuple[f
 def test_first_order_sees_the_same_loss_and_another_gradient(
     words: PreTrainedTokenizerFast,
 ) -> None:
-    learner = learner_of(words)
+    learner = make_learner(words)
     exact_loss, exact = gradient(learner, 3, True)
     first_loss, first = gradient(learner, 3, False)
     assert first_loss == pytest.approx(exact_loss, rel=1e-12)
@@ -150,14 +144,14 @@ def test_first_order_sees_the_same_loss_and_another_gradient(
 
 
 def test_without_inner_steps_both_are_the_plain_gradient(words: PreTrainedTokenizerFast) -> None:
-    learner = learner_of(words)
+    learner = make_learner(words)
     assert torch.equal(gradient(learner, 0, True)[1], gradient(learner, 0, False)[1])
 
 
 def test_multitask_judges_session_init_and_leaves_the_rule_alone(
     words: PreTrainedTokenizerFast,
 ) -> None:
-    learner = learner_of(words, ANCHORS)
+    learner = make_learner(words, ANCHORS)
     batch = batch_of(learner)
     losses = outer_losses(learner, batch, 0)
     everything(losses).backward()
@@ -175,12 +169,12 @@ def test_multitask_judges_session_init_and_leaves_the_rule_alone(
         with learner.hooks.use(rows):
             logits = continue_from(learner.model, turns.prefix, turns.ids)
         means.append(demonstration_loss(logits, turns.targets).mean())
-    assert losses.query.item() == pytest.approx(sum(means).item() / 2, rel=1e-12)
+    assert losses.query.item() == pytest.approx(torch.stack(means).mean().item(), rel=1e-12)
 
 
 def test_an_untaught_learner_changes_nothing(words: PreTrainedTokenizerFast) -> None:
     """With B at zero and no steps, unrelated answers are the base's own."""
-    learner = learner_of(words)
+    learner = make_learner(words)
     with torch.no_grad():
         for name, tensor in learner.tensors().items():
             if name.endswith("lora_B"):

@@ -87,7 +87,7 @@ def test_evaluating_again_only_adds_what_is_missing(
 def test_the_controls_are_tuned_and_scored(
     artifact: Path, finished: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evaluate_command, "LEARNING_RATES", (1e-2, 0.0))
+    monkeypatch.setattr(evaluate_command, "LEARNING_RATES", (1e-2,))
     monkeypatch.setattr(evaluate_command, "TUNING_TASKS", 1)
     folders = ("--pretrained", finished / "pretrained", "--multitask", finished / "maml/artifact")
     methods = ("--methods", "lora", "multitask-lora")
@@ -218,7 +218,7 @@ def test_a_run_goes_below_runs_by_default(
 
 
 def refused(
-    folder: Path, source: Path, capsys: pytest.CaptureFixture[str], **parts: dict[str, Any]
+    folder: Path, source: Path, capsys: pytest.CaptureFixture[str], /, **parts: dict[str, Any]
 ) -> str:
     """What ``meta-train`` says when it exits with 2."""
     assert meta_train(source, folder, **parts) == 2
