@@ -122,6 +122,10 @@ class Judge:
         sessions = torch.tensor([s for _, s in pairs], device=device)
         return Group(turns, sessions, self._slots(sessions, prefix))
 
+    def _ungated(self, pairs: Sequence[tuple[Example, int]], prefix: Prefix) -> Group:
+        group = self._group(pairs, prefix)
+        return Group(group.turns, group.sessions, group.sessions)
+
     def _slots(self, sessions: Tensor, prefix: Prefix) -> Tensor:
         gate = self._learner.gate
         if gate is None or prefix.summaries is None:
@@ -186,7 +190,8 @@ class Judge:
                 completion = encoder.completion(choice)
                 examples.append(Example(asked.prompt, asked.header, completion))
             prefix = self._query_prefix.select(torch.tensor([row for row, _, _ in part]))
-            group = self._group(
+            # Where the answer is one of the taught ones anyway, there is nothing to keep out.
+            group = self._ungated(
                 [(e, s) for e, (_, s, _) in zip(examples, part, strict=True)], prefix
             )
             means = demonstration_loss(self._logits(adapters, group), group.turns.targets)

@@ -124,7 +124,12 @@ class Traffic:
         return True
 
     def _pass_gate(self, ticket: Ticket) -> None:
-        """Leave a prompt to the base that is far from everything its session was taught."""
+        """Leave a prompt to the base that is far from everything its session was taught.
+
+        A request with choices has none of its own words to lose: the adapter always answers it.
+        """
+        if isinstance(ticket, Choosing):
+            return
         gate, state, summaries = self._gate, ticket.state, ticket.ready_prefix.summaries
         if gate is None or state is None or state.keys is None or summaries is None:
             return

@@ -72,14 +72,15 @@ def test_a_long_prompt_in_pieces_passes_the_same_gate(world: World) -> None:
     run(main())
 
 
-def test_choices_pass_the_gate_too(world: World) -> None:
+def test_choices_are_the_adapters_whatever_the_prompt(world: World) -> None:
     async def main() -> None:
         async with running(world.artifact) as engine:
             sampling = Sampling(max_tokens=8, choices=("yes", "no, never"))
             prompt = world.prompt(FAR)
-            gated = await collect(engine, GenerateRequest(prompt, sampling, world.ref("ann")))
+            taught = await collect(engine, GenerateRequest(prompt, sampling, world.ref("ann")))
             untaught = await collect(engine, GenerateRequest(prompt, sampling, None))
-            assert gated.finished.choice_logprobs == untaught.finished.choice_logprobs
+            assert taught.finished.adapter_used
+            assert taught.finished.choice_logprobs != untaught.finished.choice_logprobs
 
     run(main())
 
