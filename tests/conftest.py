@@ -1,5 +1,7 @@
 """What every test shares: `gpu` skips without a CUDA device, and none is held to a time."""
 
+import signal
+
 import pytest
 import torch
 from hypothesis import settings
@@ -8,6 +10,10 @@ from hypothesis import settings
 # Everything else stays as it is, so that CI=true still means the same examples at every run.
 settings.register_profile("house", settings(deadline=None))
 settings.load_profile("house")
+
+# A run started in the background of a script inherits an ignored Ctrl-C, and so would every process
+# that a test starts and interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
