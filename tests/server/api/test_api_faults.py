@@ -96,8 +96,11 @@ def test_redis_away_and_back(redis: PlainRedis, settings: Settings) -> None:
 
 def test_engine_that_stops_in_the_middle_of_a_stream(settings: Settings) -> None:
     with LiveServer(settings) as live, live.client() as http:
-        body = {"session_id": "cut", "prompt": QUESTION, "max_tokens": 170, "stream": True}
-        with http.stream("POST", "/generate", json={**body, "temperature": 1.0}) as response:
+        body = {"session_id": "cut", "prompt": QUESTION, "max_tokens": 170, "temperature": 1.0}
+        answers = (http.post("/generate", json={**body, "seed": seed}).json() for seed in range(50))
+        seed = next(i for i, answer in enumerate(answers) if answer["finish_reason"] == "length")
+        long = {**body, "seed": seed, "stream": True}
+        with http.stream("POST", "/generate", json=long) as response:
             lines = response.iter_lines()
             first = next(lines)
             live.call(live.runtime.engine.stop(0))
