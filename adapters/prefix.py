@@ -103,24 +103,47 @@ def kept_layers(cache: DynamicCache) -> tuple[tuple[Tensor, Tensor], ...]:
 
 def continue_from(model: nn.Module, prefix: Prefix, ids: Tensor) -> Tensor:
     """Logits (B, T, V) of ``ids`` (B, T), each row going on where its prompt ended."""
-    rows, tokens = ids.shape
-    offsets = torch.arange(tokens, device=ids.device)
-    output = model(
-        input_ids=ids,
-        position_ids=prefix.lengths.unsqueeze(1) + offsets,
-        attention_mask=_mask(prefix, tokens, _dtype(model)),
-        past_key_values=_cache(prefix),
-        use_cache=bool(prefix.layers),
-    )
-    logits = output.logits
-    assert isinstance(logits, Tensor)
-    assert logits.shape[0] == rows
-    return logits
+    return Continuation(model, prefix).extend(ids)
 
 
-def _cache(prefix: Prefix) -> DynamicCache | None:
-    if not prefix.layers:
-        return None
+class Continuation:
+    """B rows that go on from their prompts, some tokens at a time; the prefix stays as it is."""
+
+    def __init__(self, model: nn.Module, prefix: Prefix) -> None:
+        """Start where the prompts of ``prefix`` end."""
+        self._model = model
+        self._prefix = prefix
+        self._cache = _cache(prefix)
+        self._tokens = 0  # after the prompt, the same for every row
+
+    def extend(self, ids: Tensor) -> Tensor:
+        """Logits (B, T, V) of the next ``ids`` (B, T) of every row."""
+        offsets = torch.arange(self._tokens, self._tokens + ids.shape[1], device=ids.device)
+        output = self._model(
+            input_ids=ids,
+            position_ids=self._prefix.lengths.unsqueeze(1) + offsets,
+            attention_mask=_mask(self._prefix, self._tokens, ids.shape[1], _dtype(self._model)),
+            past_key_values=self._cache,
+            use_cache=True,
+        )
+        self._tokens += ids.shape[1]
+        logits = output.logits
+        assert isinstance(logits, Tensor)
+        assert logits.shape[0] == ids.shape[0]
+        return logits
+
+    def prefix(self, lengths: Tensor) -> Prefix:
+        """What was computed so far as a prefix, ``lengths`` (B,) of each row's tokens counted.
+
+        Raises:
+            SpecError: prompts of unequal length, which leave a gap before the tokens.
+        """
+        if not bool((self._prefix.lengths == self._prefix.width).all()):
+            raise SpecError("the prompts differ in length: go on from prompts of one length")
+        return Prefix(kept_layers(self._cache), self._prefix.lengths + lengths)
+
+
+def _cache(prefix: Prefix) -> DynamicCache:
     cache = DynamicCache()
     for keys, values in prefix.layers:
         layer = DynamicLayer()
@@ -130,14 +153,14 @@ def _cache(prefix: Prefix) -> DynamicCache | None:
     return cache
 
 
-def _mask(prefix: Prefix, tokens: int, dtype: torch.dtype) -> Tensor:
-    """Additive attention mask, (B, 1, T, P + T): own prompt, then causal."""
+def _mask(prefix: Prefix, before: int, tokens: int, dtype: torch.dtype) -> Tensor:
+    """Additive attention mask, (B, 1, T, P + before + T): own prompt, then causal."""
     device = prefix.lengths.device
     columns = torch.arange(prefix.width, device=device)
     seen = (columns < prefix.lengths.unsqueeze(1)).unsqueeze(1)  # (B, 1, P)
-    causal = torch.ones(tokens, tokens, dtype=torch.bool, device=device).tril()
+    causal = torch.ones(tokens, before + tokens, dtype=torch.bool, device=device).tril(before)
     rows = prefix.lengths.shape[0]
-    allowed = torch.cat([seen.expand(rows, tokens, -1), causal.expand(rows, tokens, tokens)], dim=2)
+    allowed = torch.cat([seen.expand(rows, tokens, -1), causal.expand(rows, -1, -1)], dim=2)
     mask = torch.zeros(allowed.shape, dtype=dtype, device=device)
     return mask.masked_fill_(~allowed, torch.finfo(dtype).min).unsqueeze(1)
 

@@ -89,4 +89,4 @@ def best_threshold(near: Tensor, far: Tensor) -> float:
 
 def _summaries(learner: Learner, questions: Sequence[str]) -> Tensor:
     prompts = [learner.encoder.prompt(user_turn(question)).prefix for question in questions]
-    return learner.prefill(prompts)[1]
+    return learner.summaries(prompts)

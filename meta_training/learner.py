@@ -17,7 +17,7 @@ from adapters.config import Anchor, Gate, InnerRule, LoraSpec
 from adapters.inner_loop import Anchors, Example, make_turns
 from adapters.layer import LoraHooks, Rows
 from adapters.objective import IGNORE
-from adapters.prefix import Prefix, continue_from, pad, prefill
+from adapters.prefix import Continuation, Prefix, continue_from, prefill
 from adapters.state import Tensors, initial_tensors
 from meta_training.recipe import InnerPart
 
@@ -87,15 +87,13 @@ class Learner(nn.Module):
             self.part.steps, sizes, self.part.clip, weight, self.anchor_texts, self.gate
         )
 
-    def prefill(self, prompts: Sequence[Sequence[int]]) -> tuple[Prefix, Tensor]:
-        """Prefill B prompts with gradients.
+    def prefill(self, prompts: Sequence[Sequence[int]]) -> Prefix:
+        """Prefill B prompts with gradients, their summaries with them."""
+        return prefill(self.model, prompts, self.model.device, self.summary_layer)
 
-        Returns:
-            Their keys and values, and (B, D) what the last layer sees at each prompt's last token.
-        """
-        prefix = prefill(self.model, prompts, self.model.device, self.summary_layer)
-        assert prefix.summaries is not None
-        return prefix, prefix.summaries
+    def summaries(self, prompts: Sequence[Sequence[int]]) -> Tensor:
+        """(B, D) what the last layer sees at each prompt's last token, with gradients."""
+        return summaries_of(self.prefill(prompts))
 
     def anchors(self, prefix: Prefix) -> Anchors | None:
         """The anchors with what the untaught model says to them; ``prefix`` holds their prompts."""
@@ -114,17 +112,15 @@ class Learner(nn.Module):
 
         ``rows`` says which adapters answer; None is the untaught model.
         """
-        prefix, _ = self.prefill([example.prompt for example in prompts])
+        prefix = self.prefill([example.prompt for example in prompts])
         answers: list[list[int]] = [[] for _ in prompts]
         end = self.encoder.end_id
+        rest = Continuation(self.model, prefix)
+        ids = torch.tensor([example.header for example in prompts], device=prefix.lengths.device)
         with self.hooks.use(rows):
             for _ in range(max_tokens):
-                ids = [
-                    [*example.header, *answer]
-                    for example, answer in zip(prompts, answers, strict=True)
-                ]
-                logits = continue_from(self.model, prefix, pad(ids, 0, prefix.lengths.device))
-                for answer, token in zip(answers, logits[:, -1].argmax(-1).tolist(), strict=True):
+                ids = rest.extend(ids)[:, -1].argmax(-1, keepdim=True)  # (B, 1)
+                for answer, token in zip(answers, ids[:, 0].tolist(), strict=True):
                     answer.append(token)
                 if all(end in answer for answer in answers):
                     break
@@ -133,6 +129,12 @@ class Learner(nn.Module):
 
 def _until(answer: list[int], end: int | None) -> tuple[int, ...]:
     return tuple(answer[: answer.index(end) + 1] if end in answer else answer)
+
+
+def summaries_of(prefix: Prefix) -> Tensor:
+    """(B, D) the summaries of a prefix that a learner made."""
+    assert prefix.summaries is not None
+    return prefix.summaries
 
 
 def anchor_example(encoder: ChatEncoder, anchor: Anchor) -> Example:

@@ -18,10 +18,12 @@ from meta_training.embed import embed
 from meta_training.gating import gate_intents
 from meta_training.learner import Learner
 from meta_training.pretrain import TextRows, pretrain
-from meta_training.recipe import InnerPart, Recipe
+from meta_training.recipe import InnerPart, Recipe, keep_record
 from meta_training.tasks.batches import UnrelatedPool
-from meta_training.tasks.families import Families, unrelated_questions
+from meta_training.tasks.families import Families, as_intent, unrelated_questions
+from meta_training.tasks.neighbours import neighbour_intents, short_turns
 from meta_training.tasks.sampler import EpisodeSampler
+from meta_training.tasks.sources import Intent
 from meta_training.train import OuterLoop
 
 POOL_SIZE = 96  # unrelated questions held at a time
@@ -34,6 +36,8 @@ class Workshop:
 
     recipe: Recipe
     corpus: Corpus
+    turns: list[str]  # of training dialogues, about as long as a question
+    intents: list[Intent]  # labelled ones of the corpus, and neighbours among the turns
     model: LlamaForCausalLM
     tokenizer: PreTrainedTokenizerFast
     folder: Path
@@ -44,13 +48,18 @@ def open_workshop(recipe: Recipe, data: Path, folder: Path) -> Workshop:
 
     Raises:
         DataError: a file is missing or broken, or the data is too little for the recipe.
+        RecipeError: ``folder`` was made with another recipe.
         CheckpointError: ``folder`` has a checkpoint that does not fit.
     """
     corpus = load_corpus(data, recipe.data, recipe.seed)
     if recipe.inner.gate:
         gate_intents(corpus)
+    keep_record(recipe, folder, {"seed", "model", "data", "pretrain", "embed"})
     model, tokenizer = pretrain(recipe, corpus, folder / "pretrained")
-    return Workshop(recipe, corpus, model, tokenizer, folder)
+    turns = short_turns(corpus.train_dialogues)
+    neighbours = neighbour_intents(turns, recipe.data.neighbours, recipe.seed)
+    intents = corpus.train_intents + neighbours
+    return Workshop(recipe, corpus, turns, intents, model, tokenizer, folder)
 
 
 def build_learner(workshop: Workshop) -> Learner:
@@ -66,16 +75,21 @@ def embed_questions(workshop: Workshop, learner: Learner) -> None:
     recipe, corpus = workshop.recipe, workshop.corpus
     if recipe.embed.steps:
         texts = TextRows(corpus, workshop.tokenizer, recipe.pretrain.row_tokens, recipe.seed + 2)
+        intents = workshop.intents + [as_intent(group) for group in corpus.train_personas]
         path = workshop.folder / "embedded.pt"
-        embed(learner, corpus, texts, recipe.embed, path, recipe.seed)
+        embed(learner, intents, workshop.turns, texts, recipe.embed, path, recipe.seed)
 
 
 def build_outer_loop(workshop: Workshop, learner: Learner) -> OuterLoop:
-    """The outer loop over the recipe's training tasks."""
+    """The outer loop over the recipe's training tasks.
+
+    Raises:
+        RecipeError: the run's folder has another outer loop of this algorithm.
+    """
     corpus, recipe = workshop.corpus, workshop.recipe
     encoder = learner.encoder
     families = Families(
-        corpus.train_intents,
+        workshop.intents,
         corpus.train_replies,
         corpus.train_personas,
         label_words(workshop.tokenizer),
@@ -90,7 +104,7 @@ def build_outer_loop(workshop: Workshop, learner: Learner) -> OuterLoop:
     sampler = EpisodeSampler(families, pool, encoder, recipe.outer.families, recipe.outer.tasks)
     texts = TextRows(corpus, workshop.tokenizer, recipe.pretrain.row_tokens, recipe.seed + 1)
     folder = workshop.folder / recipe.outer.algorithm
-    folder.mkdir(parents=True, exist_ok=True)
+    keep_record(recipe, folder, {"inner", "outer"})
     return OuterLoop(learner, sampler, pool, texts, recipe.outer, folder, recipe.seed)
 
 

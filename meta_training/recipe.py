@@ -5,8 +5,10 @@ Knows the form of a recipe; knows nothing about models or data.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -20,6 +22,7 @@ LINEAR_TARGETS = (
     "up_proj",
     "down_proj",
 )
+RECORD = "recipe.json"  # beside what a recipe made
 FAMILIES = frozenset({"label", "house_reply", "persona"})
 
 
@@ -52,6 +55,9 @@ class DataPart(_Part):
         default_factory=list, description="intent sources used only to watch training"
     )
     held_out_persona_share: float = Field(0.2, ge=0, lt=1, description="share of persona groups")
+    neighbours: int = Field(
+        8000, ge=0, description="intents made from dialogue turns and their nearest neighbours"
+    )
 
 
 class PretrainPart(_Part):
@@ -66,11 +72,13 @@ class PretrainPart(_Part):
 
 
 class EmbedPart(_Part):
-    """Contrastive pass over known intents, with language modelling beside it."""
+    """Contrastive pass over intents and loose turns, with language modelling beside it."""
 
-    steps: int = Field(600, description="optimizer steps; 0 leaves the stage out")
-    kinds: int = Field(32, description="kinds of question a step")
-    questions_per_kind: int = 4
+    steps: int = Field(500, description="optimizer steps; 0 leaves the stage out")
+    kinds: int = Field(48, description="kinds of question a step")
+    questions_per_kind: int = 3
+    views: int = Field(40, description="turns seen twice a step, each time with words left out")
+    left_out: float = Field(0.4, ge=0, lt=1, description="share of a view's words left out")
     language_rows: int = Field(8, description="sequences of dialogue text a step")
     learning_rate: float = 1e-3
     warmup_steps: int = 30
@@ -103,7 +111,6 @@ class OuterPart(_Part):
     warmup_steps: int = 50
     clip: float = 1.0
     locality_weight: float = Field(1.0, description="weight of the KL on unrelated queries")
-    untaught_weight: float = Field(0.2, description="weight of the KL from off to session_init")
     language_weight: float = Field(0.3, description="weight of language modelling on dialogue text")
     language_rows: int = Field(4, description="sequences of dialogue text an outer step")
     prototype_weight: float = Field(0.3, description="weight of the prototypical auxiliary loss")
@@ -152,3 +159,35 @@ def load_recipe(path: Path) -> Recipe:
     except ValidationError as error:
         lines = [f"  {'.'.join(map(str, e['loc'])) or '(top)'}: {e['msg']}" for e in error.errors()]
         raise RecipeError(f"{path} is not a usable recipe:\n" + "\n".join(lines)) from error
+
+
+def keep_record(recipe: Recipe, folder: Path, parts: set[str]) -> None:
+    """Note in ``folder`` which ``parts`` of the recipe make what is in it.
+
+    Raises:
+        RecipeError: what is there was made with other values; the message names the first.
+    """
+    now = dict(_leaves(recipe.model_dump(mode="json", include=parts)))
+    path = folder / RECORD
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(now, indent=1) + "\n", encoding="utf-8")
+        return
+    try:
+        before = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise RecipeError(f"{path} cannot be read: {error}; take another --out") from error
+    for key in sorted(now.keys() | before.keys()):
+        if now.get(key) != before.get(key):
+            raise RecipeError(
+                f"{folder} was made with {key} {before.get(key)!r}, the recipe has "
+                f"{now.get(key)!r}: take another --out, or the recipe as it was"
+            )
+
+
+def _leaves(tree: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{above}{name}.")
+        else:
+            yield f"{above}{name}", value

@@ -97,10 +97,13 @@ class OuterLoop:
             self._optimizer, lambda step: cosine(step, part.steps, part.warmup_steps)
         )
 
-    def run(self) -> None:
+    def run(self) -> bool:
         """Go on to the last step; Ctrl-C finishes the step, saves and raises.
 
         The same call goes on from there, on a CPU bit for bit as if it had never stopped.
+
+        Returns:
+            Whether there was anything left to do.
 
         Raises:
             CheckpointError: the checkpoint in the folder does not fit.
@@ -130,6 +133,7 @@ class OuterLoop:
                 if stop.is_set():
                     save_checkpoint(path, parts, draws, done)
                     raise KeyboardInterrupt
+        return resumed.step < self._part.steps
 
     def _parts(self) -> dict[str, Stateful]:
         return {

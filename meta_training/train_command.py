@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from adapters.artifact import REPORT_FILE, load_artifact
 from adapters.config import AdapterError
 from meta_training.arguments import positive
 from meta_training.checkpoint import CheckpointError
@@ -60,11 +61,14 @@ def run(arguments: argparse.Namespace) -> int:
         workshop = open_workshop(recipe, arguments.data, folder)
         learner = build_learner(workshop)
         embed_questions(workshop, learner)
-        build_outer_loop(workshop, learner).run()
-        if recipe.inner.gate:
-            learner.gate = calibrate_gate(learner, workshop.corpus, recipe.seed)
+        trained = build_outer_loop(workshop, learner).run()
         target = folder / recipe.outer.algorithm / "artifact"
-        artifact = export(learner, target, {"recipe": recipe.model_dump(mode="json")})
+        if trained or not (target / REPORT_FILE).exists():
+            if recipe.inner.gate:
+                learner.gate = calibrate_gate(learner, workshop.corpus, recipe.seed)
+            artifact = export(learner, target, {"recipe": recipe.model_dump(mode="json")})
+        else:  # what `innerloop evaluate` wrote into it stays
+            artifact = load_artifact(target)
     except (RecipeError, DataError, CheckpointError, AdapterError) as error:
         print(f"innerloop meta-train: {error}", file=sys.stderr)
         return 2

@@ -49,6 +49,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         code: int = args.run(args)
     except KeyboardInterrupt:
         return 130
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if chosen not in others or package in ("", "adapters", "meta_training", "server"):
+            raise
+        return fail(f"{chosen} needs {package}: pip install 'innerloop[train]'", 1)
     except BrokenPipeError:  # the reader of our output left, as in `innerloop demo | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

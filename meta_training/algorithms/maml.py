@@ -17,7 +17,8 @@ from adapters.layer import rows_of
 from adapters.objective import demonstration_loss, divergence
 from adapters.prefix import continue_from
 from adapters.state import Tensors, repeat
-from meta_training.learner import Learner, correct_rows
+from meta_training.contrast import contrastive_loss
+from meta_training.learner import Learner, correct_rows, summaries_of
 from meta_training.tasks.batches import Batch
 
 
@@ -45,7 +46,7 @@ class Prepared:
 def prepare(learner: Learner, batch: Batch) -> Prepared:
     """Prefill every prompt of the batch once and lay out its parts."""
     parts = [batch.support, batch.query, batch.unrelated, learner.anchor_examples]
-    prefix, embeddings = learner.prefill([example.prompt for part in parts for example in part])
+    prefix = learner.prefill([example.prompt for part in parts for example in part])
     sizes = [len(part) for part in parts]
     support, query, unrelated, anchors = (
         prefix.select(rows) for rows in torch.arange(sum(sizes)).split(sizes)
@@ -60,7 +61,7 @@ def prepare(learner: Learner, batch: Batch) -> Prepared:
         ),
         query=make_turns(batch.query, query, scope, device),
         unrelated=make_turns(batch.unrelated, unrelated, scope, device),
-        embeddings=embeddings[: len(batch.kinds)],
+        embeddings=summaries_of(prefix)[: len(batch.kinds)],
     )
 
 
@@ -96,23 +97,6 @@ def outer_losses(
         exact=float(correct_rows(logits, prepared.query.targets).float().mean()),
         changed=changed,
     )
-
-
-def contrastive_loss(embeddings: Tensor, kinds: list[str], temperature: float = 0.1) -> Tensor:
-    """Supervised contrastive loss (Khosla et al. 2020, arXiv 2004.11362, eq. 2), (B, D) -> ().
-
-    Questions of one kind attract, others repel; rows without a partner only repel.
-    """
-    names = {kind: index for index, kind in enumerate(dict.fromkeys(kinds))}
-    labels = torch.tensor([names[kind] for kind in kinds], device=embeddings.device)
-    unit = torch.nn.functional.normalize(embeddings, dim=-1)
-    itself = torch.eye(len(kinds), dtype=torch.bool, device=embeddings.device)
-    scores = (unit @ unit.T / temperature).masked_fill(itself, -1e9)  # (B, B)
-    same = (labels.unsqueeze(0) == labels.unsqueeze(1)) & ~itself
-    log_share = scores.log_softmax(-1)
-    partners = same.sum(1)
-    per_row = -(log_share * same).sum(1) / partners.clamp(min=1)
-    return per_row[partners > 0].mean()
 
 
 def _run(learner: Learner, adapted: Tensors, turns: Turns, sessions: list[int]) -> Tensor:

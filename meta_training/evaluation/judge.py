@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 import torch
 from torch import Tensor
@@ -17,10 +18,10 @@ from adapters.gate import gate_keys, gate_opens
 from adapters.inner_loop import Example, Support, Turns, make_turns
 from adapters.layer import rows_of
 from adapters.objective import IGNORE, demonstration_loss, divergence
-from adapters.prefix import Prefix, continue_from
+from adapters.prefix import Continuation, Prefix, continue_from, pad
 from adapters.state import Tensors
 from meta_training.evaluation.cells import Task
-from meta_training.learner import Learner, correct_rows
+from meta_training.learner import Learner, correct_rows, summaries_of
 from meta_training.tasks.batches import encode_turn
 
 ANSWER_TOKENS = 24  # of the untaught model's greedy answer, compared as a whole
@@ -32,14 +33,15 @@ Scores = list[dict[str, float]]
 
 @dataclass(frozen=True)
 class Group:
-    """Rows of turns, the session each belongs to, and the slot of the adapter that answers it.
+    """Rows of turns, the session each belongs to, and whether its adapter answers (B,).
 
-    Slots are 0..S-1 as the sessions, and S, the untaught one, where a gate stays closed.
+    ``untaught``: (B, T, V) logits with adapters off; what is said where a gate stays closed.
     """
 
     turns: Turns
     sessions: Tensor
-    slots: Tensor
+    opened: Tensor
+    untaught: Tensor
 
 
 class Judge:
@@ -101,7 +103,7 @@ class Judge:
         figures["kl"] = (divergence(others, self._reference, targets), self._unrelated)
         if self._learner.gate is not None and adapters is not None:
             for name, group in (("opened", self._query), ("opened_else", self._unrelated)):
-                figures[name] = ((group.slots < len(self._tasks)).float(), group)
+                figures[name] = (group.opened.float(), group)
         return [
             {
                 name: float(values[group.sessions == s].mean())
@@ -114,36 +116,32 @@ class Judge:
         return self._histories[session] + user_turn(question)
 
     def _prefill(self, examples: Sequence[Example]) -> Prefix:
-        return self._learner.prefill([example.prompt for example in examples])[0]
+        prompts = [example.prompt for example in examples]
+        if len(self._tasks) > 1 or not any(self._histories) or self._learner.gate is not None:
+            return self._learner.prefill(prompts)
+        return prefill_alike(self._learner, prompts)
 
     def _group(self, pairs: Sequence[tuple[Example, int]], prefix: Prefix) -> Group:
-        scope, device = self._learner.spec.scope, prefix.lengths.device
-        turns = make_turns([example for example, _ in pairs], prefix, scope, device)
+        learner, device = self._learner, prefix.lengths.device
+        turns = make_turns([example for example, _ in pairs], prefix, learner.spec.scope, device)
         sessions = torch.tensor([s for _, s in pairs], device=device)
-        return Group(turns, sessions, self._slots(sessions, prefix))
+        with learner.hooks.use(None):
+            untaught = continue_from(learner.model, turns.prefix, turns.ids)
+        return Group(turns, sessions, self._opened(sessions, prefix), untaught)
 
-    def _ungated(self, pairs: Sequence[tuple[Example, int]], prefix: Prefix) -> Group:
-        group = self._group(pairs, prefix)
-        return Group(group.turns, group.sessions, group.sessions)
-
-    def _slots(self, sessions: Tensor, prefix: Prefix) -> Tensor:
+    def _opened(self, sessions: Tensor, prefix: Prefix) -> Tensor:
         gate = self._learner.gate
-        if gate is None or prefix.summaries is None:
-            return sessions
-        summaries = prefix.summaries.split(1)
-        closed = [
-            not bool(gate_opens(gate, self._keys[session], summary))
-            for session, summary in zip(sessions.tolist(), summaries, strict=True)
-        ]
-        return sessions.masked_fill(torch.tensor(closed), len(self._tasks))
+        if gate is None:
+            return torch.ones_like(sessions, dtype=torch.bool)
+        rows = zip(sessions.tolist(), summaries_of(prefix).split(1), strict=True)
+        return torch.cat([gate_opens(gate, self._keys[s], summary) for s, summary in rows])
 
     def _support(self, examples: list[Example], sessions: list[int]) -> Support:
         learner = self._learner
-        prefix = self._prefill(examples)
+        prefix = learner.prefill([example.prompt for example in examples])
         turns = make_turns(examples, prefix, learner.spec.scope, prefix.lengths.device)
-        assert prefix.summaries is not None
-        owners = torch.tensor(sessions)
-        self._keys = [gate_keys(prefix.summaries[owners == s]) for s in range(len(self._tasks))]
+        owners, summaries = torch.tensor(sessions), summaries_of(prefix)
+        self._keys = [gate_keys(summaries[owners == s]) for s in range(len(self._tasks))]
         anchors = None
         if learner.anchor_examples:
             anchors = learner.anchors(self._prefill(learner.anchor_examples))
@@ -161,41 +159,45 @@ class Judge:
             prompt = encoder.prompt(self._asked(s, question))
             after_history.append((Example(prompt.prefix, prompt.header, answer), s))
         untaught = self._group(alone, self._prefill([example for example, _ in alone]))
-        reference = self._logits(None, untaught).log_softmax(-1)
+        reference = untaught.untaught.log_softmax(-1)
         if not any(self._histories):
             return untaught, reference
         prefix = self._prefill([example for example, _ in after_history])
         return self._group(after_history, prefix), reference
 
     def _logits(self, adapters: Tensors | None, group: Group) -> Tensor:
-        learner, turns = self._learner, group.turns
-        rows = None if adapters is None else rows_of(with_untaught(adapters), group.slots)
-        with learner.hooks.use(rows):
-            return continue_from(learner.model, turns.prefix, turns.ids)
+        if adapters is None or not bool(group.opened.any()):
+            return group.untaught
+        rows = group.opened.nonzero().squeeze(1)
+        logits = self._taught(adapters, group.turns.select(rows), group.sessions[rows])
+        return group.untaught.index_copy(0, rows, logits)
+
+    def _taught(self, adapters: Tensors | None, turns: Turns, sessions: Tensor) -> Tensor:
+        rows = None if adapters is None else rows_of(adapters, sessions)
+        with self._learner.hooks.use(rows):
+            return continue_from(self._learner.model, turns.prefix, turns.ids)
 
     def _choices(self, adapters: Tensors | None) -> Tensor:
-        encoder = self._learner.encoder
-        sessions = self._query.sessions.tolist()
+        learner = self._learner
         options = [
             (row, session, choice)
-            for row, session in enumerate(sessions)
+            for row, session in enumerate(self._query.sessions.tolist())
             for choice in self._tasks[session].episode.choices
         ]
         losses: list[float] = []
         for start in range(0, len(options), CHOICES_AT_ONCE):
             part = options[start : start + CHOICES_AT_ONCE]
-            examples = []
-            for row, _, choice in part:
-                asked = self._query_examples[row]
-                completion = encoder.completion(choice)
-                examples.append(Example(asked.prompt, asked.header, completion))
+            asked = [self._query_examples[row] for row, _, _ in part]
+            examples = [
+                Example(example.prompt, example.header, learner.encoder.completion(choice))
+                for example, (_, _, choice) in zip(asked, part, strict=True)
+            ]
             prefix = self._query_prefix.select(torch.tensor([row for row, _, _ in part]))
+            turns = make_turns(examples, prefix, learner.spec.scope, prefix.lengths.device)
             # Where the answer is one of the taught ones anyway, there is nothing to keep out.
-            group = self._ungated(
-                [(e, s) for e, (_, s, _) in zip(examples, part, strict=True)], prefix
-            )
-            means = demonstration_loss(self._logits(adapters, group), group.turns.targets)
-            losses += (means * (group.turns.targets != IGNORE).sum(1)).tolist()
+            logits = self._taught(adapters, turns, torch.tensor([s for _, s, _ in part]))
+            means = demonstration_loss(logits, turns.targets)
+            losses += (means * (turns.targets != IGNORE).sum(1)).tolist()
         best: dict[int, tuple[float, str]] = {}
         for (row, _, choice), loss in zip(options, losses, strict=True):
             best[row] = min(best.get(row, (math.inf, "")), (loss, choice))
@@ -207,7 +209,8 @@ class Judge:
         from sacrebleu import sentence_chrf
 
         tokenizer = self._learner.encoder.tokenizer
-        rows = None if adapters is None else rows_of(with_untaught(adapters), self._query.slots)
+        slots = self._query.sessions.masked_fill(~self._query.opened, len(self._tasks))
+        rows = None if adapters is None else rows_of(with_untaught(adapters), slots)
         answers = self._learner.greedy(self._query_examples, 40, rows)
         texts = [
             str(tokenizer.decode(list(answer), skip_special_tokens=True)) for answer in answers
@@ -218,6 +221,20 @@ class Judge:
                 for text, target in zip(texts, self._query_answers, strict=True)
             ]
         )
+
+
+def prefill_alike(learner: Learner, prompts: Sequence[Sequence[int]]) -> Prefix:
+    """Prefill prompts that begin with the same history, computing that once; no summaries."""
+    columns = zip(*(prompt[:-1] for prompt in prompts), strict=False)
+    shared = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
+    if not shared:
+        return learner.prefill(prompts)
+    history = learner.prefill([prompts[0][:shared]])
+    rows = torch.zeros(len(prompts), dtype=torch.long)
+    rest = Continuation(learner.model, history.select(rows))
+    asked = [prompt[shared:] for prompt in prompts]
+    rest.extend(pad(asked, 0, rows.device))
+    return rest.prefix(torch.tensor([len(ids) for ids in asked]))
 
 
 def with_untaught(adapters: Tensors) -> Tensors:

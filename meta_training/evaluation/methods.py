@@ -127,8 +127,9 @@ class InContext:
 
     def scores(self, tasks: Sequence[Task]) -> dict[str, Scores]:
         """Scores of the prompt with examples."""
-        histories = [self._history(task) for task in tasks]
-        return {"prompt": Judge(self._learner, tasks, histories).score(None)}
+        # One by one: a judge of one task computes its examples once for all its questions.
+        judges = (Judge(self._learner, [task], [self._history(task)]) for task in tasks)
+        return {"prompt": [judge.score(None)[0] for judge in judges]}
 
     def _history(self, task: Task) -> list[dict[str, str]]:
         messages: list[dict[str, str]] = []

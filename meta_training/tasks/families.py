@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 from meta_training.tasks.sources import DataError, Intent, PersonaGroup
 
+LARGEST_POOL = 900  # intents; a larger source is drawn as often as one of this size
+
 
 @dataclass(frozen=True)
 class Turn:
@@ -93,7 +95,7 @@ class Families:
             raise DataError("no persona question has two wordings or more")
         groups = rng.sample(self._personas, min(shape.ways, len(self._personas)))
         name = rng.choice([persona for persona, _ in groups[0].answers])
-        intents = [Intent("persona", "persona", group.group, group.questions) for group in groups]
+        intents = [as_intent(group) for group in groups]
         answers = [dict(group.answers).get(name, group.answers[0][1]) for group in groups]
         return self._assemble("persona", intents, answers, shape, rng, ())
 
@@ -129,7 +131,7 @@ class Families:
         sources = [source for source, pool in pools.items() if len(pool) >= ways]
         if not sources:
             raise DataError(f"no source has {ways} intents with {questions} questions or more each")
-        weights = [len(pools[source]) ** 0.5 for source in sources]
+        weights = [min(len(pools[source]), LARGEST_POOL) ** 0.5 for source in sources]
         return rng.sample(pools[rng.choices(sources, weights)[0]], ways)
 
     def _labels(self, count: int, rng: random.Random) -> list[str]:
@@ -152,6 +154,11 @@ class Families:
         return chosen
 
 
+def as_intent(group: PersonaGroup) -> Intent:
+    """The wordings of a persona question as an intent."""
+    return Intent("persona", "persona", group.group, group.questions)
+
+
 def kind_of(intent: Intent) -> str:
     """A name of the intent that is unique over all sources."""
     return f"{intent.source}/{intent.domain}/{intent.name}"
@@ -161,9 +168,5 @@ def unrelated_questions(
     intents: Sequence[Intent], personas: Sequence[PersonaGroup]
 ) -> list[tuple[str, str]]:
     """Every (kind, question) that can serve as an unrelated query."""
-    pairs = [(kind_of(intent), question) for intent in intents for question in intent.questions]
-    return pairs + [
-        (f"persona/persona/{group.group}", question)
-        for group in personas
-        for question in group.questions
-    ]
+    every = [*intents, *map(as_intent, personas)]
+    return [(kind_of(intent), question) for intent in every for question in intent.questions]

@@ -14,6 +14,9 @@ from meta_training.tasks.families import Episode, Families, Shape
 
 # Longest replies of a batch, in tokens: one band a batch keeps rows about equally long.
 REPLY_BANDS = ((4, 10), (8, 16), (8, 20), (12, 30))
+LABEL_WAYS = (2, 3, 5, 5, 5, 8, 10, 10, 20)
+EPISODE_ROWS = 60  # support examples of one label episode, at most
+BATCH_ROWS = 120  # of a label batch: larger episodes come fewer at a time
 
 
 class EpisodeSampler:
@@ -27,7 +30,7 @@ class EpisodeSampler:
         weights: Mapping[str, float],
         tasks: int,
     ) -> None:
-        """Draw families by ``weights``, ``tasks`` episodes a batch."""
+        """Draw families by ``weights``, at most ``tasks`` episodes a batch."""
         self._families = families
         self._pool = pool
         self._encoder = encoder
@@ -37,22 +40,23 @@ class EpisodeSampler:
     def batch(self, rng: random.Random, unrelated: int = 3) -> Batch:
         """A batch of episodes of one shape with ``unrelated`` unrelated questions each."""
         family = rng.choices(list(self._weights), list(self._weights.values()))[0]
-        draw = self._drawer(family, rng)
-        episodes = [draw() for _ in range(self._tasks)]
+        count, draw = self._drawer(family, rng)
+        episodes = [draw() for _ in range(count)]
         others = [self._pool.draw(episode, unrelated, rng) for episode in episodes]
         return encode_batch(episodes, others, self._encoder)
 
-    def _drawer(self, family: str, rng: random.Random) -> Callable[[], Episode]:
+    def _drawer(self, family: str, rng: random.Random) -> tuple[int, Callable[[], Episode]]:
         if family == "label":
-            ways = rng.choice((2, 3, 5, 5, 5, 8, 10, 20))
-            shots = min(rng.choice((1, 2, 3, 5)), max(1, 30 // ways))
+            ways = rng.choice(LABEL_WAYS)
+            shots = min(rng.choice((1, 2, 3, 5)), EPISODE_ROWS // ways)
             shape = Shape(ways, shots, 2 if ways <= 5 else 1)
-            return lambda: self._families.label(shape, rng)
+            count = max(1, min(self._tasks, BATCH_ROWS // (ways * shots)))
+            return count, lambda: self._families.label(shape, rng)
         if family == "persona":
             shape = Shape(rng.choice((1, 2, 3)), rng.choice((1, 2, 3)), 2)
-            return lambda: self._families.persona(shape, rng)
+            return self._tasks, lambda: self._families.persona(shape, rng)
         ways = rng.choice((1, 1, 2, 3))
         shots = rng.choice((1, 2, 3, 4, 5, 5)) if ways == 1 else rng.choice((1, 2, 3, 3))
         shape = Shape(ways, shots, 3 if ways == 1 else 2)
         band = rng.choice(REPLY_BANDS)
-        return lambda: self._families.house_reply(shape, band, rng)
+        return self._tasks, lambda: self._families.house_reply(shape, band, rng)

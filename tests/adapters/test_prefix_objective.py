@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from tiny_models import CPU, make_gpt2, make_llama
 from transformers import PreTrainedModel
 
+from adapters.config import SpecError
 from adapters.objective import IGNORE, demonstration_loss, divergence
-from adapters.prefix import continue_from, empty_prefix, pad, prefill
+from adapters.prefix import Continuation, continue_from, empty_prefix, pad, prefill
 
 prompts_strategy = st.lists(
     st.tuples(
@@ -38,6 +39,31 @@ def test_going_on_from_a_prefix_equals_the_whole_sequence(
         for index, (prompt, rest) in enumerate(rows):
             whole = model(input_ids=torch.tensor([prompt + rest])).logits[0, len(prompt) :]
             torch.testing.assert_close(logits[index, : len(rest)], whole, atol=1e-4, rtol=1e-4)
+
+
+def test_tokens_some_at_a_time_equal_all_at_once(model: PreTrainedModel) -> None:
+    ids = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
+    for prompts in ([[7, 8, 9], [11]], [[], []]):
+        with torch.no_grad():
+            prefix = prefill(model, prompts, CPU)
+            whole = continue_from(model, prefix, ids)
+            rest = Continuation(model, prefix)
+            parts = torch.cat([rest.extend(part) for part in ids.split([2, 1, 1], dim=1)], dim=1)
+        torch.testing.assert_close(parts, whole, atol=1e-4, rtol=1e-4)
+
+
+def test_a_continuation_is_a_prefix_again(model: PreTrainedModel) -> None:
+    tail = torch.tensor([[5, 6], [5, 6]])
+    with torch.no_grad():
+        whole = continue_from(model, prefill(model, [[7, 8, 1, 2, 3], [7, 8, 4]], CPU), tail)
+        rest = Continuation(model, prefill(model, [[7, 8]] * 2, CPU))
+        rest.extend(pad([[1, 2, 3], [4]], 0, CPU))
+        parts = continue_from(model, rest.prefix(torch.tensor([3, 1])), tail)
+        uneven = Continuation(model, prefill(model, [[7, 8], [7]], CPU))
+        uneven.extend(tail)
+    torch.testing.assert_close(parts, whole, atol=1e-4, rtol=1e-4)
+    with pytest.raises(SpecError, match="differ in length"):
+        uneven.prefix(torch.tensor([2, 2]))
 
 
 def test_a_prefix_is_used_again_without_changing(model: PreTrainedModel) -> None:

@@ -16,7 +16,7 @@ from adapters.layer import Rows
 from adapters.objective import demonstration_loss
 from adapters.prefix import continue_from
 from adapters.state import Tensors, repeat, stack
-from meta_training.learner import Learner
+from meta_training.learner import Learner, summaries_of
 from meta_training.recipe import InnerPart
 
 KNOWN = (
@@ -55,11 +55,11 @@ def make_spoken(tokenizer: PreTrainedTokenizerFast) -> Learner:
     examples = [learner.encoder.example(user_turn(q), answer) for q, answer in KNOWN]
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     for _ in range(80):
-        prefix, summaries = learner.prefill([example.prompt for example in examples])
+        prefix = learner.prefill([example.prompt for example in examples])
         turns = make_turns(examples, prefix, "activated", CPU)
         logits = continue_from(model, turns.prefix, turns.ids)
         # Spread out, so that a gate can tell questions apart.
-        alike = torch.nn.functional.normalize(summaries, dim=-1).sum(0).square().mean()
+        alike = torch.nn.functional.normalize(summaries_of(prefix), dim=-1).sum(0).square().mean()
         optimizer.zero_grad()
         (demonstration_loss(logits, turns.targets).mean() + alike).backward()
         optimizer.step()

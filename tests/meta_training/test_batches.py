@@ -17,7 +17,7 @@ from meta_training.corpus import Corpus
 from meta_training.pipeline import label_words, token_counts
 from meta_training.tasks.batches import UnrelatedPool, encode_batch
 from meta_training.tasks.families import Families, Shape, unrelated_questions
-from meta_training.tasks.sampler import EpisodeSampler
+from meta_training.tasks.sampler import BATCH_ROWS, EpisodeSampler
 
 PROPERTY = settings(
     max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -143,8 +143,11 @@ def test_every_batch_is_whole(
     batch = sampler(families, pool, encoder, "label", "house_reply", "persona").batch(
         random.Random(seed)
     )
-    assert set(batch.support_sessions) == set(batch.query_sessions) == {0, 1, 2}
-    assert len(batch.unrelated) == 9
+    sessions = set(range(batch.count))
+    assert set(batch.support_sessions) == set(batch.query_sessions) == sessions
+    assert len(batch.unrelated) == 3 * batch.count
+    assert batch.count == 3 or len(batch.support) > BATCH_ROWS // 2, "large ones come fewer"
+    assert len(batch.support) <= BATCH_ROWS
     assert len(batch.kinds) == len(batch.support) + len(batch.query) + len(batch.unrelated)
     end = encoder.end_id
     assert all(example.completion[-1] == end for example in batch.support + batch.query)

@@ -209,6 +209,8 @@ def test_examples_in_the_prompt_are_history(learner: Learner) -> None:
             exact.append(plain_answer(learner, None, example, len(target)) == target)
         assert figures["exact"] == pytest.approx(share(exact))
     assert scores[1]["changed"] == 0, "no history, nothing changed"
+    alone = Judge(learner, drawn[:1], [history]).score(None)[0]
+    assert alone == pytest.approx(scores[0], rel=1e-4, abs=1e-6), "examples computed once"
     assert scores[0]["kl"] > 0
 
 

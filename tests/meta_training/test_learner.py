@@ -51,7 +51,7 @@ def test_greedy_answers_of_a_batch_are_those_of_each_alone(learner: Learner) -> 
 def test_a_summary_is_what_the_last_layer_sees_at_the_last_token(learner: Learner) -> None:
     prompts = [learner.encoder.prompt(user_turn(question)).prefix for question, _ in KNOWN]
     with torch.no_grad():
-        _, summaries = learner.prefill(prompts)
+        summaries = learner.summaries(prompts)
         for prompt, summary in zip(prompts, summaries, strict=True):
             states = learner.model(
                 input_ids=torch.tensor([prompt]), output_hidden_states=True

@@ -163,7 +163,7 @@ def test_multitask_judges_session_init_and_leaves_the_rule_alone(
         (batch.query, batch.query_sessions),
         (batch.support, batch.support_sessions),
     ):
-        prefix, _ = learner.prefill([example.prompt for example in part])
+        prefix = learner.prefill([example.prompt for example in part])
         turns = make_turns(part, prefix, learner.spec.scope, torch.device("cpu"))
         rows = rows_of(repeat(learner.tensors(), 2), torch.tensor(sessions))
         with learner.hooks.use(rows):

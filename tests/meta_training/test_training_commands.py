@@ -258,12 +258,25 @@ def test_meta_train_refuses_what_does_not_fit_the_recipe(
     said = refused(folder, data, capsys, inner={"targets": ["q_prod"]})
     assert "no module named q_prod" in said
     said = refused(folder, data, capsys, inner={"rank": 3})
+    assert f"{folder / 'maml'} was made with inner.rank 2, the recipe has 3" in said
+    said = refused(folder, data, capsys, model={"layers": 3})
+    assert f"{folder} was made with model.layers 2, the recipe has 3" in said
+    (folder / "maml" / "recipe.json").unlink()
+    said = refused(folder, data, capsys, inner={"rank": 3})
     assert f"{folder / 'maml' / 'checkpoint.pt'} cannot be resumed from" in said
     (folder / "embedded.pt").write_bytes(b"")
+    (folder / "maml" / "recipe.json").unlink()
     said = refused(folder, data, capsys)
     assert f"{folder / 'embedded.pt'} cannot be resumed from" in said
-    (folder / "embedded.pt").unlink()
-    assert "embed.kinds is 90" in refused(folder, data, capsys, embed={"kinds": 90})
+    (folder / "recipe.json").write_text("[1]", encoding="utf-8")
+    assert f"{folder / 'recipe.json'} cannot be read" in refused(folder, data, capsys)
+
+
+def test_meta_train_refuses_more_kinds_than_the_data_has(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = refused(tmp_path, data, capsys, embed={"kinds": 900}, pretrain={"steps": 1})
+    assert "embed.kinds is 900" in said
 
 
 def test_meta_train_does_not_replace_what_is_not_an_artifact(

@@ -197,6 +197,8 @@ def test_a_gate_is_chosen_last(
 ) -> None:
     monkeypatch.setattr(gating, "EPISODES", 1)
     folder = Path(shutil.copytree(finished, tmp_path / "run"))
+    (folder / "maml" / "recipe.json").unlink()  # the outer loop is the same without a gate
+    shutil.rmtree(folder / "maml" / "artifact")
     assert meta_train(data, folder, inner={"gate": True}) == 0
     artifact = load_artifact(folder / "maml" / "artifact")
     assert artifact.rule.gate is not None
@@ -204,3 +206,12 @@ def test_a_gate_is_chosen_last(
     before = load_artifact(finished / "maml" / "artifact")
     assert artifact.fingerprint == before.fingerprint
     assert artifact.rule_hash != before.rule_hash
+
+
+def test_a_finished_run_keeps_its_report(finished: Path, data: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(finished, tmp_path / "run"))
+    path = folder / "maml" / "artifact" / "report.json"
+    judged = json.loads(path.read_text("utf-8")) | {"cells": {"label": 1}}
+    path.write_text(json.dumps(judged), encoding="utf-8")
+    assert meta_train(data, folder) == 0
+    assert json.loads(path.read_text("utf-8")) == judged

@@ -241,3 +241,20 @@ def test_demo_without_a_server() -> None:
     assert result.returncode == 1
     assert result.stderr.count("\n") == 1
     assert "innerloop serve" in result.stderr
+
+
+@pytest.mark.parametrize("name", ["meta-train", "evaluate"])
+def test_a_command_without_its_packages_says_what_to_install(name: str) -> None:
+    code = (
+        "import sys; sys.modules['sklearn'] = None; from server.cli import main; sys.exit(main())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, name, "--help"],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr == f"innerloop: {name} needs sklearn: pip install 'innerloop[train]'\n"
