@@ -1,8 +1,22 @@
-"""Kinds of command-line argument that more than one command takes."""
+"""What the package's commands share: kinds of argument, and errors as exit codes."""
 
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Callable
+
+from adapters.config import AdapterError
+from meta_training.checkpoint import CheckpointError
+from meta_training.recipe import RecipeError
+from meta_training.tasks.sources import DataError
+
+BAD_INPUT: tuple[type[Exception], ...] = (
+    RecipeError,
+    DataError,
+    CheckpointError,
+    AdapterError,
+)
 
 
 def positive(text: str) -> int:
@@ -10,3 +24,26 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number above 0, got {text!r}")
     return int(text)
+
+
+def exit_code(command: str, work: Callable[[], None], *wrong: type[Exception]) -> int:
+    """Do the work of a resumable command and tell in one line what stopped it.
+
+    Args:
+        wrong: errors of bad input beside those of ``BAD_INPUT``.
+
+    Returns:
+        0 done, 1 a file could not be written, 2 bad input, 130 stopped by Ctrl-C with all saved.
+    """
+    try:
+        work()
+    except BAD_INPUT + wrong as error:
+        print(f"innerloop {command}: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:  # a full disk, a folder that may not be written
+        print(f"innerloop {command}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    return 0

@@ -17,8 +17,7 @@ from transformers import PreTrainedModel
 from adapters.artifact import Artifact, load_artifact
 from adapters.base_model import load_base
 from adapters.chat import ChatEncoder
-from adapters.config import AdapterError
-from meta_training.arguments import positive
+from meta_training.arguments import exit_code, positive
 from meta_training.corpus import Corpus, load_corpus
 from meta_training.evaluation.cells import (
     CELLS,
@@ -41,7 +40,7 @@ from meta_training.pipeline import label_words, token_counts
 from meta_training.pretrain import TextRows, language_loss
 from meta_training.recipe import InnerPart, Recipe
 from meta_training.tasks.families import Families, unrelated_questions
-from meta_training.tasks.sources import DataError, Intent
+from meta_training.tasks.sources import Intent
 
 DESCRIPTION = "Score an artifact on held-out tasks, beside the plain alternatives."
 LEARNING_RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
@@ -68,25 +67,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Evaluate, resume, or only sum up; writes ``report.json`` into the artifact.
-
-    Returns:
-        0 done, 1 a file could not be written, 2 bad input, 130 stopped by Ctrl-C with all saved.
-    """
+    """Evaluate, resume, or only sum up; writes ``report.json`` into the artifact."""
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    try:
-        _evaluate(arguments)
-    except (EvaluationError, ResultsError, DataError, AdapterError) as error:
-        print(f"innerloop evaluate: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:  # a full disk, a folder that may not be written
-        print(f"innerloop evaluate: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        return 130
-    return 0
+    return exit_code("evaluate", lambda: _evaluate(arguments), EvaluationError, ResultsError)
 
 
 class EvaluationError(ValueError):

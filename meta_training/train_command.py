@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 import torch
 
 from adapters.artifact import REPORT_FILE, load_artifact
-from adapters.config import AdapterError
-from meta_training.arguments import positive
-from meta_training.checkpoint import CheckpointError
+from meta_training.arguments import exit_code, positive
 from meta_training.export import export
 from meta_training.gating import calibrate_gate
 from meta_training.pipeline import (
@@ -21,8 +18,7 @@ from meta_training.pipeline import (
     embed_questions,
     open_workshop,
 )
-from meta_training.recipe import RecipeError, load_recipe
-from meta_training.tasks.sources import DataError
+from meta_training.recipe import load_recipe
 
 DESCRIPTION = "Make an artifact that adapts in a few steps: pre-train, embed, meta-train, export."
 
@@ -45,38 +41,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run or resume every stage.
-
-    Returns:
-        0 done, 1 a file could not be written, 2 bad input, 130 stopped by Ctrl-C with all saved.
-    """
+    """Run or resume every stage; see ``exit_code`` for what is returned."""
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    try:
-        recipe = load_recipe(arguments.recipe)
-        if arguments.algorithm:
-            outer = recipe.outer.model_copy(update={"algorithm": arguments.algorithm})
-            recipe = recipe.model_copy(update={"outer": outer})
-        folder = arguments.out or Path("runs") / recipe.name
-        workshop = open_workshop(recipe, arguments.data, folder)
-        learner = build_learner(workshop)
-        embed_questions(workshop, learner)
-        trained = build_outer_loop(workshop, learner).run()
-        target = folder / recipe.outer.algorithm / "artifact"
-        if trained or not (target / REPORT_FILE).exists():
-            if recipe.inner.gate:
-                learner.gate = calibrate_gate(learner, workshop.corpus, recipe.seed)
-            artifact = export(learner, target, {"recipe": recipe.model_dump(mode="json")})
-        else:  # what `innerloop evaluate` wrote into it stays
-            artifact = load_artifact(target)
-    except (RecipeError, DataError, CheckpointError, AdapterError) as error:
-        print(f"innerloop meta-train: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:  # a full disk, a folder that may not be written
-        print(f"innerloop meta-train: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        return 130
+    return exit_code("meta-train", lambda: _meta_train(arguments))
+
+
+def _meta_train(arguments: argparse.Namespace) -> None:
+    recipe = load_recipe(arguments.recipe)
+    if arguments.algorithm:
+        outer = recipe.outer.model_copy(update={"algorithm": arguments.algorithm})
+        recipe = recipe.model_copy(update={"outer": outer})
+    folder = arguments.out or Path("runs") / recipe.name
+    workshop = open_workshop(recipe, arguments.data, folder)
+    learner = build_learner(workshop)
+    embed_questions(workshop, learner)
+    trained = build_outer_loop(workshop, learner).run()
+    target = folder / recipe.outer.algorithm / "artifact"
+    if trained or not (target / REPORT_FILE).exists():
+        if recipe.inner.gate:
+            learner.gate = calibrate_gate(learner, workshop.corpus, recipe.seed)
+        artifact = export(learner, target, {"recipe": recipe.model_dump(mode="json")})
+    else:  # what `innerloop evaluate` wrote into it stays
+        artifact = load_artifact(target)
     print(json.dumps({"artifact": str(target), "base_fingerprint": artifact.fingerprint}))
-    return 0

@@ -16,7 +16,8 @@ from tqdm import tqdm
 from meta_training.evaluation.cells import Cell, TaskDrawer
 from meta_training.evaluation.methods import Method
 
-ROWS_AT_ONCE = 160  # support rows laid out together
+# Support rows laid out together: about as many tokens, labels being a tenth of a reply.
+ROWS_AT_ONCE = {"label": 480, "house_reply": 160, "persona": 160}
 
 
 class ResultsError(ValueError):
@@ -58,7 +59,8 @@ def evaluate(
                     if not {(cell.name, method.name, index, c) for c in method.checkpoints} <= done
                 ]
                 bar.update(episodes - len(missing))
-                for indices in _chunks(missing, max(1, ROWS_AT_ONCE // (cell.ways * cell.shots))):
+                at_once = max(1, ROWS_AT_ONCE[cell.family] // (cell.ways * cell.shots))
+                for indices in _chunks(missing, at_once):
                     rows = _rows(method, cell, drawer, indices, of)
                     file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
                     file.flush()
