@@ -36,7 +36,7 @@ SAVED_EVERY = 100
 JUDGED_EVERY = 250
 # Inner steps an outer step trains through: K, often fewer (cheaper, and early steps count),
 # sometimes more, so that reusing the last sizes stays stable.
-STEP_OFFSETS = ((0, 0.35), (-2, 0.6), (2, 0.05))
+STEP_OFFSETS = ((0, 0.5), (-2, 0.4), (3, 0.1))
 
 
 @dataclass
