@@ -5,6 +5,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
+import pytest
 from api_calls import ANSWER, QUESTION, ask, events, ok, problem, teach
 from server_harness import LiveServer
 
