@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from sklearn.feature_extraction.text import TfidfVectorizer
+from tqdm import tqdm
 
 from meta_training.tasks.sources import Dialogue, Intent
 
@@ -40,7 +41,8 @@ def neighbour_intents(turns: Sequence[str], count: int, seed: int) -> list[Inten
     chosen = np.random.default_rng(seed).permutation(len(turns))[:count]
     taken = np.zeros(len(turns), dtype=bool)
     intents = []
-    for part in np.split(chosen, range(AT_ONCE, len(chosen), AT_ONCE)):
+    parts = np.split(chosen, range(AT_ONCE, len(chosen), AT_ONCE))
+    for part in tqdm(parts, desc="neighbours"):
         likeness = (vectors[part] @ vectors.T).tocsr()
         for row, turn in enumerate(part):
             columns = slice(likeness.indptr[row], likeness.indptr[row + 1])
