@@ -7,7 +7,8 @@ adapters or sessions. Gradients flow through a prefix when it was computed with 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -62,29 +63,27 @@ def prefill(
     prompts: Sequence[Sequence[int]],
     device: torch.device,
     summary_layer: int | None = None,
+    begun: Prefix | None = None,
 ) -> Prefix:
     """Run B prompts through the model as it stands and keep their keys and values.
 
     ``summary_layer``: index into the hidden states whose last tokens are kept as summaries.
+    ``begun``: what was kept of the beginning of each prompt; ``prompts`` are then the rest, at
+    least one token each, and the result is the whole.
     """
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
     if int(lengths.max()) == 0:
         return empty_prefix(len(prompts), device)
-    cache = DynamicCache()
-    # Padding comes after a prompt's tokens, so causal attention alone keeps it out of them.
-    output = model(
-        input_ids=pad(prompts, 0, device),
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=1,
-        output_hidden_states=summary_layer is not None,
+    rest = Continuation(model, empty_prefix(len(prompts), device) if begun is None else begun)
+    output = rest.run(
+        pad(prompts, 0, device), logits_to_keep=1, output_hidden_states=summary_layer is not None
     )
     summaries = None
     if summary_layer is not None:
-        hidden = output.hidden_states[summary_layer]  # (B, P, D)
+        hidden = output.hidden_states[summary_layer]  # (B, T, D)
         lasts = (lengths - 1).clamp(min=0)  # of an empty prompt: a row that means nothing
         summaries = hidden[torch.arange(len(prompts), device=device), lasts]
-    return Prefix(kept_layers(cache), lengths, summaries)
+    return replace(rest.prefix(lengths), summaries=summaries)
 
 
 def kept_layers(cache: DynamicCache) -> tuple[tuple[Tensor, Tensor], ...]:
@@ -118,29 +117,43 @@ class Continuation:
 
     def extend(self, ids: Tensor) -> Tensor:
         """Logits (B, T, V) of the next ``ids`` (B, T) of every row."""
-        offsets = torch.arange(self._tokens, self._tokens + ids.shape[1], device=ids.device)
-        output = self._model(
-            input_ids=ids,
-            position_ids=self._prefix.lengths.unsqueeze(1) + offsets,
-            attention_mask=_mask(self._prefix, self._tokens, ids.shape[1], _dtype(self._model)),
-            past_key_values=self._cache,
-            use_cache=True,
-        )
-        self._tokens += ids.shape[1]
-        logits = output.logits
+        logits = self.run(ids).logits
         assert isinstance(logits, Tensor)
         assert logits.shape[0] == ids.shape[0]
         return logits
 
-    def prefix(self, lengths: Tensor) -> Prefix:
-        """What was computed so far as a prefix, ``lengths`` (B,) of each row's tokens counted.
+    def run(self, ids: Tensor, **options: Any) -> Any:
+        """The model's own output for the next ``ids`` (B, T) of every row."""
+        if self._prefix.width + self._tokens:
+            offsets = torch.arange(self._tokens, self._tokens + ids.shape[1], device=ids.device)
+            options["position_ids"] = self._prefix.lengths.unsqueeze(1) + offsets
+            options["attention_mask"] = _mask(
+                self._prefix, self._tokens, ids.shape[1], _dtype(self._model)
+            )
+        # Otherwise padding comes after a row's tokens, and causal attention keeps it out of them.
+        output = self._model(input_ids=ids, past_key_values=self._cache, use_cache=True, **options)
+        self._tokens += ids.shape[1]
+        return output
 
-        Raises:
-            SpecError: prompts of unequal length, which leave a gap before the tokens.
-        """
-        if not bool((self._prefix.lengths == self._prefix.width).all()):
-            raise SpecError("the prompts differ in length: go on from prompts of one length")
-        return Prefix(kept_layers(self._cache), self._prefix.lengths + lengths)
+    def prefix(self, lengths: Tensor) -> Prefix:
+        """What was computed so far as a prefix, ``lengths`` (B,) of each row's tokens counted."""
+        before, whole = self._prefix.lengths, self._prefix.lengths + lengths
+        layers = kept_layers(self._cache)
+        if bool((before == self._prefix.width).all()):
+            return Prefix(layers, whole)
+        columns = torch.arange(int(whole.max()), device=whole.device).unsqueeze(0)
+        # Behind a shorter prompt is padding, which comes out between it and its tokens.
+        source = columns + (columns >= before.unsqueeze(1)) * (
+            self._prefix.width - before
+        ).unsqueeze(1)
+        source = source.clamp(max=layers[0][0].shape[2] - 1)
+        return Prefix(tuple((_columns(k, source), _columns(v, source)) for k, v in layers), whole)
+
+
+def _columns(tensor: Tensor, source: Tensor) -> Tensor:
+    """(B, H, P, D) at the columns ``source`` (B, P') of each row."""
+    index = source[:, None, :, None].expand(-1, tensor.shape[1], -1, tensor.shape[3])
+    return tensor.gather(2, index)
 
 
 def _cache(prefix: Prefix) -> DynamicCache:

@@ -59,7 +59,10 @@ class Ours:
             (await _answer(self._engine, GenerateRequest(prompt, Sampling(1))))[1]
             for prompt in prompts
         ]
-        if not all(item.cached_tokens for item in finished):
+        if any(
+            item.cached_tokens < len(prompt.prefix)
+            for item, prompt in zip(finished, prompts, strict=True)
+        ):
             raise BenchmarkError("the prompts do not fit the prefix cache: lower --prompt-tokens")
 
     async def adapt(self, sessions: int) -> Outcome:

@@ -61,7 +61,7 @@ async def running(settings: Settings) -> AsyncIterator[Runtime]:
             url = redis.url
         store = await stack.enter_async_context(await SessionStore.open(url))
         artifact = await asyncio.to_thread(load_artifact, folder, device)
-        engine = Engine(artifact, engine_limits(settings))
+        engine = Engine(artifact, engine_limits(settings, artifact))
         engine.start()
         stack.push_async_callback(engine.stop, 0.0)  # whoever asked it something is gone by then
         runtime = assemble(settings, artifact, store, engine)
@@ -117,12 +117,16 @@ def pick_device(device: str) -> torch.device:
     return wanted
 
 
-def engine_limits(settings: Settings) -> EngineLimits:
-    """The engine's limits out of the settings."""
+def engine_limits(settings: Settings, artifact: Artifact) -> EngineLimits:
+    """The engine's limits out of the settings: at least one adapter fits, whatever its size."""
+    adapter_bytes = sum(tensor.nbytes for tensor in artifact.session_init.values())
     return EngineLimits(
         rows=settings.rows,
-        slots=settings.slots,
+        slots=max(1, settings.adapter_bytes // adapter_bytes),
+        host_adapter_bytes=settings.host_adapter_bytes,
+        kv_bytes=settings.kv_bytes,
         queue=settings.queue,
+        patience_s=settings.patience_s,
         prefill_tokens=settings.prefill_tokens,
         prefix_cache_bytes=settings.prefix_cache_bytes,
         adapt_batch=settings.adapt_batch,

@@ -99,10 +99,19 @@ class Settings(BaseSettings):
         0, ge=0, le=1024, description="CPU threads of the model; 0 leaves it to PyTorch"
     )
     rows: int = Field(32, ge=1, le=4096, description="sequences decoded together in one step")
-    slots: int = Field(
-        64, ge=1, le=65536, description="session adapters kept on the device at once"
+    adapter_bytes: int = Field(
+        256 * 1024**2, ge=1, description="memory on the device for session adapters, bytes"
+    )
+    host_adapter_bytes: int = Field(
+        1024**3, ge=0, description="memory of the host for adapters out of the device, bytes"
+    )
+    kv_bytes: int = Field(
+        4 * 1024**3, ge=1, description="memory for the sequences being decoded, bytes"
     )
     queue: int = Field(256, ge=1, le=65536, description="requests that may wait for the engine")
+    patience_s: float = Field(
+        60, gt=0, le=3600, description="longest wait for a place, seconds; then 503"
+    )
     adapt_batch: int = Field(
         8, ge=1, le=1024, description="sessions that learn together in one inner step"
     )

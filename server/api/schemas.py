@@ -124,6 +124,9 @@ class GenerateBody(Prompted):
         description=f"most tokens to answer with; by default {DEFAULT_MAX_TOKENS}, or as many as "
         "the model's context still holds",
     )
+    min_tokens: int = Field(
+        0, ge=0, le=1_000_000, description="the answer does not end before so many tokens"
+    )
     temperature: float = Field(0.0, ge=0, le=2, description="0 is greedy and repeatable")
     top_p: float = Field(1.0, gt=0, le=1)
     top_k: int = Field(0, ge=0, le=1_000_000, description="0 means all tokens")
@@ -137,6 +140,12 @@ class GenerateBody(Prompted):
     adapter_version: int | None = Field(
         None, ge=0, description="a kept version to answer with; 0 is untaught; default the newest"
     )
+
+    @model_validator(mode="after")
+    def _min_below_max(self) -> Self:
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise ValueError("`min_tokens` must not be above `max_tokens`")
+        return self
 
 
 class Usage(BaseModel):

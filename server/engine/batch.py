@@ -76,7 +76,8 @@ class Batch:
     @torch.no_grad()  # not inference_mode: models keep tensors of a pass that learning needs later
     def _advance(self, first: int, tickets: Sequence[Writing]) -> None:
         logits = self._forward(first, tickets)
-        chosen = choose(logits, [t.sampling for t in tickets], [t.dice for t in tickets])
+        barred = {row: self._base.end_ids for row, t in enumerate(tickets) if t.too_short}
+        chosen = choose(logits, [t.sampling for t in tickets], [t.dice for t in tickets], barred)
         for ticket, token in zip(tickets, chosen, strict=True):
             self._accept(ticket, partial(ticket.accept, token))
         self.generated_tokens += len(tickets)

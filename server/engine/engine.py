@@ -14,6 +14,7 @@ from adapters.state import AdapterState
 from server.engine.base import make_base
 from server.engine.choices import Choosing
 from server.engine.errors import AdapterMismatch, EngineStopped, InvalidRequest, RequestTooLong
+from server.engine.host_adapters import HostAdapters
 from server.engine.lesson import Job, make_course
 from server.engine.outbox import Outbox
 from server.engine.prefix_cache import Tokens
@@ -42,6 +43,8 @@ class Engine:
         self.limits = EngineLimits() if limits is None else limits
         self._artifact = artifact
         self._base = make_base(artifact)
+        pinned = self._base.device.type == "cuda"
+        self._host = HostAdapters(self.limits.host_adapter_bytes, pinned)
         self._worker = Worker(self._base, make_course(self._base, artifact), self.limits)
         self._started = False
 
@@ -69,7 +72,7 @@ class Engine:
 
     def status(self) -> EngineStatus:
         """What the engine is doing now."""
-        return self._worker.status()
+        return self._worker.status(len(self._host), self._host.used_bytes)
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Delta | Finished, None]:
         """Answer a prompt: pieces of text as they come, then ``Finished``.
@@ -152,22 +155,26 @@ class Engine:
             )
 
     async def _state(self, adapter: AdapterRef) -> AdapterState:
-        state = self._worker.slots.state(adapter.key)
+        state = self._worker.slots.state(adapter.key) or self._host.get(adapter.key)
         if state is None:
             state = await adapter.load()
+            self._check_adapter(adapter.key, state)
+            state = self._host.put(adapter.key, state)
+        return state
+
+    def _check_adapter(self, key: str, state: AdapterState) -> None:
         if state.base_fingerprint != self._base.fingerprint:
             raise AdapterMismatch(
-                f"adapter {adapter.key} belongs to another base: derive it again from its log"
+                f"adapter {key} belongs to another base: derive it again from its log"
             )
         shapes = {name: tuple(tensor.shape) for name, tensor in state.tensors.items()}
         if shapes != self._artifact.shapes:
             raise AdapterMismatch(
-                f"adapter {adapter.key} has another form than this engine's adapters (rank "
+                f"adapter {key} has another form than this engine's adapters (rank "
                 f"{self._base.spec.rank}, targets {', '.join(self._base.spec.targets)})"
             )
         if state.keys is not None and state.keys.shape[1] != self._base.width:
             raise AdapterMismatch(
-                f"adapter {adapter.key} has a gate for prompts of width {state.keys.shape[1]}, "
+                f"adapter {key} has a gate for prompts of width {state.keys.shape[1]}, "
                 f"this engine's base has {self._base.width}"
             )
-        return state

@@ -15,6 +15,7 @@ from server.engine.errors import EngineError, EngineFailed
 from server.engine.isolation import failure
 from server.engine.lesson import Course, Job, Lesson
 from server.engine.prefill import Prefills
+from server.engine.prefix_cache import prefix_owner
 from server.engine.types import EngineLimits
 
 _log = logging.getLogger(__name__)
@@ -49,7 +50,10 @@ class Learner:
         while self.waiting and len(self.preparing) < self._limits.adapt_batch:
             job = self.waiting.popleft()
             if self._base.spec.scope != "full":  # there, the adapter acts on the prompt too
-                job.prompts = [self._prefills.request(e.prompt) for e in job.request.examples]
+                owner = prefix_owner(job.request.tenant, None)
+                job.prompts = [
+                    self._prefills.request(e.prompt, owner) for e in job.request.examples
+                ]
             self.preparing.append(job)
         for job in list(self.preparing):
             error = next((prompt.error for prompt in job.prompts if prompt.error), None)

@@ -1,7 +1,7 @@
 """Prompts on their way to keys and values: bounded forward passes, shared by all who want the same.
 
-Generating and learning ask here for prompts; what the base alone computes goes through the prefix
-cache. Knows nothing about who asked.
+Generating and learning ask here for prompts, and the prefix cache keeps them. Knows nothing about
+who asked.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 from torch.nn.functional import pad as pad_tensor
-from transformers import DynamicCache
 
 from adapters.prefix import Prefix, empty_prefix, prefill
 from server.engine.base import Base
@@ -21,18 +21,31 @@ from server.engine.isolation import failure, run_together
 from server.engine.prefix_cache import PrefixCache, Tokens
 from server.engine.slots import UNTAUGHT, Slots
 
+# Padded tokens of prompts' beginnings in one pass, for every token that is computed there: short
+# prompts do not get a copy of the padding that a long one's beginning would need.
+_BEGUN_PER_CHUNK: Final = 4
+
 
 @dataclass(eq=False)
 class Prompt:
-    """A prompt that somebody waits for. ``prefix`` or ``error`` is there once it is ready."""
+    """A prompt that somebody waits for; ready once there is all of its prefix, or an error."""
 
     tokens: Tokens
+    owner: str  # who may find its keys and values again
     slot: int  # of the adapter that acts on the prompt; UNTAUGHT where the base computes it
     users: int = 1
-    prefix: Prefix | None = None  # (1, H, P, D) a layer
+    begun: Prefix | None = None  # keys and values of its first tokens, (1, H, P, D) a layer
     error: EngineFailed | None = None
-    cache: DynamicCache | None = None  # of a prompt that needs several passes
-    done_tokens: int = 0
+
+    @property
+    def done_tokens(self) -> int:
+        """Tokens that need no more work."""
+        return 0 if self.begun is None else self.begun.width
+
+    @property
+    def prefix(self) -> Prefix | None:
+        """Keys and values of the whole prompt, once they are there."""
+        return self.begun if self.done_tokens == len(self.tokens) else None
 
     @property
     def ready(self) -> bool:
@@ -50,28 +63,29 @@ class Prefills:
         self._slots = slots
         self._cache = cache
         self._chunk_tokens = chunk_tokens
+        self._begun_tokens = _BEGUN_PER_CHUNK * chunk_tokens
         self._pending: deque[Prompt] = deque()
-        self._shared: dict[Tokens, Prompt] = {}
+        self._shared: dict[tuple[str, Tokens], Prompt] = {}
 
     def __len__(self) -> int:
         return len(self._pending)
 
-    def request(self, tokens: Tokens, slot: int = UNTAUGHT) -> Prompt:
-        """Ask for a prompt; undo with ``release``. One that is under way already is shared."""
+    def request(self, tokens: Tokens, owner: str, slot: int = UNTAUGHT) -> Prompt:
+        """Ask for a prompt; undo with ``release``. One that is under way already is shared.
+
+        ``owner`` tells apart who may not share keys and values: tenants, and, where an adapter
+        acts on the prompt, its versions.
+        """
         if not tokens:
-            return Prompt(tokens, slot, prefix=empty_prefix(1, self._base.device))
-        if slot == UNTAUGHT:
-            shared = self._shared.get(tokens)
-            if shared is not None:
-                shared.users += 1
-                return shared
-            prefix = self._cache.get(tokens)
-            if prefix is not None:
-                return Prompt(tokens, slot, prefix=prefix)
-        prompt = Prompt(tokens, slot)
-        self._pending.append(prompt)
-        if slot == UNTAUGHT:
-            self._shared[tokens] = prompt
+            return Prompt(tokens, owner, slot, begun=empty_prefix(1, self._base.device))
+        shared = self._shared.get((owner, tokens))
+        if shared is not None:
+            shared.users += 1
+            return shared
+        prompt = Prompt(tokens, owner, slot, begun=self._cache.get(tokens, owner))
+        if not prompt.ready:
+            self._pending.append(prompt)
+            self._shared[owner, tokens] = prompt
         return prompt
 
     def release(self, prompt: Prompt) -> None:
@@ -83,63 +97,48 @@ class Prefills:
     @torch.no_grad()
     def step(self) -> None:
         """Run one bounded forward pass."""
-        if not self._pending:
-            return
-        first = self._pending[0]
-        if len(first.tokens) > self._chunk_tokens:
-            run_together([first], self._run_chunk, self._fail)
-        else:
-            run_together(self._short_prompts(), self._run_short, self._fail)
+        if self._pending:
+            run_together(self._next_prompts(), self._run, self._fail)
 
-    def _short_prompts(self) -> list[Prompt]:
-        """Prompts from the front on whose padded batch is one pass."""
+    def _next_tokens(self, prompt: Prompt) -> Tokens:
+        return prompt.tokens[prompt.done_tokens :][: self._chunk_tokens]
+
+    def _next_prompts(self) -> list[Prompt]:
+        """Prompts from the front on whose next tokens, padded, are one pass."""
         group: list[Prompt] = []
-        width = 0
+        width = begun = 0
         for prompt in self._pending:
-            width = max(width, len(prompt.tokens))
-            if width * (len(group) + 1) > self._chunk_tokens:
+            width = max(width, len(self._next_tokens(prompt)))
+            begun = max(begun, prompt.done_tokens)
+            rows = len(group) + 1
+            if group and (rows * width > self._chunk_tokens or rows * begun > self._begun_tokens):
                 break
             group.append(prompt)
         return group
 
-    def _run_short(self, prompts: Sequence[Prompt]) -> None:
+    def _run(self, prompts: Sequence[Prompt]) -> None:
         base = self._base
+        tokens = [self._next_tokens(prompt) for prompt in prompts]
+        begun = None
+        if any(prompt.done_tokens for prompt in prompts):
+            nothing = empty_prefix(1, base.device)
+            begun = merge([prompt.begun or nothing for prompt in prompts], base.device)
         with base.hooks.use(self._slots.rows([prompt.slot for prompt in prompts])):
-            tokens = [prompt.tokens for prompt in prompts]
-            batch = prefill(base.model, tokens, base.device, base.summary_layer)
-        for row, prompt in enumerate(prompts):
-            self._finish(prompt, _row(batch, row, len(prompt.tokens)))
+            batch = prefill(base.model, tokens, base.device, base.summary_layer, begun)
+        done = [prompt.done_tokens + len(new) for prompt, new in zip(prompts, tokens, strict=True)]
+        begun_now = [_row(batch, row, length) for row, length in enumerate(done)]
+        for prompt, prefix, new in zip(prompts, begun_now, tokens, strict=True):
+            self._take(prompt, prefix, len(new))
 
-    def _run_chunk(self, prompts: Sequence[Prompt]) -> None:
-        base, prompt = self._base, prompts[0]
-        cache = prompt.cache or DynamicCache()
-        tokens = prompt.tokens[prompt.done_tokens : prompt.done_tokens + self._chunk_tokens]
-        with base.hooks.use(self._slots.rows([prompt.slot])):
-            output = base.model(
-                input_ids=torch.tensor([tokens], device=base.device),
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-                output_hidden_states=base.gate is not None,
-            )
-        prompt.cache = cache
-        prompt.done_tokens += len(tokens)
-        if prompt.done_tokens == len(prompt.tokens):
-            layers = tuple((keys, values) for keys, values, *_ in cache)
-            lengths = torch.tensor([len(prompt.tokens)], device=base.device)
-            summaries = None
-            if base.gate is not None:
-                summaries = output.hidden_states[base.gate.layer][:, -1].clone()
-            self._finish(prompt, Prefix(layers, lengths, summaries))
+    def _take(self, prompt: Prompt, begun: Prefix, computed_tokens: int) -> None:
+        prompt.begun = begun
+        self.computed_tokens += computed_tokens
+        if prompt.ready:
+            self._cache.put(prompt.tokens, prompt.owner, begun)
+            self._close(prompt)
         else:  # the prompts behind it come first, once
-            self._pending.rotate(-1)
-
-    def _finish(self, prompt: Prompt, prefix: Prefix) -> None:
-        prompt.prefix = prefix
-        self.computed_tokens += len(prompt.tokens)
-        if prompt.slot == UNTAUGHT:
-            self._cache.put(prompt.tokens, prefix)
-        self._close(prompt)
+            self._pending.remove(prompt)
+            self._pending.append(prompt)
 
     def _fail(self, prompt: Prompt, error: Exception) -> None:
         prompt.error = failure("computing a prompt", error)
@@ -147,9 +146,7 @@ class Prefills:
 
     def _close(self, prompt: Prompt) -> None:
         self._pending.remove(prompt)
-        prompt.cache = None
-        if self._shared.get(prompt.tokens) is prompt:
-            del self._shared[prompt.tokens]
+        del self._shared[prompt.owner, prompt.tokens]
 
 
 def _row(batch: Prefix, row: int, length: int) -> Prefix:

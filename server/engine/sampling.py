@@ -5,7 +5,8 @@ Knows tensors and `Sampling`; knows nothing about text, rows' owners or adapters
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -39,7 +40,12 @@ class Chosen:
     logprob: float | None  # where it was asked for
 
 
-def choose(logits: Tensor, samplings: Sequence[Sampling], dice: Sequence[Dice]) -> list[Chosen]:
+def choose(
+    logits: Tensor,
+    samplings: Sequence[Sampling],
+    dice: Sequence[Dice],
+    barred: Mapping[int, Collection[int]] | None = None,
+) -> list[Chosen]:
     """Choose the next token of B rows.
 
     Greedy rows throw no dice, so a row's numbers depend on its own past only.
@@ -47,8 +53,13 @@ def choose(logits: Tensor, samplings: Sequence[Sampling], dice: Sequence[Dice]) 
     Args:
         logits: (B, V).
         samplings, dice: B of each.
+        barred: by row, tokens that must not come now.
     """
-    logits = logits.float()
+    logits = model_logits = logits.float()
+    if barred:
+        logits = model_logits.clone()
+        for row, never in barred.items():
+            logits[row, list(never)] = -math.inf
     tokens = logits.argmax(-1)  # (B,)
     drawn = [row for row, sampling in enumerate(samplings) if sampling.temperature > 0]
     if drawn:
@@ -57,7 +68,7 @@ def choose(logits: Tensor, samplings: Sequence[Sampling], dice: Sequence[Dice]) 
         tokens[rows] = _draw(logits[rows], [samplings[row] for row in drawn], draws)
     logprobs: list[float | None] = [None] * len(samplings)
     if any(sampling.logprobs for sampling in samplings):
-        every = logits.log_softmax(-1).gather(1, tokens.unsqueeze(1)).squeeze(1).tolist()
+        every = model_logits.log_softmax(-1).gather(1, tokens.unsqueeze(1)).squeeze(1).tolist()
         logprobs = [
             value if sampling.logprobs else None
             for value, sampling in zip(every, samplings, strict=True)

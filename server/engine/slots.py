@@ -101,7 +101,9 @@ class Slots:
         try:
             with torch.no_grad():
                 for name, stacked in self.tensors.items():
-                    stacked[slot] = state.tensors[name].to(self._device, stacked.dtype)
+                    stacked[slot] = state.tensors[name].to(
+                        self._device, stacked.dtype, non_blocking=True
+                    )
         except BaseException:
             self._free.append(slot)
             raise

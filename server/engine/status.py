@@ -24,13 +24,15 @@ class EngineStatus:
     slots: int
     slots_resident: int
     slots_pinned: int
+    host_adapters: int  # kept in the host's memory, so that nobody loads them again
+    host_adapter_bytes: int
     adapts_waiting: int
     adapts_learning: int
-    prefix_cache_entries: int
+    prefix_cache_blocks: int
     prefix_cache_bytes: int
     prefix_cache_limit_bytes: int
-    prefix_cache_hits: int
-    prefix_cache_misses: int
+    prefix_cache_hit_tokens: int  # of prompts asked for
+    prefix_cache_miss_tokens: int
     tokens_per_s: float  # generated, mean of the last 10 seconds
     generated_tokens: int
     prefilled_tokens: int

@@ -6,6 +6,8 @@ one of given texts, is in `choices`.) Knows nothing about rows, masks or other r
 
 from __future__ import annotations
 
+import time
+
 from adapters.prefix import Prefix
 from adapters.state import AdapterState
 from server.engine.base import Base
@@ -13,7 +15,7 @@ from server.engine.detokenize import Detokenizer, StopFilter
 from server.engine.errors import EngineError, EngineFailed
 from server.engine.outbox import Outbox
 from server.engine.prefill import Prompt
-from server.engine.prefix_cache import Tokens
+from server.engine.prefix_cache import Tokens, prefix_owner
 from server.engine.sampling import Chosen, Dice
 from server.engine.slots import UNTAUGHT
 from server.engine.types import Delta, Finished, FinishReason, GenerateRequest
@@ -37,6 +39,7 @@ class Ticket:
         self.failed = False
         self.slot = UNTAUGHT  # another one is pinned for this request
         self.prompt: Prompt | None = None
+        self._arrived_s = time.monotonic()
         self.cached_tokens = 0
         whole = request.prompt.ids
         self._full_scope = base.spec.scope == "full"
@@ -52,9 +55,19 @@ class Ticket:
         return None if self.request.adapter is None else self.request.adapter.key
 
     @property
+    def prefix_owner(self) -> str:
+        """Who may find the keys and values of ``prefix`` again."""
+        return prefix_owner(self.request.tenant, self.key if self._full_scope else None)
+
+    @property
     def prefix_slot(self) -> int:
         """Whose adapter acts on ``prefix``: nobody's, where adapters act from the header on."""
         return self.slot if self._full_scope else UNTAUGHT
+
+    @property
+    def waited_s(self) -> float:
+        """Seconds since the request arrived."""
+        return time.monotonic() - self._arrived_s
 
     @property
     def over(self) -> bool:
@@ -135,6 +148,11 @@ class Writing(Ticket):
         return self.prompt_tokens + self.sampling.max_tokens
 
     @property
+    def too_short(self) -> bool:
+        """Whether the text may not end yet."""
+        return len(self.tokens) < self.sampling.min_tokens
+
+    @property
     def feed(self) -> Tokens:
         """Tokens to run next: the prompt's head, then the last token each time."""
         return tuple(self.tokens[-1:]) or self.head
@@ -159,11 +177,12 @@ class Writing(Ticket):
             raise EngineFailed(
                 f"the model's output under adapter {self.key} is not finite: roll the session back"
             )
+        may_stop = not self.too_short
         self.tokens.append(chosen.token)
         self._unsent.append((chosen.token, chosen.logprob))
         ended = chosen.token in self._end_ids
         text = "" if ended else self._detokenizer.push(chosen.token)
-        text, stopped = self._filter.push(text)
+        text, stopped = self._filter.push(text) if may_stop else (text, False)
         full = len(self.tokens) == self.sampling.max_tokens
         if (ended or full) and not stopped:
             rest, stopped = self._rest()

@@ -12,7 +12,7 @@ from adapters.gate import gate_opens
 from server.engine.base import Base
 from server.engine.batch import Batch
 from server.engine.choices import Choosing, Scorer
-from server.engine.errors import EngineError
+from server.engine.errors import EngineBusy, EngineError
 from server.engine.isolation import failure
 from server.engine.kv import BatchKV
 from server.engine.prefill import Prefills
@@ -38,6 +38,7 @@ class Traffic:
         self._prefills = prefills
         self._gate = base.gate
         self._rows = limits.rows
+        self._patience_s = limits.patience_s
 
     @property
     def placed(self) -> list[Ticket]:
@@ -48,6 +49,11 @@ class Traffic:
         """Give waiting requests a place, oldest first; who needs a busy slot lets others by."""
         placed = self.placed
         for ticket in [ticket for ticket in self.waiting if not ticket.over]:
+            if ticket.waited_s > self._patience_s:
+                ticket.fail(
+                    EngineBusy(f"no place came free within {self._patience_s:g} s: try again", 1.0)
+                )
+                continue
             columns = max([ticket.columns, *(other.columns for other in placed)])
             full = len(placed) >= self._rows
             if full or (placed and not self.kv.can_hold(len(placed) + 1, columns)):
@@ -139,9 +145,11 @@ class Traffic:
             ticket.slot = UNTAUGHT
 
     def _request_prompt(self, ticket: Ticket) -> None:
-        ticket.prompt = self._prefills.request(ticket.prefix, ticket.prefix_slot)
-        shared = ticket.prompt.ready or ticket.prompt.users > 1
-        ticket.cached_tokens = len(ticket.prefix) if shared else 0
+        ticket.prompt = self._prefills.request(
+            ticket.prefix, ticket.prefix_owner, ticket.prefix_slot
+        )
+        shared = ticket.prompt.users > 1
+        ticket.cached_tokens = len(ticket.prefix) if shared else ticket.prompt.done_tokens
 
     def _release_prompt(self, ticket: Ticket) -> None:
         if ticket.prompt is not None:

@@ -17,6 +17,7 @@ from adapters.state import AdapterState
 from server.engine.errors import InvalidRequest
 
 FinishReason = Literal["stop", "length", "cancelled"]
+_MAY_BE_0 = frozenset({"prefix_cache_bytes", "host_adapter_bytes"})
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,9 @@ class EngineLimits:
 
     rows: int = 32  # sequences decoded together
     slots: int = 64  # adapters on the device
+    host_adapter_bytes: int = 2**30  # adapters kept in the host's memory
     queue: int = 256  # requests and adapt jobs waiting; one more is EngineBusy
+    patience_s: float = 60.0  # wait for a place in the batch; after it, EngineBusy
     prefill_tokens: int = 512  # padded tokens of one prefill forward pass
     prefix_cache_bytes: int = 256 * 2**20
     kv_bytes: int = 4 * 2**30  # keys and values of the sequences being decoded
@@ -38,13 +41,15 @@ class EngineLimits:
         """Refuse limits under which nothing could run.
 
         Raises:
-            InvalidRequest: a limit below 1, or a share that is not between 0 and 1.
+            InvalidRequest: a limit below 1, no patience, or a share that is not between 0 and 1.
         """
         for field in fields(self):
             value = getattr(self, field.name)
-            least = 0 if field.name == "prefix_cache_bytes" else 1
+            least = 0 if field.name in _MAY_BE_0 else 1
             if isinstance(value, int) and value < least:
                 raise InvalidRequest(f"{field.name} must be at least {least}, got {value}")
+        if not self.patience_s > 0:
+            raise InvalidRequest(f"patience_s must be above 0, got {self.patience_s}")
         if not 0 < self.learn_share < 1:
             raise InvalidRequest(f"learn_share must be above 0 and below 1, got {self.learn_share}")
 
@@ -61,6 +66,7 @@ class Sampling:
     seed: int | None = None
     logprobs: bool = False  # natural logarithms, of the model before temperature
     choices: tuple[str, ...] = ()  # answer with the likeliest of these; nothing is drawn then
+    min_tokens: int = 0  # no end token and no stop text before so many tokens
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work.
@@ -70,6 +76,8 @@ class Sampling:
         """
         checks = (
             (self.max_tokens >= 1, "max_tokens must be at least 1"),
+            (self.min_tokens >= 0, "min_tokens must be 0 or more"),
+            (self.min_tokens <= self.max_tokens, "min_tokens must not be above max_tokens"),
             (0 <= self.temperature < float("inf"), "temperature must be 0 or more, and finite"),
             (0 < self.top_p <= 1, "top_p must be above 0 and at most 1"),
             (self.top_k >= 0, "top_k must be 0 (all tokens) or more"),
@@ -97,11 +105,15 @@ class AdapterRef:
 
 @dataclass(frozen=True)
 class GenerateRequest:
-    """A prompt to go on from. Without an adapter the session is untaught: the base answers."""
+    """A prompt to go on from. Without an adapter the session is untaught: the base answers.
+
+    Prompts computed for one ``tenant`` are found again only for the same.
+    """
 
     prompt: EncodedPrompt
     sampling: Sampling
     adapter: AdapterRef | None = None
+    tenant: str = ""
 
 
 @dataclass(frozen=True)
@@ -141,6 +153,7 @@ class AdaptRequest:
 
     examples: tuple[Example, ...]
     steps: int | None = None
+    tenant: str = ""  # as of a GenerateRequest
 
     def __post_init__(self) -> None:
         """Refuse what cannot be learned from.

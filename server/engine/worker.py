@@ -37,7 +37,12 @@ class Worker:
         """Make the parts; nothing runs before ``start``."""
         self.slots = Slots(course.session_init, limits.slots, base.device)
         self._limits = limits
-        self._cache = PrefixCache(limits.prefix_cache_bytes)
+        self._cache = PrefixCache(
+            base.layers,
+            0 if base.gate is None else base.width,
+            limits.prefix_cache_bytes,
+            base.device,
+        )
         self._prefills = Prefills(base, self.slots, self._cache, limits.prefill_tokens)
         self._traffic = Traffic(base, self.slots, self._prefills, limits)
         self._learner = Learner(base, course, self._prefills, limits)
@@ -95,8 +100,8 @@ class Worker:
             self._inbox.append(work)
             self._door.notify()
 
-    def status(self) -> EngineStatus:
-        """What is going on now. Safe from every thread."""
+    def status(self, host_adapters: int, host_adapter_bytes: int) -> EngineStatus:
+        """What is going on now, beside what the host's memory holds. Safe from every thread."""
         traffic, learner, cache = self._traffic, self._learner, self._cache
         return EngineStatus(
             running=not self._closed,
@@ -109,13 +114,15 @@ class Worker:
             slots=self.slots.count,
             slots_resident=len(self.slots),
             slots_pinned=self.slots.pinned,
+            host_adapters=host_adapters,
+            host_adapter_bytes=host_adapter_bytes,
             adapts_waiting=len(learner.waiting) + len(learner.preparing),
             adapts_learning=len(learner.learning),
-            prefix_cache_entries=len(cache),
+            prefix_cache_blocks=len(cache),
             prefix_cache_bytes=cache.used_bytes,
             prefix_cache_limit_bytes=cache.budget_bytes,
-            prefix_cache_hits=cache.hits,
-            prefix_cache_misses=cache.misses,
+            prefix_cache_hit_tokens=cache.hit_tokens,
+            prefix_cache_miss_tokens=cache.miss_tokens,
             tokens_per_s=self._rate.per_s(traffic.batch.generated_tokens),
             generated_tokens=traffic.batch.generated_tokens,
             prefilled_tokens=self._prefills.computed_tokens,

@@ -112,7 +112,8 @@ class Answering:
         """
         prompt = await self._encoding.prompt(question.turns)
         self._check_choices(question.sampling.choices)
-        request = GenerateRequest(prompt, self._sampling(question, prompt))
+        sampling = self._sampling(question, prompt)
+        request = GenerateRequest(prompt, sampling, tenant=question.tenant)
         sampled: list[Sampled] = []
         pointer = await self._pointer(question)
         async with aclosing(self._run(question, pointer, request)) as events:
@@ -142,7 +143,8 @@ class Answering:
         if question.max_tokens is not None:
             return replace(question.sampling, max_tokens=question.max_tokens)
         room = self._artifact.context_tokens - len(prompt.ids)
-        return replace(question.sampling, max_tokens=max(1, min(question.default_tokens, room)))
+        most = max(1, question.sampling.min_tokens, min(question.default_tokens, room))
+        return replace(question.sampling, max_tokens=most)
 
     async def _pointer(self, question: Question) -> Pointer | None:
         if question.session_id is None:

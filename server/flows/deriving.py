@@ -66,7 +66,7 @@ class Deriver:
                 raise LessonError(index, str(error)) from error
         return tuple(found)
 
-    async def derive(self, items: Sequence[Item], steps: int | None) -> Derived:
+    async def derive(self, tenant: str, items: Sequence[Item], steps: int | None) -> Derived:
         """Derive over stored items, in the order given.
 
         Raises:
@@ -83,10 +83,10 @@ class Deriver:
             ids.append(item.id)
         if not examples:
             return Derived((), None, UNTEACHABLE)
-        return await self._adapt(tuple(ids), tuple(examples), steps)
+        return await self._adapt(tuple(ids), AdaptRequest(tuple(examples), steps, tenant))
 
     async def try_out(
-        self, items: Sequence[Item], lessons: Sequence[Lesson], steps: int | None
+        self, tenant: str, items: Sequence[Item], lessons: Sequence[Lesson], steps: int | None
     ) -> Derived:
         """Derive over stored items and lessons that are not kept, which have no ids.
 
@@ -95,7 +95,8 @@ class Deriver:
         """
         stored = [Lesson(item.payload["messages"], item.payload["completion"]) for item in items]
         examples = (await self.examples(stored)) + (await self.examples(lessons))
-        return await self._adapt(tuple(item.id for item in items), examples, steps)
+        ids = tuple(item.id for item in items)
+        return await self._adapt(ids, AdaptRequest(examples, steps, tenant))
 
     def record(self, derived: Derived) -> VersionRecord:
         """What the version came from, to be kept with it."""
@@ -129,11 +130,9 @@ class Deriver:
             )
         return example
 
-    async def _adapt(
-        self, ids: tuple[int, ...], examples: tuple[Example, ...], steps: int | None
-    ) -> Derived:
+    async def _adapt(self, ids: tuple[int, ...], request: AdaptRequest) -> Derived:
         try:
-            candidate = await self._patiently(AdaptRequest(examples, steps))
+            candidate = await self._patiently(request)
         except InvalidRequest as error:
             return Derived(ids, None, str(error))
         except EngineFailed as error:

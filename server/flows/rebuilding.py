@@ -96,7 +96,7 @@ class Rebuilder:
                     return None
                 version = await kept_version(self._store, pointer, pointer.version)
                 steps = version.record.steps if version else None
-                derived = await self._deriver.derive(derivation.items, steps)
+                derived = await self._deriver.derive(tenant, derivation.items, steps)
                 if derived.failure is not None:
                     raise derived.failure
                 if derived.reason is None:

@@ -142,7 +142,7 @@ class Teacher:
             LessonError, EngineError, SessionStoreError.
         """
         derivation = await self._store.derivation(tenant, session_id)
-        derived = await self._deriver.try_out(derivation.items, lessons, steps)
+        derived = await self._deriver.try_out(tenant, derivation.items, lessons, steps)
         if derived.failure is not None:
             raise derived.failure
         version = derivation.pointer.version
@@ -191,10 +191,11 @@ class Teacher:
         key: str | None,
     ) -> Outcome:
         """Derive over everything, or where that is refused over applied items and ours."""
-        derived = await self._deriver.derive(derivation.items, steps)
+        tenant = derivation.pointer.tenant
+        derived = await self._deriver.derive(tenant, derivation.items, steps)
         kept = [i for i in derivation.items if i.status == "applied" or i.id in ours]
         if derived.reason is not None and len(kept) < len(derivation.items):
-            derived = await self._deriver.derive(kept, steps)
+            derived = await self._deriver.derive(tenant, kept, steps)
         if derived.reason is not None or not ours & set(derived.item_ids):
             return await self._refuse(derivation.pointer, own, derived, key)
         left_out = sorted(ours - set(derived.item_ids))

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from tiny_models import CPU, make_gpt2, make_llama
 from transformers import PreTrainedModel
 
-from adapters.config import SpecError
 from adapters.objective import IGNORE, demonstration_loss, divergence
 from adapters.prefix import Continuation, continue_from, empty_prefix, pad, prefill
 
@@ -59,11 +58,27 @@ def test_a_continuation_is_a_prefix_again(model: PreTrainedModel) -> None:
         rest = Continuation(model, prefill(model, [[7, 8]] * 2, CPU))
         rest.extend(pad([[1, 2, 3], [4]], 0, CPU))
         parts = continue_from(model, rest.prefix(torch.tensor([3, 1])), tail)
-        uneven = Continuation(model, prefill(model, [[7, 8], [7]], CPU))
-        uneven.extend(tail)
     torch.testing.assert_close(parts, whole, atol=1e-4, rtol=1e-4)
-    with pytest.raises(SpecError, match="differ in length"):
-        uneven.prefix(torch.tensor([2, 2]))
+
+
+@settings(max_examples=25, deadline=None)
+@given(rows=prompts_strategy)
+def test_a_prompt_in_two_pieces_is_the_whole_prompt(
+    model: PreTrainedModel, rows: list[tuple[list[int], list[int]]]
+) -> None:
+    with torch.no_grad():
+        begun = prefill(model, [first for first, _ in rows], CPU)
+        pieces = prefill(model, [rest for _, rest in rows], CPU, 1, begun)
+        whole = prefill(model, [first + rest for first, rest in rows], CPU, 1)
+    assert pieces.lengths.tolist() == whole.lengths.tolist()
+    assert pieces.summaries is not None
+    torch.testing.assert_close(pieces.summaries, whole.summaries, atol=1e-4, rtol=1e-4)
+    for got, wanted in zip(pieces.layers, whole.layers, strict=True):
+        for row, length in enumerate(whole.lengths.tolist()):
+            for one, other in zip(got, wanted, strict=True):
+                torch.testing.assert_close(
+                    one[row, :, :length], other[row, :, :length], atol=1e-4, rtol=1e-4
+                )
 
 
 def test_a_prefix_is_used_again_without_changing(model: PreTrainedModel) -> None:

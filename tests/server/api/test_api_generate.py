@@ -93,6 +93,7 @@ def test_stop_and_max_tokens(http: httpx.Client, session: str) -> None:
     teach(http, session)
     assert ask(http, session, stop="small")["text"] == "Follow the "
     assert ask(http, session, stop=["finch", "the"])["text"] == "Follow "
+    assert ask(http, session, min_tokens=25, max_tokens=25)["usage"]["completion_tokens"] == 25
     short = ask(http, session, max_tokens=1)
     assert short["finish_reason"] == "length"
     assert short["usage"]["completion_tokens"] == 1

@@ -297,7 +297,7 @@ def test_an_unforeseen_error_ends_what_is_inside_and_the_engine_goes_on(
 
 def test_adapters_stay_until_their_slot_is_needed(world: World) -> None:
     async def main() -> None:
-        async with running(world.artifact, slots=2) as engine:
+        async with running(world.artifact, slots=2, host_adapter_bytes=0) as engine:
             order = ["ann", "ann", "bob", "ann", "cem", "ann", "bob"]
             for session in order:
                 request = world.request("Hi", session)
@@ -306,6 +306,42 @@ def test_adapters_stay_until_their_slot_is_needed(world: World) -> None:
             assert engine.status().slots_resident == 2
 
     run(main())
+
+
+def test_adapters_without_a_slot_stay_in_the_hosts_memory(world: World) -> None:
+    size = sum(tensor.nbytes for tensor in world.states["ann"].tensors.values())
+
+    async def main() -> None:
+        async with running(world.artifact, slots=1, host_adapter_bytes=2 * size) as engine:
+            for session in ("ann", "bob", "ann", "bob", "cem", "bob", "ann"):
+                request = world.request("Hi", session)
+                world.check_greedy(request, (await collect(engine, request)).tokens)
+            assert world.loads == ["ann", "bob", "cem", "ann"]
+            status = engine.status()
+            assert (status.host_adapters, status.host_adapter_bytes) == (2, 2 * size)
+
+    run(main())
+
+
+def test_who_finds_no_place_in_time_is_told_to_come_back(world: World) -> None:
+    async def main() -> None:
+        async with running(world.artifact, rows=1, patience_s=0.05) as engine:
+            long = asyncio.ensure_future(collect(engine, world.request("Hi", max_tokens=150)))
+            await until(lambda: engine.status().decoding == 1)
+            short = [world.request("Hi", "ann"), world.request(TEXT)]
+            for outcome in await gather_outcomes(engine, short):
+                assert isinstance(outcome, EngineBusy)
+                assert outcome.retry_after_s > 0
+            assert len((await long).tokens) > 1, "who has a place keeps it"
+            world.check_greedy(short[0], (await collect(engine, short[0])).tokens)
+
+    run(main())
+
+
+async def gather_outcomes(engine: Engine, requests: list[GenerateRequest]) -> list[object]:
+    return await asyncio.gather(
+        *(collect(engine, request) for request in requests), return_exceptions=True
+    )
 
 
 def test_more_sessions_than_slots_wait_and_nobody_fails(world: World) -> None:

@@ -49,6 +49,38 @@ def test_only_allowed_tokens_are_drawn(
     assert set(seen.nonzero().flatten().tolist()) <= set(order[allowed].tolist())
 
 
+def test_barred_tokens_are_not_drawn_and_log_probabilities_stay_the_models() -> None:
+    logits = torch.tensor([[3.0, 2.0, 1.0]]).repeat(3, 1)
+    samplings = [Sampling(2, logprobs=True), Sampling(2, 1.0, logprobs=True), Sampling(2)]
+    chosen = choose(logits, samplings, [Dice(1)] * 3, {0: {0}, 1: {0, 1}})
+    assert [item.token for item in chosen] == [1, 2, 0]
+    expected = logits[0].log_softmax(0)
+    assert chosen[0].logprob == pytest.approx(float(expected[1]))
+    assert chosen[1].logprob == pytest.approx(float(expected[2]))
+
+
+def test_an_answer_does_not_end_before_min_tokens(world: World) -> None:
+    """Neither by the end token nor by a stop text; afterwards both count again."""
+
+    async def main() -> None:
+        async with running(world.artifact) as engine:
+            for session in (None, "ann", "bob", "cem"):
+                free = await collect(engine, world.request(TEXT, session, max_tokens=40))
+                for least in (0, 3, min(len(free.tokens) + 2, 40), 40):
+                    request = world.request(TEXT, session, max_tokens=40, min_tokens=least)
+                    tokens = (await collect(engine, request)).tokens
+                    assert len(tokens) >= least
+                    assert world.encoder.end_id not in tokens[: least - 1]
+                    if least <= len(free.tokens):
+                        assert tokens == free.tokens
+                stop = free.text[2:4]
+                if len(free.tokens) == 40 and stop:
+                    late = world.request(TEXT, session, max_tokens=40, min_tokens=20, stop=(stop,))
+                    assert len((await collect(engine, late)).tokens) >= 20
+
+    run(main())
+
+
 def test_a_row_is_drawn_the_same_in_any_company() -> None:
     logits = torch.randn(5, 50, generator=torch.Generator().manual_seed(1))
     samplings = [
