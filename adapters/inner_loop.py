@@ -66,18 +66,46 @@ class Support:
     """What S sessions learn from.
 
     ``sessions``: (B,) the session each turn belongs to, 0..S-1; sessions may differ in examples.
+    ``whole``: (S,) examples of each session, where these turns are only a part of them.
     """
 
     turns: Turns
     sessions: Tensor
     count: int  # S
     anchors: Anchors | None = None
+    whole: Tensor | None = None
+
+    @property
+    def examples(self) -> Tensor:
+        """(S,) number of examples of each session."""
+        if self.whole is not None:
+            return self.whole
+        return torch.bincount(self.sessions, minlength=self.count).clamp(min=1)
 
     @property
     def weights(self) -> Tensor:
         """(B,) one over the number of examples of the row's session."""
-        examples = torch.bincount(self.sessions, minlength=self.count).clamp(min=1)
-        return 1.0 / examples[self.sessions]
+        return 1.0 / self.examples[self.sessions]
+
+    def parts(self, tokens: int) -> list[Support]:
+        """The same in parts of at most ``tokens`` padded tokens, or of one row.
+
+        Losses of the parts add up to the whole's, and so do their gradients.
+        """
+        rows, width = self.turns.ids.shape
+        if rows * width <= tokens:
+            return [self]
+        every = torch.arange(rows, device=self.sessions.device)
+        return [
+            Support(
+                self.turns.select(part),
+                self.sessions[part],
+                self.count,
+                None if index else self.anchors,
+                self.examples,
+            )
+            for index, part in enumerate(every.split(max(1, tokens // width)))
+        ]
 
 
 @dataclass(frozen=True)
@@ -176,6 +204,28 @@ def inner_step(
     Returns:
         The moved adapters and what the step saw.
     """
+    losses, gradients = support_gradients(
+        model, hooks, tensors, support, anchor_weight, differentiable, second_order
+    )
+    moved, norms = move(tensors, gradients, sizes, clip)
+    if not differentiable:
+        moved = {name: tensor.detach() for name, tensor in moved.items()}
+    return moved, StepReport(losses.detach(), norms.detach())
+
+
+def support_gradients(
+    model: nn.Module,
+    hooks: LoraHooks,
+    tensors: Mapping[str, Tensor],
+    support: Support,
+    anchor_weight: Tensor | float = 0.0,
+    differentiable: bool = False,
+    second_order: bool = True,
+) -> tuple[Tensor, Tensors]:
+    """The first half of an inner step: each session's loss, (S,), and its gradient, S first.
+
+    Those of a support's parts add up to those of the whole. Arguments as of ``inner_step``.
+    """
     with torch.enable_grad():
         if not differentiable:
             tensors = {name: tensor.detach().requires_grad_() for name, tensor in tensors.items()}
@@ -186,16 +236,26 @@ def inner_step(
             create_graph=differentiable and second_order,
             retain_graph=differentiable,
         )
-        squares = torch.stack([g.pow(2).flatten(1).sum(1) for g in gradients]).sum(0)
-        norms = (squares + 1e-12).sqrt()  # (S,)
-        factors = (clip / norms).clamp(max=1.0)
-        moved = {
-            name: tensor - sizes[name] * _per_session(factors, gradient) * gradient
-            for (name, tensor), gradient in zip(tensors.items(), gradients, strict=True)
-        }
     if not differentiable:
-        moved = {name: tensor.detach() for name, tensor in moved.items()}
-    return moved, StepReport(losses.detach(), norms.detach())
+        losses = losses.detach()
+    return losses, dict(zip(tensors, gradients, strict=True))
+
+
+def move(
+    tensors: Mapping[str, Tensor],
+    gradients: Mapping[str, Tensor],
+    sizes: Mapping[str, Tensor],
+    clip: float,
+) -> tuple[Tensors, Tensor]:
+    """The second half: the moved adapters, and the gradients' norms, (S,), before the clip."""
+    squares = torch.stack([g.pow(2).flatten(1).sum(1) for g in gradients.values()]).sum(0)
+    norms = (squares + 1e-12).sqrt()
+    factors = (clip / norms).clamp(max=1.0)
+    moved = {
+        name: tensor - sizes[name] * _per_session(factors, tensor) * gradients[name]
+        for name, tensor in tensors.items()
+    }
+    return moved, norms
 
 
 def adapt(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from server.engine.base import Base
 from server.engine.errors import EngineError, EngineFailed
@@ -25,9 +25,14 @@ class Learner:
     """Adapt jobs from arrival to answer."""
 
     def __init__(
-        self, base: Base, course: Course, prefills: Prefills, limits: EngineLimits
+        self,
+        base: Base,
+        course: Course,
+        prefills: Prefills,
+        limits: EngineLimits,
+        others_wait: Callable[[], bool],
     ) -> None:
-        """Have nothing to learn yet."""
+        """Have nothing to learn yet. ``others_wait`` says whether micro-steps have to be short."""
         self.waiting: deque[Job] = deque()
         self.preparing: list[Job] = []  # their prompts are being computed, for the next lesson
         self.learning: list[Job] = []
@@ -38,6 +43,7 @@ class Learner:
         self._course = course
         self._prefills = prefills
         self._limits = limits
+        self._others_wait = others_wait
 
     @property
     def idle(self) -> bool:
@@ -72,7 +78,7 @@ class Learner:
         try:
             if self._steps is None:
                 self.learning = self._next_class()
-                self._steps = Lesson(self._base, self._course, self.learning).run()
+                self._steps = self._lesson(self.learning).run()
             next(self._steps)
         except StopIteration:
             self._end_lesson()
@@ -85,6 +91,17 @@ class Learner:
         for job in (*self.waiting, *self.preparing, *self.learning):
             if not job.done:
                 self._fail(job, error)
+
+    def _lesson(self, jobs: Sequence[Job]) -> Lesson:
+        limits, alone = self._limits, len(jobs) == 1
+
+        def step_tokens() -> int:
+            # One session's parts depend on nothing but itself: deriving it again alone gives the
+            # same bits, whatever else the engine did.
+            short = alone or self._others_wait()
+            return limits.micro_step_tokens if short else limits.adapt_tokens
+
+        return Lesson(self._base, self._course, jobs, step_tokens)
 
     def _next_class(self) -> list[Job]:
         """Ready jobs from the front on that learn together within the limit of tokens."""

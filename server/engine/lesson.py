@@ -8,7 +8,7 @@ nothing about queues, or when a micro-step may run.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -19,7 +19,15 @@ from adapters.chat import user_turn
 from adapters.config import InnerRule
 from adapters.gate import gate_keys
 from adapters.guard import check, update_norm
-from adapters.inner_loop import Anchors, Example, Support, inner_step, make_turns, support_losses
+from adapters.inner_loop import (
+    Anchors,
+    Example,
+    Support,
+    make_turns,
+    move,
+    support_gradients,
+    support_losses,
+)
 from adapters.prefix import Prefix, continue_from, prefill
 from adapters.state import AdapterState, Tensors, repeat, take
 from server.engine.base import Base
@@ -99,29 +107,35 @@ def _keys(job: Job) -> Tensor | None:
 class Lesson:
     """S sessions' derivations, side by side in one forward and backward pass a step."""
 
-    def __init__(self, base: Base, course: Course, jobs: Sequence[Job]) -> None:
-        """Lay out the examples of ``jobs``, whose prompts must be ready."""
+    def __init__(
+        self, base: Base, course: Course, jobs: Sequence[Job], step_tokens: Callable[[], int]
+    ) -> None:
+        """Lay out the examples of ``jobs``, whose prompts must be ready.
+
+        ``step_tokens`` says how many padded tokens a micro-step may have now.
+        """
         self.jobs = list(jobs)
         self._base = base
         self._course = course
+        self._step_tokens = step_tokens
         self._support = self._make_support()
-        # Detached by the first step, so all sessions can begin as views of the same memory.
+        # A step makes new tensors, so all sessions can begin as views of the same memory.
         self._tensors = repeat(course.session_init, len(self.jobs))
 
     def run(self) -> Iterator[None]:
         """Learn, pausing after every micro-step; close the iterator to stop."""
-        self._measure_untaught()
-        yield
+        zeros = {name: torch.zeros_like(t) for name, t in self._course.session_init.items()}
+        losses = yield from self._losses(repeat(zeros, len(self.jobs)))
+        for job, loss in zip(self.jobs, losses.tolist(), strict=True):
+            job.loss_before = loss
         for step in range(max(job.steps for job in self.jobs)):
             self._leave([job for job in self.jobs if job.outbox.cancelled])
             if not self.jobs:
                 return
-            self._step(step)
-            yield
+            yield from self._step(step)
             finished = [job for job in self.jobs if job.steps == step + 1]
             if finished:
-                self._answer(finished)
-                yield
+                yield from self._answer(finished)
 
     def _make_support(self) -> Support:
         base = self._base
@@ -137,30 +151,28 @@ class Lesson:
         owners = torch.tensor(sessions, device=base.device)
         return Support(turns, owners, len(self.jobs), self._course.anchors)
 
-    def _measure_untaught(self) -> None:
-        zeros = {name: torch.zeros_like(t) for name, t in self._course.session_init.items()}
-        losses = self._losses(repeat(zeros, len(self.jobs)))
-        for job, loss in zip(self.jobs, losses.tolist(), strict=True):
-            job.loss_before = loss
-
-    def _step(self, step: int) -> None:
+    def _step(self, step: int) -> Iterator[None]:
+        """An inner step in as many micro-steps as it has parts."""
         base, rule = self._base, self._course.rule
-        self._tensors, report = inner_step(
-            base.model,
-            base.hooks,
-            self._tensors,
-            self._support,
-            rule.sizes_at(step),
-            rule.clip,
-            rule.anchor_weight,
-        )
-        norms = report.gradient_norms.tolist()
-        for job, loss, norm in zip(self.jobs, report.losses.tolist(), norms, strict=True):
+        sums: Tensors = {}
+        losses = torch.zeros(len(self.jobs), device=base.device)
+        for part in self._support.parts(self._step_tokens()):
+            loss, gradients = support_gradients(
+                base.model, base.hooks, self._tensors, part, rule.anchor_weight
+            )
+            losses += loss
+            for name, gradient in gradients.items():
+                sums[name] = sums[name] + gradient if name in sums else gradient
+            yield
+        with torch.no_grad():
+            self._tensors, norms = move(self._tensors, sums, rule.sizes_at(step), rule.clip)
+        for job, loss, norm in zip(self.jobs, losses.tolist(), norms.tolist(), strict=True):
             job.step_losses.append(loss)
             job.gradient_norms.append(norm)
 
-    def _answer(self, finished: Sequence[Job]) -> None:
-        losses = dict(zip(map(id, self.jobs), self._losses(self._tensors).tolist(), strict=True))
+    def _answer(self, finished: Sequence[Job]) -> Iterator[None]:
+        now = yield from self._losses(self._tensors)
+        losses = dict(zip(map(id, self.jobs), now.tolist(), strict=True))
         for job in finished:
             job.outbox.put(self._candidate(job, losses[id(job)]))
             job.done = True
@@ -184,11 +196,14 @@ class Lesson:
             duration_ms=(time.perf_counter() - job.started_s) * 1e3,
         )
 
-    def _losses(self, tensors: Tensors) -> Tensor:
-        """Each session's demonstration loss, (S,), without the anchors."""
-        with torch.no_grad():
-            plain = replace(self._support, anchors=None)
-            return support_losses(self._base.model, self._base.hooks, tensors, plain, 0.0)
+    def _losses(self, tensors: Tensors) -> Generator[None, None, Tensor]:
+        """Each session's demonstration loss, (S,), without the anchors; a micro-step a part."""
+        losses = torch.zeros(len(self.jobs), device=self._base.device)
+        for part in replace(self._support, anchors=None).parts(self._step_tokens()):
+            with torch.no_grad():
+                losses += support_losses(self._base.model, self._base.hooks, tensors, part, 0.0)
+            yield
+        return losses
 
     def _leave(self, leaving: Sequence[Job]) -> None:
         """Go on with the other sessions only."""

@@ -45,7 +45,9 @@ class Worker:
         )
         self._prefills = Prefills(base, self.slots, self._cache, limits.prefill_tokens)
         self._traffic = Traffic(base, self.slots, self._prefills, limits)
-        self._learner = Learner(base, course, self._prefills, limits)
+        self._learner = Learner(
+            base, course, self._prefills, limits, lambda: bool(self._traffic.batch.rows)
+        )
         self._pace = Pace(limits.learn_share)
         self._rate = Rate()
         self._door = threading.Condition()

@@ -25,7 +25,14 @@ from torch import nn
 from transformers import LlamaForCausalLM
 
 from adapters.config import InnerRule, LoraSpec, Scope, SpecError
-from adapters.inner_loop import Example, adapt, inner_step, make_turns, support_losses
+from adapters.inner_loop import (
+    Example,
+    adapt,
+    inner_step,
+    make_turns,
+    support_gradients,
+    support_losses,
+)
 from adapters.layer import LoraHooks, Rows
 from adapters.objective import IGNORE, demonstration_loss
 from adapters.prefix import continue_from, empty_prefix
@@ -114,6 +121,28 @@ def test_alone_and_in_a_batch_agree(
         for name, tensor in alone.items():
             error = float((batch[name][session] - tensor[0]).norm() / tensor[0].norm())
             assert error < 1e-5, name
+
+
+@pytest.mark.parametrize("scope", ["activated", "full"])
+@pytest.mark.parametrize("tokens", [1, 20, 10_000])
+def test_the_parts_of_a_support_add_up_to_it(
+    llama: LlamaForCausalLM, scope: Scope, tokens: int
+) -> None:
+    spec = llama_spec(scope)
+    hooks = LoraHooks(llama, spec)
+    sessions = [2, 0, 1, 1, 2, 1]
+    anchors = make_anchors(llama, hooks, spec, random_examples(2, 7))
+    support = make_support(llama, spec, random_examples(6, 2), sessions, anchors)
+    tensors = stack([random_adapter(llama, spec, seed) for seed in range(3)])
+    losses, gradients = support_gradients(llama, hooks, tensors, support, 0.7)
+    parts = support.parts(tokens)
+    rows, width = support.turns.ids.shape
+    assert len(parts) == -(-rows // min(max(1, tokens // width), rows))
+    each = [support_gradients(llama, hooks, tensors, part, 0.7) for part in parts]
+    hooks.remove()
+    torch.testing.assert_close(sum(loss for loss, _ in each), losses)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(sum(g[name] for _, g in each), gradient, atol=1e-6, rtol=1e-4)
 
 
 def test_a_session_is_the_mean_over_its_examples(llama: LlamaForCausalLM) -> None:

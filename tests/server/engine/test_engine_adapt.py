@@ -26,6 +26,7 @@ from server.engine import (
     RequestTooLong,
     Sampling,
 )
+from server.engine import lesson as lesson_module
 from server.engine.lesson import Lesson
 
 CPU = torch.device("cpu")
@@ -120,13 +121,64 @@ def test_sessions_that_learn_together_learn_as_if_alone(
         )
 
 
+@pytest.mark.parametrize("tokens", [1, 16])
+def test_a_step_in_parts_is_the_same_step(world: World, tokens: int) -> None:
+    """Alone it is so bit for bit, whatever else the engine does."""
+
+    async def main() -> None:
+        async with running(world.artifact, micro_step_tokens=tokens) as engine:
+            calm = await engine.adapt(AdaptRequest(examples(world, 2)))
+            expected = slow_adapt(world, 2, world.artifact.rule.steps)
+            torch.testing.assert_close(calm.state.tensors, expected, atol=1e-5, rtol=1e-4)
+            assert calm.loss_after == pytest.approx(plain_loss(world, 2, calm.state), rel=1e-3)
+            request = world.request("Hi", "ann", max_tokens=150)
+            answer = asyncio.ensure_future(collect(engine, request))
+            await until(lambda: engine.status().decoding == 1)
+            busy = await engine.adapt(AdaptRequest(examples(world, 2)))
+            assert same(calm.state.tensors, busy.state.tensors)
+            world.check_greedy(request, (await answer).tokens)
+            together = [engine.adapt(AdaptRequest(examples(world, n))) for n in range(3)]
+            for lesson, candidate in enumerate(await asyncio.gather(*together)):
+                alone = slow_adapt(world, lesson, world.artifact.rule.steps)
+                torch.testing.assert_close(candidate.state.tensors, alone, atol=1e-4, rtol=1e-3)
+
+    run(main())
+
+
+def test_micro_steps_are_short_while_others_wait_and_long_otherwise(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts: list[tuple[bool, int]] = []
+    real = lesson_module.support_gradients
+
+    async def main() -> None:
+        async with running(world.artifact, micro_step_tokens=1) as engine:
+
+            def counting(model, hooks, tensors, support, weight):
+                busy = engine.status().decoding > 0
+                parts.append((busy, support.turns.ids.shape[0]))
+                return real(model, hooks, tensors, support, weight)
+
+            monkeypatch.setattr(lesson_module, "support_gradients", counting)
+            jobs = [engine.adapt(AdaptRequest(examples(world, n))) for n in range(3)]
+            await asyncio.gather(*jobs)
+            answer = asyncio.ensure_future(collect(engine, world.request("Hi", max_tokens=150)))
+            await until(lambda: engine.status().decoding == 1)
+            await asyncio.gather(*[engine.adapt(AdaptRequest(examples(world, n))) for n in (0, 2)])
+            await answer
+
+    run(main())
+    assert max(rows for busy, rows in parts if not busy) > 1
+    assert {rows for busy, rows in parts if busy} == {1}
+
+
 def test_one_lesson_takes_several_sessions_within_its_limits(world: World) -> None:
     sizes: list[int] = []
     begin = Lesson.__init__
 
-    def counting(lesson: Lesson, base, course, jobs) -> None:
+    def counting(lesson: Lesson, base, course, jobs, step_tokens) -> None:
         sizes.append(len(jobs))
-        begin(lesson, base, course, jobs)
+        begin(lesson, base, course, jobs, step_tokens)
 
     async def main(**limits: int) -> None:
         sizes.clear()
