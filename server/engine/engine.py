@@ -90,7 +90,7 @@ class Engine:
         options = self._check_generate(request)
         self._worker.check_open()  # before loading for nothing
         state = None if request.adapter is None else await self._state(request.adapter)
-        outbox: Outbox[Delta | Finished] = Outbox()
+        outbox: Outbox[Delta | Finished] = Outbox(self._worker.mail)
         ticket: Ticket
         if options:
             ticket = Choosing(self._base, request, state, outbox, options)
@@ -118,7 +118,7 @@ class Engine:
             tokens = example.prompt + example.header + example.completion
             self._check_tokens(tokens, f"examples[{index}]", len(tokens))
         steps = self._artifact.rule.steps if request.steps is None else request.steps
-        outbox: Outbox[Candidate] = Outbox()
+        outbox: Outbox[Candidate] = Outbox(self._worker.mail)
         self._worker.submit(Job(request, steps, outbox))
         try:
             return await outbox.get()

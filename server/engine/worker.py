@@ -18,6 +18,7 @@ from server.engine.errors import EngineBusy, EngineError, EngineStopped
 from server.engine.isolation import failure
 from server.engine.learner import Learner
 from server.engine.lesson import Course, Job
+from server.engine.outbox import Mail
 from server.engine.pace import Pace
 from server.engine.prefill import Prefills
 from server.engine.prefix_cache import PrefixCache
@@ -35,6 +36,7 @@ class Worker:
 
     def __init__(self, base: Base, course: Course, limits: EngineLimits) -> None:
         """Make the parts; nothing runs before ``start``."""
+        self.mail = Mail()
         self.slots = Slots(course.session_init, limits.slots, base.device)
         self._limits = limits
         self._cache = PrefixCache(
@@ -150,10 +152,12 @@ class Worker:
         self._learner.prepare()
         self._prefills.step()
         self._decode()
+        self.mail.send()  # before anything else takes its time
         self._traffic.join()
         self._traffic.scorer.step()
         self._learn()
         self._traffic.sweep()
+        self.mail.send()
 
     def _receive(self) -> bool:
         """Take in what arrived, waiting where there is nothing to do; false when all is over."""
@@ -183,6 +187,7 @@ class Worker:
         """End all work that is inside; the thread can go on with new work afterwards."""
         self._traffic.end(error, cut)
         self._learner.cancel(error)
+        self.mail.send()
 
     @property
     def _idle(self) -> bool:

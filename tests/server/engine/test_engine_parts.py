@@ -13,7 +13,7 @@ from server.engine.base import LayerForm
 from server.engine.errors import EngineFailed
 from server.engine.isolation import run_together
 from server.engine.kv import BatchKV, causal_mask
-from server.engine.outbox import Outbox
+from server.engine.outbox import Mail, Outbox
 from server.engine.pace import Pace
 from server.engine.slots import UNTAUGHT, Slots
 from server.engine.status import Rate
@@ -127,19 +127,41 @@ def test_only_the_culprits_fail(caplog: pytest.LogCaptureFixture) -> None:
     assert "trying each alone" in caplog.text
 
 
-def test_an_outbox_of_a_closed_loop_counts_as_cancelled() -> None:
-    async def make() -> Outbox[int]:
-        outbox: Outbox[int] = Outbox()
-        outbox.put(5)
-        assert await outbox.get() == 5
-        outbox.put(EngineFailed("broken"))
+def test_mail_hands_everything_over_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        loop, mail, wakes = asyncio.get_running_loop(), Mail(), []
+        real = loop.call_soon_threadsafe
+        monkeypatch.setattr(
+            loop, "call_soon_threadsafe", lambda *a: wakes.append(a) or real(*a), raising=False
+        )
+        one: Outbox[int] = Outbox(mail)
+        other: Outbox[int] = Outbox(mail)
+        for item, outbox in enumerate([one, other, one]):
+            outbox.put(item)
+        await asyncio.sleep(0)
+        assert one._items.empty()
+        mail.send()
+        assert [await one.get(), await one.get(), await other.get()] == [0, 2, 1]
+        assert len(wakes) == 1
+        one.put(EngineFailed("broken"))
+        mail.send()
         with pytest.raises(EngineFailed, match="broken"):
-            await outbox.get()
+            await one.get()
+
+    asyncio.run(main())
+
+
+def test_an_outbox_of_a_closed_loop_counts_as_cancelled() -> None:
+    mail = Mail()
+
+    async def make() -> Outbox[int]:
+        outbox: Outbox[int] = Outbox(mail)
+        assert not outbox.cancelled
         return outbox
 
     outbox = asyncio.run(make())
-    assert not outbox.cancelled
     outbox.put(6)
+    mail.send()
     assert outbox.cancelled
 
 
