@@ -150,9 +150,7 @@ def _context_tokens(folder: Path, config: PreTrainedConfig) -> int:
             "choose a model with attention layers only"
         )
     limits = [getattr(text, "max_position_embeddings", None)]
-    # Up to its window, sliding attention is full attention, and that is what we compute.
-    if not kinds or "sliding_attention" in kinds:
-        limits.append(getattr(text, "sliding_window", None))
+    # Up to its chunk, chunked attention is full attention, and that is what we compute.
     if "chunked_attention" in kinds:
         limits.append(getattr(text, "attention_chunk_size", None))
     known = [limit for limit in limits if isinstance(limit, int)]

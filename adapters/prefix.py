@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
+from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer
 
 from adapters.config import SpecError
+from adapters.masks import Masks, additive_masks, attention_windows
 
 
 @dataclass(frozen=True)
@@ -127,8 +128,8 @@ class Continuation:
         if self._prefix.width + self._tokens:
             offsets = torch.arange(self._tokens, self._tokens + ids.shape[1], device=ids.device)
             options["position_ids"] = self._prefix.lengths.unsqueeze(1) + offsets
-            options["attention_mask"] = _mask(
-                self._prefix, self._tokens, ids.shape[1], _dtype(self._model)
+            options["attention_mask"] = _masks(
+                self._model, self._prefix, self._tokens, ids.shape[1]
             )
         # Otherwise padding comes after a row's tokens, and causal attention keeps it out of them.
         output = self._model(input_ids=ids, past_key_values=self._cache, use_cache=True, **options)
@@ -166,16 +167,20 @@ def _cache(prefix: Prefix) -> DynamicCache:
     return cache
 
 
-def _mask(prefix: Prefix, before: int, tokens: int, dtype: torch.dtype) -> Tensor:
-    """Additive attention mask, (B, 1, T, P + before + T): own prompt, then causal."""
-    device = prefix.lengths.device
+def _masks(model: nn.Module, prefix: Prefix, before: int, tokens: int) -> Masks:
+    """Attention masks, (B, 1, T, P + before + T): own prompt, then causal."""
+    device, lengths = prefix.lengths.device, prefix.lengths.unsqueeze(1)
     columns = torch.arange(prefix.width, device=device)
-    seen = (columns < prefix.lengths.unsqueeze(1)).unsqueeze(1)  # (B, 1, P)
+    seen = (columns < lengths).unsqueeze(1)  # (B, 1, P)
     causal = torch.ones(tokens, before + tokens, dtype=torch.bool, device=device).tril(before)
     rows = prefix.lengths.shape[0]
     allowed = torch.cat([seen.expand(rows, tokens, -1), causal.expand(rows, -1, -1)], dim=2)
-    mask = torch.zeros(allowed.shape, dtype=dtype, device=device)
-    return mask.masked_fill_(~allowed, torch.finfo(dtype).min).unsqueeze(1)
+    after = lengths + torch.arange(before + tokens, device=device)  # (B, before + T) positions
+    places = torch.cat([columns.expand(rows, -1), after], dim=1)  # (B, P + before + T)
+    back = after[:, before:].unsqueeze(2) - places.unsqueeze(1)
+    config = model.config
+    assert isinstance(config, PreTrainedConfig)
+    return additive_masks(attention_windows(config), allowed, back, _dtype(model))
 
 
 def _dtype(model: nn.Module) -> torch.dtype:

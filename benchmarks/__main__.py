@@ -29,6 +29,7 @@ HELP = {
     "answer_tokens": "of every taught answer",
     "steps": "inner steps here, AdamW steps with PEFT",
     "new_tokens": "decoded for every prompt",
+    "stream_tokens": "of every stream while another session learns",
     "rounds": "after one that is thrown away",
     "threads": "of one torch operation (default: one per core)",
     "seed": "of the invented words and random weights",
@@ -42,11 +43,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         sizes = Sizes(**{field.name: getattr(arguments, field.name) for field in fields(Sizes)})
         artifact = _artifact(arguments)
         machine = describe(sizes.threads)  # before the load is our own
-        results = asyncio.run(run_all(artifact, sizes))
+        results, serving = asyncio.run(run_all(artifact, sizes))
     except (ArtifactError, BenchmarkError) as error:
         print(f"benchmarks: {error}", file=sys.stderr)
         return 2
-    facts = (_model(artifact), machine, sizes, results)
+    facts = (_model(artifact), machine, sizes, results, serving)
     print(markdown(*facts))
     if arguments.json is not None:
         text = json.dumps(as_json(*facts), indent=1, ensure_ascii=False)

@@ -17,10 +17,12 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from adapters.artifact import Artifact
+from benchmarks import serving
 from benchmarks.contest import Contender, Contest, Standing, hold
 from benchmarks.models import spoken, twin
 from benchmarks.ours import Ours, running
 from benchmarks.peers import Peft, Transformers
+from benchmarks.serving import Serving
 from benchmarks.workload import Sizes, make_work
 
 COLD, WARM = "innerloop, cold prefix", "innerloop, warm prefix"
@@ -57,8 +59,8 @@ class Field:
         return [self.cold.model, self.warm.model, self.peft.base, self.plain.model]
 
 
-async def run_all(artifact: Artifact, sizes: Sizes) -> list[Result]:
-    """Hold every contest, with a progress bar on stderr.
+async def run_all(artifact: Artifact, sizes: Sizes) -> tuple[list[Result], Serving]:
+    """Hold every contest and measure serving alone, with a progress bar on stderr.
 
     Raises:
         BenchmarkError: the work does not fit the model.
@@ -67,11 +69,12 @@ async def run_all(artifact: Artifact, sizes: Sizes) -> list[Result]:
         adapting = [_adapting(field, sessions) for sessions in sizes.counts]
         decoding = [_decoding(field, sessions) for sessions in sizes.counts]
         goes = sum(len(contest.contenders) for contest in adapting + decoding)
-        with tqdm(total=goes * (sizes.rounds + 1), file=sys.stderr) as bar:
+        every = goes * (sizes.rounds + 1) + serving.rounds(sizes)
+        with tqdm(total=every, file=sys.stderr) as bar:
             results = [Result(c, await hold(c, sizes.rounds, bar)) for c in adapting]
             with spoken(artifact, field.models):
                 results += [Result(c, await hold(c, sizes.rounds, bar)) for c in decoding]
-    return results
+            return results, await serving.measure(artifact, sizes, bar)
 
 
 @asynccontextmanager

@@ -38,11 +38,12 @@ class Ours:
     def __init__(self, engine: Engine, artifact: Artifact, work: Work, sizes: Sizes) -> None:
         """Use an engine on ``artifact`` that has been started."""
         self.model = artifact.model
-        self._engine = engine
+        self.engine = engine
         self._work = work
         self._sizes = sizes
         states = [AdapterState(artifact.spec, t, artifact.fingerprint) for t in work.adapters]
-        self._refs = [_ref(session, state) for session, state in enumerate(states)]
+        self._refs = [_ref(f"{session}/1", state) for session, state in enumerate(states)]
+        self._versions = 0
 
     async def warm_up(self) -> None:
         """Answer every prompt once, so that the prefix cache has it: feedback follows an answer.
@@ -54,10 +55,9 @@ class Ours:
         for examples in self._work.examples:
             prompts += [replace(prompts[0], prefix=e.prompt, header=e.header) for e in examples]
         for prompt in prompts:
-            await _answer(self._engine, GenerateRequest(prompt, Sampling(1)))
+            await ask(self.engine, GenerateRequest(prompt, Sampling(1)))
         finished = [
-            (await _answer(self._engine, GenerateRequest(prompt, Sampling(1))))[1]
-            for prompt in prompts
+            (await ask(self.engine, GenerateRequest(prompt, Sampling(1))))[1] for prompt in prompts
         ]
         if any(
             item.cached_tokens < len(prompt.prefix)
@@ -70,7 +70,7 @@ class Ours:
         requests = [
             AdaptRequest(examples, self._sizes.steps) for examples in self._work.examples[:sessions]
         ]
-        candidates: list[Candidate] = await asyncio.gather(*map(self._engine.adapt, requests))
+        candidates: list[Candidate] = await asyncio.gather(*map(self.engine.adapt, requests))
         return Outcome(losses=candidates[0].step_losses)
 
     async def decode(self, sessions: int, taught: bool) -> Outcome:
@@ -79,19 +79,46 @@ class Ours:
             GenerateRequest(prompt, Sampling(self._sizes.new_tokens), ref if taught else None)
             for prompt, ref in zip(self._work.prompts[:sessions], self._refs, strict=False)
         ]
-        answers = await asyncio.gather(*(_answer(self._engine, r) for r in requests))
+        answers = await asyncio.gather(*(ask(self.engine, r) for r in requests))
         return _outcome([pieces for pieces, _ in answers])
+
+    async def stream(self, sessions: int) -> list[list[float]]:
+        """The moments of every stream's pieces, so many sessions at the same time."""
+        requests = [
+            GenerateRequest(prompt, Sampling(self._sizes.stream_tokens), ref)
+            for prompt, ref in zip(self._work.prompts[:sessions], self._refs, strict=False)
+        ]
+        answers = await asyncio.gather(*(ask(self.engine, r) for r in requests))
+        return [[at for at, _ in pieces] for pieces, _ in answers]
+
+    async def first_token_after_feedback(self) -> float:
+        """Seconds from feedback to the first token of an answer that uses it."""
+        began_s = time.perf_counter()
+        candidate = await self.engine.adapt(AdaptRequest(self._work.examples[0]))
+        self._versions += 1
+        ref = _ref(f"taught/{self._versions}", candidate.state)
+        request = GenerateRequest(self._work.prompts[0], Sampling(1), ref)
+        pieces, _ = await ask(self.engine, request)
+        return pieces[0][0] - began_s
 
 
 @asynccontextmanager
 async def running(
-    artifact: Artifact, model: PreTrainedModel, work: Work, sizes: Sizes, cache: bool
+    artifact: Artifact,
+    model: PreTrainedModel,
+    work: Work,
+    sizes: Sizes,
+    cache: bool,
+    **more: int,
 ) -> AsyncIterator[Ours]:
-    """An engine on ``model`` that keeps prompts, or that computes every prompt anew."""
+    """An engine on ``model`` that keeps prompts, or that computes every prompt anew.
+
+    ``more``: limits of the engine.
+    """
     limits = EngineLimits(
         threads=sizes.threads,
         prefix_cache_bytes=CACHE_BYTES if cache else 0,
-        rows=max(sizes.sessions, EngineLimits().rows),
+        **{"rows": max(sizes.sessions, EngineLimits().rows), **more},
     )
     own = replace(artifact, model=model)
     engine = Engine(own, limits)
@@ -102,17 +129,18 @@ async def running(
         await engine.stop(drain_s=0.0)
 
 
-def _ref(session: int, state: AdapterState) -> AdapterRef:
+def _ref(name: str, state: AdapterState) -> AdapterRef:
     async def load() -> AdapterState:
         return state
 
-    return AdapterRef(f"benchmark/{session}/1", load)
+    return AdapterRef(f"benchmark/{name}", load)
 
 
 Pieces = list[tuple[float, Delta]]  # with the moment they came, in seconds
 
 
-async def _answer(engine: Engine, request: GenerateRequest) -> tuple[Pieces, Finished]:
+async def ask(engine: Engine, request: GenerateRequest) -> tuple[Pieces, Finished]:
+    """The pieces of an answer with the moment each came, and how it ended."""
     pieces: Pieces = []
     async with aclosing(engine.generate(request)) as items:
         async for item in items:

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from statistics import median
 from typing import Any
 
 from benchmarks.contest import Contender, Go, Spread, Standing, ratios, spread
 from benchmarks.lineup import Result
+from benchmarks.serving import Crowd, Flow, Serving, percentile
 from benchmarks.workload import Sizes
 
 Facts = Mapping[str, str | int | float | None]
@@ -19,6 +21,11 @@ ADAPT_HEAD = ("sessions", "contender", "seconds", "× PEFT", "× PEFT, CPU time"
 DECODE_HEAD = (
     *("sessions", "contender", "tokens/s, whole call", "× peer", "× peer, CPU time"),
     *("tokens/s after the first", "× peer", "same tokens"),
+)
+FLOW_HEAD = ("what", "percentile", "quiet, ms", "busy, ms", "ratio")
+CROWD_HEAD = (
+    *("sessions", "slots", "tokens/s, host memory", "of the first"),
+    *("tokens/s, read again", "of the first"),
 )
 NOTES = (
     "Median (least–greatest) over the rounds. × is how many times as fast, within one round. CPU "
@@ -31,8 +38,10 @@ NOTES = (
 )
 
 
-def markdown(model: Facts, machine: Facts, sizes: Sizes, results: Sequence[Result]) -> str:
-    """Both tables with what a reader has to know about them."""
+def markdown(
+    model: Facts, machine: Facts, sizes: Sizes, results: Sequence[Result], serving: Serving
+) -> str:
+    """All tables with what a reader has to know about them."""
     adapt = [row for result in _of(results, "adapt") for row in _rows(result, _adapt_row)]
     decode = [row for result in _of(results, "decode") for row in _rows(result, _decode_row)]
     return "\n".join(
@@ -51,12 +60,49 @@ def markdown(model: Facts, machine: Facts, sizes: Sizes, results: Sequence[Resul
             *_table(DECODE_HEAD, decode),
             "",
             *(f"- {note}" for note in NOTES),
+            "",
+            f"Text while others teach: {sizes.sessions} sessions stream {sizes.stream_tokens} "
+            "tokens each; busy is with another session that learns all the time, as above, its "
+            "prompts known.",
+            "",
+            *_table(FLOW_HEAD, _flow_rows(serving.flow)),
+            "",
+            "From feedback to the first token of an answer that uses it, nothing else going on: "
+            f"{_spread(serving.flow.first_tokens)} s.",
+            "",
+            f"More sessions than slots: {sizes.sessions} clients, each asking in turn for another "
+            f"session's answer of {sizes.new_tokens} tokens.",
+            "",
+            *_table(CROWD_HEAD, [_crowd_row(crowd, serving.crowds) for crowd in serving.crowds]),
         ]
     )
 
 
+def _flow_rows(flow: Flow) -> list[list[str]]:
+    rows = []
+    for name, quiet, busy in (
+        ("between two tokens", flow.quiet_gaps, flow.busy_gaps),
+        ("an adapt", flow.quiet_adapts, flow.busy_adapts),
+    ):
+        for share in (50, 99):
+            calm, full = percentile(quiet, share), percentile(busy, share)
+            figures = [f"{_round(calm * 1e3)}", f"{_round(full * 1e3)}", f"{full / calm:.2f}"]
+            rows.append([name, f"p{share}", *figures])
+    return rows
+
+
+def _crowd_row(crowd: Crowd, crowds: Sequence[Crowd]) -> list[str]:
+    first = crowds[0]
+    return [
+        *(str(crowd.sessions), str(crowd.slots), _spread(crowd.kept)),
+        f"{median(crowd.kept) / median(first.kept):.2f}",
+        _spread(crowd.loaded),
+        f"{median(crowd.loaded) / median(first.loaded):.2f}",
+    ]
+
+
 def as_json(
-    model: Facts, machine: Facts, sizes: Sizes, results: Sequence[Result]
+    model: Facts, machine: Facts, sizes: Sizes, results: Sequence[Result], serving: Serving
 ) -> dict[str, Any]:
     """Everything that was measured, go by go."""
     return {
@@ -71,6 +117,7 @@ def as_json(
             }
             for result in results
         ],
+        "serving": asdict(serving),
     }
 
 

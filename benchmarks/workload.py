@@ -33,6 +33,7 @@ class Sizes:
     answer_tokens: int = 8  # end token included
     steps: int = 5  # inner steps here, optimizer steps with PEFT
     new_tokens: int = 32  # decoded by every row
+    stream_tokens: int = 96  # of every stream while another session learns
     rounds: int = 5  # after one that is thrown away
     threads: int = 1  # of one torch operation
     seed: int = 0
@@ -44,7 +45,7 @@ class Sizes:
             BenchmarkError: a size is too small.
         """
         for field in fields(self):
-            least = {"seed": 0, "new_tokens": 3}.get(field.name, 1)
+            least = {"seed": 0, "new_tokens": 3, "stream_tokens": 3}.get(field.name, 1)
             if getattr(self, field.name) < least:
                 option = field.name.replace("_", "-")
                 raise BenchmarkError(f"--{option} must be at least {least}")
@@ -70,11 +71,12 @@ def make_work(artifact: Artifact, sizes: Sizes) -> Work:
     Raises:
         BenchmarkError: it does not fit the model's context or template.
     """
-    longest = sizes.prompt_tokens + max(sizes.answer_tokens, sizes.new_tokens)
+    longest = sizes.prompt_tokens + max(sizes.answer_tokens, sizes.new_tokens, sizes.stream_tokens)
     if longest > artifact.context_tokens:
         raise BenchmarkError(
             f"prompt and answer need {longest} tokens, the model's context is "
-            f"{artifact.context_tokens}: lower --prompt-tokens, --answer-tokens or --new-tokens"
+            f"{artifact.context_tokens}: lower --prompt-tokens, --answer-tokens, --new-tokens or "
+            "--stream-tokens"
         )
     rng, encoder = random.Random(sizes.seed), ChatEncoder(artifact.tokenizer)
     sessions = range(sizes.sessions)

@@ -17,6 +17,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:Futu
 SMALLEST = (
     *("--shape", "tiny", "--sessions", "2", "--examples", "2", "--steps", "2", "--rounds", "1"),
     *("--prompt-tokens", "12", "--answer-tokens", "3", "--new-tokens", "4", "--threads", "1"),
+    *("--stream-tokens", "6"),
 )
 PREFIXED = {lineup.COLD, lineup.WARM}
 BASES = {lineup.BASE_COLD, lineup.BASE_WARM, lineup.PLAIN}
@@ -28,6 +29,7 @@ def run(folder: Path, *arguments: str) -> dict[tuple[str, int], Contenders]:
     file = folder / "figures.json"
     assert main([*SMALLEST, *arguments, "--json", str(file)]) == 0
     figures = json.loads(file.read_text(encoding="utf-8"))
+    check_serving(figures["serving"])
     return {
         (contest["task"], contest["sessions"]): {one["name"]: one for one in contest["contenders"]}
         for contest in figures["contests"]
@@ -57,6 +59,18 @@ def test_every_contender_has_its_row_and_they_agree_where_they_must(
                 assert figures["rows"] == sessions
     check_answers(contests["decode", 2], ours, alora or {lineup.NAMED})
     check_losses(contests["adapt", 2], ours)
+
+
+def check_serving(serving: dict[str, Any]) -> None:
+    """Every gap of every stream was seen, something was learned meanwhile, nobody was left out."""
+    flow = serving["flow"]
+    assert len(flow["quiet_gaps"]) == 2 * 5
+    assert len(flow["busy_gaps"]) % (2 * 5) == 0
+    assert len(flow["quiet_adapts"]) == 3 <= len(flow["busy_adapts"])
+    assert len(flow["first_tokens"]) == 1
+    crowds = serving["crowds"]
+    assert [crowd["sessions"] for crowd in crowds] == [1, 2, 4, 8]
+    assert all(rate > 0 for crowd in crowds for rate in crowd["kept"] + crowd["loaded"])
 
 
 def check_answers(contenders: Contenders, ours: set[str], peers: set[str]) -> None:

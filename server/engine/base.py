@@ -15,6 +15,7 @@ from adapters.artifact import Artifact
 from adapters.chat import ChatEncoder
 from adapters.config import Gate, LoraSpec
 from adapters.layer import LoraHooks
+from adapters.masks import Windows, attention_windows
 from adapters.prefix import prefill
 
 
@@ -47,6 +48,7 @@ class Base:
     width: int  # D
     end_ids: frozenset[int]
     layers: tuple[LayerForm, ...]
+    windows: Windows  # how far back its layers look
     device: torch.device
     dtype: torch.dtype
     gate: Gate | None  # which prompts an adapter answers; None for all
@@ -60,8 +62,7 @@ class Base:
 def make_base(artifact: Artifact) -> Base:
     """Look at an artifact's model, and attach the hooks through which adapters act.
 
-    Loading the artifact made sure already that the model can go on from kept keys and values, and
-    that all its layers see all of ``context_tokens``.
+    Loading the artifact made sure already that the model can go on from kept keys and values.
     """
     model = artifact.model
     return Base(
@@ -76,6 +77,7 @@ def make_base(artifact: Artifact) -> Base:
         width=_embedding(model).shape[1],
         end_ids=_end_ids(artifact),
         layers=_layer_forms(model),
+        windows=attention_windows(model.config),
         device=model.device,
         dtype=model.dtype,
         gate=artifact.rule.gate,

@@ -16,7 +16,7 @@ from adapters.prefix import pad
 from server.engine.base import Base
 from server.engine.errors import EngineFailed
 from server.engine.isolation import failure, run_together
-from server.engine.kv import BatchKV, causal_mask
+from server.engine.kv import BatchKV, causal_masks
 from server.engine.sampling import choose
 from server.engine.slots import Slots
 from server.engine.ticket import Ticket, Writing
@@ -101,7 +101,7 @@ class Batch:
             output = base.model(
                 input_ids=ids,
                 position_ids=window.positions,
-                attention_mask=causal_mask(window, base.dtype),
+                attention_mask=causal_masks(window, base.windows, base.dtype),
                 past_key_values=cache,
                 use_cache=True,
                 logits_to_keep=torch.tensor(keep, device=base.device),

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
 
+from adapters.masks import Masks, Windows, additive_masks
 from adapters.prefix import Prefix
 from server.engine.base import LayerForm
 
@@ -114,12 +115,11 @@ class BatchKV:
         return rows, min(columns, self._context_tokens)
 
 
-def causal_mask(window: Window, dtype: torch.dtype) -> Tensor:
-    """Additive mask (B, 1, T, W): a token sees its own row up to itself."""
+def causal_masks(window: Window, windows: Windows, dtype: torch.dtype) -> Masks:
+    """Attention masks (B, 1, T, W): a token sees its own row up to itself."""
     columns = torch.arange(window.width, device=window.positions.device)
-    hidden = columns > window.positions.unsqueeze(-1)  # (B, T, W)
-    mask = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
-    return mask.masked_fill_(hidden, torch.finfo(dtype).min).unsqueeze(1)
+    back = window.positions.unsqueeze(-1) - columns  # (B, T, W)
+    return additive_masks(windows, back >= 0, back, dtype)
 
 
 class _Layer(CacheLayerMixin):

@@ -19,6 +19,9 @@ from adapters.layer import Rows
 from adapters.state import AdapterState
 
 UNTAUGHT: Final = 0
+# Adapters of a batch are copied together once and used by every step until the batch changes;
+# larger ones module by module in every step.
+_GATHERED_BYTES: Final = 128 * 2**20
 
 
 @dataclass
@@ -38,6 +41,8 @@ class Slots:
             name: torch.zeros(count + 1, *tensor.shape, dtype=tensor.dtype, device=device)
             for name, tensor in form.items()
         }
+        self._slot_bytes = sum(tensor[0].nbytes for tensor in self.tensors.values())
+        self._gathered: tuple[tuple[int, ...], Rows] | None = None  # what the last rows used
         self._device = device
         self._lock = threading.Lock()
         self._residents: OrderedDict[str, _Resident] = OrderedDict()
@@ -85,10 +90,23 @@ class Slots:
             self._residents[key].pins -= 1
 
     def rows(self, slots: Sequence[int]) -> Rows | None:
-        """What the LoRA hooks need for rows with these slots; None, all hooks off, if untaught."""
+        """What the LoRA hooks need for rows with these slots; None, all hooks off, if untaught.
+
+        Engine thread only.
+        """
         if not any(slots):
             return None
-        return Rows(self.tensors, torch.tensor(slots, device=self._device))
+        if len(set(slots)) == 1:  # one group, whose adapter is read where it lies
+            first = slots[0]
+            return Rows({name: t[first : first + 1] for name, t in self.tensors.items()}, None)
+        chosen = torch.tensor(slots, device=self._device)
+        if len(slots) * self._slot_bytes > _GATHERED_BYTES:
+            return Rows(self.tensors, chosen)
+        if self._gathered is None or self._gathered[0] != tuple(slots):
+            self._gathered = None  # its memory first
+            together = {name: t.index_select(0, chosen) for name, t in self.tensors.items()}
+            self._gathered = (tuple(slots), Rows(together, None))
+        return self._gathered[1]
 
     def _take_slot(self) -> int | None:
         if self._free:
@@ -99,6 +117,7 @@ class Slots:
 
     def _load(self, slot: int, state: AdapterState) -> _Resident:
         try:
+            self._gathered = None
             with torch.no_grad():
                 for name, stacked in self.tensors.items():
                     stacked[slot] = state.tensors[name].to(

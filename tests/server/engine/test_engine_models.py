@@ -7,7 +7,20 @@ from pathlib import Path
 import pytest
 import torch
 from engine_harness import CONTEXT_TOKENS, World, gather, run, running
-from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, PreTrainedConfig
+from torch.nn.functional import cross_entropy
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    MistralConfig,
+    Phi3Config,
+    PreTrainedConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
 
 from adapters.artifact import load_artifact
 from adapters.chat import EncodedPrompt
@@ -15,47 +28,75 @@ from adapters.inner_loop import Example
 from server.engine import AdaptRequest, GenerateRequest, Sampling
 
 WIDE = {"initializer_range": 0.4, "eos_token_id": 2, "bos_token_id": 1, "pad_token_id": 0}
-# Positions learned and weights stored (in, out); no chat template, so adapters start at the last
-# token of the prompt.
-GPT2 = GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=CONTEXT_TOKENS, **WIDE)
-# Soft-capped attention, and a mask per kind of layer.
-GEMMA2 = Gemma2Config(
-    hidden_size=32,
-    intermediate_size=48,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=8,
-    max_position_embeddings=CONTEXT_TOKENS,
-    sliding_window=128,
+SMALL = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": CONTEXT_TOKENS,
     **WIDE,
-)
+}
+GROUPED = {**SMALL, "num_key_value_heads": 2, "head_dim": 8}
+WINDOW = 12  # far shorter than the prompts
+MIXED = ["sliding_attention", "full_attention"]
+CONFIGS: dict[str, PreTrainedConfig] = {
+    # Positions learned and weights stored (in, out); no chat template, so adapters start at the
+    # last token of the prompt.
+    "gpt2": GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=CONTEXT_TOKENS, **WIDE),
+    "gpt_neox": GPTNeoXConfig(**SMALL),  # one matrix for queries, keys and values; untied head
+    "llama_untied": LlamaConfig(**GROUPED, tie_word_embeddings=False),
+    "mistral": MistralConfig(**GROUPED, sliding_window=WINDOW),
+    "qwen2": Qwen2Config(
+        **GROUPED, use_sliding_window=True, sliding_window=WINDOW, max_window_layers=1
+    ),
+    "qwen3": Qwen3Config(**GROUPED),  # norms on queries and keys
+    "phi3": Phi3Config(**GROUPED, sliding_window=WINDOW),
+    # Soft-capped attention, and a window in every second layer.
+    "gemma2": Gemma2Config(**GROUPED, sliding_window=WINDOW, layer_types=MIXED),
+    # Positions turn at another speed in the layers with a window.
+    "gemma3": Gemma3TextConfig(**GROUPED, sliding_window=WINDOW, layer_types=MIXED),
+}
 
 
-@pytest.mark.parametrize("config", [GPT2, GEMMA2], ids=["gpt2", "gemma2"])
+@pytest.mark.parametrize("cache_bytes", [0, 2**24], ids=["no_cache", "cache"])
+@pytest.mark.parametrize("name", CONFIGS)
 def test_a_plain_model_folder_serves_and_learns(
-    world: World, tmp_path: Path, config: PreTrainedConfig
+    world: World, tmp_path: Path, name: str, cache_bytes: int
 ) -> None:
     torch.manual_seed(0)
+    config = copy.deepcopy(CONFIGS[name])
     tokenizer = copy.deepcopy(world.artifact.tokenizer)
-    if config is GPT2:
+    if name == "gpt2":
         tokenizer.chat_template = None
-    config.vocab_size = len(tokenizer)
+    # Qwen2's tokenizer brings a token of its own.
+    config.vocab_size = len(tokenizer) + (name == "qwen2")
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     world = World(load_artifact(tmp_path))
 
     async def main() -> None:
-        async with running(world.artifact, rows=4) as engine:
+        limits = {"rows": 4, "prefill_tokens": 32, "prefix_cache_bytes": cache_bytes}
+        async with running(world.artifact, **limits) as engine:
             requests = [
-                world.request(text, session)
-                for text in ("Hi", "Where is my order, please?")
+                world.request(text, session, max_tokens=20)
+                for text in ("Hi", "Where is my order, please? " * 3, "Where is my order? Hello?")
                 for session in (None, "ann", "bob")
             ]
-            for request, answer in zip(requests, await gather(engine, requests), strict=True):
-                world.check_greedy(request, answer.tokens)
-            candidate = await engine.adapt(AdaptRequest((world.example("Hi", "Yes."),)))
+            for _ in range(2):
+                answers = await gather(engine, requests)
+                for request, answer in zip(requests, answers, strict=True):
+                    world.check_greedy(request, answer.tokens)
+            examples = (world.example("Hi", "Yes."), world.example("Is it here? " * 4, "No."))
+            candidate = await engine.adapt(AdaptRequest(examples))
             assert candidate.loss_after < candidate.loss_before
+            losses = [
+                cross_entropy(
+                    world.logits(EncodedPrompt(e.prompt, e.header), e.completion[:-1], None),
+                    torch.tensor(e.completion),
+                )
+                for e in examples
+            ]
+            assert candidate.loss_before == pytest.approx(float(sum(losses)) / 2, rel=1e-3)
 
     run(main())
 

@@ -9,10 +9,11 @@ import torch
 from engine_harness import World
 
 from adapters.prefix import Prefix
+from server.engine import slots as slots_module
 from server.engine.base import LayerForm
 from server.engine.errors import EngineFailed
 from server.engine.isolation import run_together
-from server.engine.kv import BatchKV, causal_mask
+from server.engine.kv import BatchKV, causal_masks
 from server.engine.outbox import Mail, Outbox
 from server.engine.pace import Pace
 from server.engine.slots import UNTAUGHT, Slots
@@ -71,7 +72,7 @@ def test_a_forward_pass_writes_its_rows_only_and_sees_the_past_only() -> None:
     torch.testing.assert_close(read[0, :, 3:5], keys[0])
     torch.testing.assert_close(read[1, :, 5:7], keys[1])
     assert cache._layers[0].stored_keys.count_nonzero() == keys.numel()
-    seen = causal_mask(window, torch.float32)[:, 0] == 0
+    seen = causal_masks(window, None, torch.float32)[:, 0] == 0
     assert seen[0].tolist() == [[True] * 4 + [False] * 3, [True] * 5 + [False] * 2]
     assert seen[1].tolist() == [[True] * 6 + [False], [True] * 7]
     _, window = cache.window(0, [62], 4)
@@ -96,8 +97,36 @@ def test_slots_pin_what_is_used_and_reuse_the_oldest(world: World) -> None:
         torch.testing.assert_close(tensor[names["bob"]], world.states["bob"].tensors[name])
         torch.testing.assert_close(tensor[names["ann"]], world.states["cem"].tensors[name])
     assert slots.rows([UNTAUGHT, UNTAUGHT]) is None
-    rows = slots.rows([UNTAUGHT, 2])
+    for wanted in ([UNTAUGHT, 2], [2, 1, 2], [1, 1], [2]):
+        rows = slots.rows(wanted)
+        assert rows is not None
+        assert rows.slots is None
+        for name, tensor in slots.tensors.items():
+            each = rows.tensors[name].repeat_interleave(len(wanted) // len(rows.tensors[name]), 0)
+            assert torch.equal(each, tensor[wanted])
+
+
+def test_rows_see_a_slot_that_was_loaded_anew(world: World) -> None:
+    slots = Slots(world.artifact.session_init, 2, CPU)
+    for name in ("ann", "bob"):
+        slots.acquire(name, world.states[name])
+        slots.release(name)
+    before = slots.rows([1, 2])
+    assert before is slots.rows([1, 2]), "copied once"
+    slots.acquire("cem", world.states["cem"])
+    after = slots.rows([1, 2])
+    assert after is not None
+    for name, tensor in slots.tensors.items():
+        assert torch.equal(after.tensors[name], tensor[[1, 2]])
+
+
+def test_adapters_too_large_to_be_copied_are_read_by_their_slot(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slots_module, "_GATHERED_BYTES", 1)
+    rows = Slots(world.artifact.session_init, 2, CPU).rows([UNTAUGHT, 2])
     assert rows is not None
+    assert rows.slots is not None
     assert rows.slots.tolist() == [0, 2]
 
 
