@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from engine_harness import CONTEXT_TOKENS, World, gather, run, running
+from peft import PeftModel
 from torch.nn.functional import cross_entropy
 from transformers import (
     AutoModelForCausalLM,
@@ -24,7 +25,9 @@ from transformers import (
 
 from adapters.artifact import load_artifact
 from adapters.chat import EncodedPrompt
+from adapters.config import Scope
 from adapters.inner_loop import Example
+from adapters.peft_io import save_peft
 from server.engine import AdaptRequest, GenerateRequest, Sampling
 
 WIDE = {"initializer_range": 0.4, "eos_token_id": 2, "bos_token_id": 1, "pad_token_id": 0}
@@ -58,11 +61,8 @@ CONFIGS: dict[str, PreTrainedConfig] = {
 }
 
 
-@pytest.mark.parametrize("cache_bytes", [0, 2**24], ids=["no_cache", "cache"])
-@pytest.mark.parametrize("name", CONFIGS)
-def test_a_plain_model_folder_serves_and_learns(
-    world: World, tmp_path: Path, name: str, cache_bytes: int
-) -> None:
+def plain_world(world: World, folder: Path, name: str, scope: Scope) -> World:
+    """A random model of this family as a plain folder, loaded as a server loads it."""
     torch.manual_seed(0)
     config = copy.deepcopy(CONFIGS[name])
     tokenizer = copy.deepcopy(world.artifact.tokenizer)
@@ -70,23 +70,67 @@ def test_a_plain_model_folder_serves_and_learns(
         tokenizer.chat_template = None
     # Qwen2's tokenizer brings a token of its own.
     config.vocab_size = len(tokenizer) + (name == "qwen2")
-    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
-    world = World(load_artifact(tmp_path))
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    artifact = load_artifact(folder)
+    return World(replace(artifact, spec=replace(artifact.spec, scope=scope)))
+
+
+def check_against_peft(
+    world: World, folder: Path, request: GenerateRequest, tokens: list[int]
+) -> None:
+    """PEFT on the same weights chooses every token too, or one as good within float error."""
+    assert request.adapter is not None
+    session, header = request.adapter.key.split("/")[1], request.prompt.header[-1]
+    folder = folder / f"{session}-{header}"
+    if not folder.exists():
+        gpt2 = world.model.config.model_type == "gpt2"
+        save_peft(folder, world.states[session], request.prompt.header, transposed=gpt2)
+    model = PeftModel.from_pretrained(copy.deepcopy(world.model), folder).eval()
+    if header in tokens:  # PEFT would start at the last one
+        tokens = tokens[: tokens.index(header) + 1]
+    ids = torch.tensor([[*request.prompt.ids, *tokens[:-1]]])
+    with torch.no_grad():
+        logits = model(input_ids=ids).logits[0, len(request.prompt.ids) - 1 :]
+    chosen = logits[range(len(tokens)), tokens]
+    torch.testing.assert_close(chosen, logits.max(-1).values, atol=1e-3, rtol=0)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+@pytest.mark.parametrize("cache_bytes", [0, 2**24], ids=["no_cache", "cache"])
+@pytest.mark.parametrize("scope", ["activated", "full"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_plain_model_folder_serves_as_transformers_and_peft_do(
+    world: World, tmp_path: Path, name: str, scope: Scope, cache_bytes: int
+) -> None:
+    world = plain_world(world, tmp_path / "model", name, scope)
+    limits = {"rows": 4, "prefill_tokens": 32, "prefix_cache_bytes": cache_bytes}
 
     async def main() -> None:
-        limits = {"rows": 4, "prefill_tokens": 32, "prefix_cache_bytes": cache_bytes}
         async with running(world.artifact, **limits) as engine:
             requests = [
                 world.request(text, session, max_tokens=20)
                 for text in ("Hi", "Where is my order, please? " * 3, "Where is my order? Hello?")
                 for session in (None, "ann", "bob")
             ]
-            for _ in range(2):
+            for turn in range(2):
                 answers = await gather(engine, requests)
                 for request, answer in zip(requests, answers, strict=True):
                     world.check_greedy(request, answer.tokens)
-            examples = (world.example("Hi", "Yes."), world.example("Is it here? " * 4, "No."))
+                    if turn and request.adapter:
+                        check_against_peft(world, tmp_path / "peft", request, answer.tokens)
+
+    run(main())
+
+
+@pytest.mark.parametrize("scope", ["activated", "full"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_plain_model_folder_learns(world: World, tmp_path: Path, name: str, scope: Scope) -> None:
+    world = plain_world(world, tmp_path, name, scope)
+    examples = (world.example("Hi", "Yes."), world.example("Is it here? " * 4, "No."))
+
+    async def main() -> None:
+        async with running(world.artifact) as engine:
             candidate = await engine.adapt(AdaptRequest(examples))
             assert candidate.loss_after < candidate.loss_before
             losses = [
