@@ -79,7 +79,7 @@ def save_artifact(
     report: Mapping[str, Any],
     header_ids: Sequence[int] | None,
 ) -> Artifact:
-    """Write an artifact with 16-bit base weights, and load it again to be sure of it.
+    """Write an artifact with 16-bit weights, and load it again to be sure of it.
 
     An artifact that is already at ``folder`` is replaced; nothing else is. Either the whole folder
     is there afterwards or it is as it was.
@@ -88,7 +88,7 @@ def save_artifact(
         header_ids: tokens every answer starts with; scope ``activated`` needs them.
 
     Returns:
-        The artifact as a server will see it, on the CPU: its base is the rounded one.
+        The artifact as a server will see it, on the CPU: with the rounded weights.
 
     Raises:
         ArtifactError: parts that do not fit each other, or a folder with something else in it.
@@ -99,7 +99,8 @@ def save_artifact(
     _remove(partial)
     try:
         save_base(partial, model, tokenizer)
-        state = AdapterState(spec, session_init, "")
+        halves = {name: tensor.detach().half() for name, tensor in session_init.items()}
+        state = AdapterState(spec, halves, "")
         transposed = _transposed(model, spec)
         save_peft(partial / SESSION_INIT, state, header_ids, transposed=transposed)
         (partial / RULE_FILE).write_text(rule_text(spec, rule), encoding="utf-8")

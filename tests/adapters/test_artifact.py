@@ -96,7 +96,7 @@ def test_round_trip(tmp_path: Path, tokenizer: PreTrainedTokenizerFast, scope: S
     assert artifact.context_tokens == 128
     assert artifact.header == ChatEncoder(tokenizer).assistant_header()
     assert list(artifact.session_init) == list(init)
-    assert all(torch.equal(artifact.session_init[name], init[name]) for name in init)
+    assert all(torch.equal(artifact.session_init[name], init[name].half().float()) for name in init)
     assert artifact.rule.steps == 3
     assert artifact.rule.clip == 2.5
     assert artifact.rule.anchor_weight == 0.75
@@ -365,7 +365,7 @@ Q_PROJ_A = f"base_model.model.{Q_PROJ}.lora_A.weight"
         (change_tensor(INIT, Q_PROJ_A, lambda t: None), f"misses '{Q_PROJ}.lora_A'"),
         (change_tensor(INIT, Q_PROJ_A, lambda t: t[:, :-1].contiguous()), r"has shape \[4, 31\]"),
         (change_tensor(INIT, Q_PROJ_A, lambda t: t * torch.inf), "not finite"),
-        (change_tensor(INIT, Q_PROJ_A, lambda t: t * 0 + 3e38), "logits are not finite"),
+        (change_tensor(INIT, Q_PROJ_A, lambda t: t.float() * 0 + 3e38), "logits are not finite"),
     ],
 )
 def test_broken_folders_say_what_is_wrong(folder: Path, change: Change, message: str) -> None:
