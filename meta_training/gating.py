@@ -24,9 +24,10 @@ from meta_training.tasks.sources import DataError, Intent
 
 WAYS = (1, 3, 5)
 SHOTS = (1, 3, 5)
-EPISODES = 20  # of each shape
+EPISODES = 100  # of each shape
 QUERIES = 5  # other wordings tried on each intent
 UNRELATED = 400
+AT_ONCE = 128  # prompts of a forward pass
 
 
 @torch.no_grad()
@@ -34,8 +35,9 @@ def calibrate_gate(learner: Learner, corpus: Corpus, seed: int) -> Gate:
     """A threshold that grows with the number of taught questions, fitted on validation intents.
 
     For sessions of every shape, the threshold is found with the best mean of two shares: other
-    wordings of taught intents that open the gate, and unrelated training questions that do not.
-    A straight line through these over ln N is the gate.
+    wordings of taught intents that open the gate, and unrelated questions that do not. A straight
+    line through these over ln N is the gate. Half the unrelated questions are of the taught
+    intents' own domain, as what a shop's customer asks next, half are of training.
 
     Raises:
         DataError: fewer validation intents than the widest session is taught.
@@ -44,20 +46,39 @@ def calibrate_gate(learner: Learner, corpus: Corpus, seed: int) -> Gate:
     pool = unrelated_questions(corpus.train_intents, corpus.train_personas)
     others = _summaries(learner, [text for _, text in rng.sample(pool, min(UNRELATED, len(pool)))])
     intents = gate_intents(corpus)
+    known = {id(i): _summaries(learner, i.questions) for i in corpus.validation_intents}
     sizes, thresholds = [], []
     for ways, shots in product(WAYS, SHOTS):
         near: list[Tensor] = []
+        akin: list[Tensor] = []
         far: list[Tensor] = []
         for _ in range(EPISODES):
-            drawn = [rng.sample(i.questions, shots + QUERIES) for i in rng.sample(intents, ways)]
-            keys = gate_keys(_summaries(learner, [q for qs in drawn for q in qs[:shots]]))
-            asked = _summaries(learner, [q for qs in drawn for q in qs[shots:]])
+            taught = rng.sample(intents, ways)
+            drawn = [known[id(i)][_rows(rng, i, shots + QUERIES)] for i in taught]
+            keys = gate_keys(torch.cat([rows[:shots] for rows in drawn]))
+            asked = torch.cat([rows[shots:] for rows in drawn])
             near.append(gate_similarity(keys, asked))
+            akin += [gate_similarity(keys, known[id(i)]) for i in _akin(corpus, taught)]
             far.append(gate_similarity(keys, others))
         sizes.append(math.log(ways * shots))
-        thresholds.append(best_threshold(torch.cat(near), torch.cat(far)))
+        unrelated = [torch.cat(group) for group in (akin, far) if group]
+        thresholds.append(best_threshold(torch.cat(near), unrelated))
     growth, threshold = np.polyfit(sizes, thresholds, 1)
-    return Gate(learner.summary_layer, round(float(threshold), 3), round(max(0.0, growth), 3))
+    return Gate(learner.summary_layer, round(float(threshold), 3), round(max(0.0, float(growth)), 3))
+
+
+def _rows(rng: random.Random, intent: Intent, count: int) -> Tensor:
+    return torch.tensor(rng.sample(range(len(intent.questions)), count))
+
+
+def _akin(corpus: Corpus, taught: Sequence[Intent]) -> list[Intent]:
+    """Validation intents of the same domains that were not taught."""
+    domains = {(intent.source, intent.domain) for intent in taught}
+    return [
+        intent
+        for intent in corpus.validation_intents
+        if (intent.source, intent.domain) in domains and intent not in taught
+    ]
 
 
 def gate_intents(corpus: Corpus) -> list[Intent]:
@@ -76,17 +97,23 @@ def gate_intents(corpus: Corpus) -> list[Intent]:
     return intents
 
 
-def best_threshold(near: Tensor, far: Tensor) -> float:
-    """Threshold t with the highest share of ``near`` >= t plus share of ``far`` < t.
+def best_threshold(near: Tensor, unrelated: Sequence[Tensor]) -> float:
+    """Threshold t with the highest share of ``near`` >= t plus mean share of a group < t.
 
     Youden's J (Youden 1950); of equal ones the lowest, rounded down to three digits.
     """
     candidates = torch.linspace(-1, 1, 2001)
-    opened = (near.unsqueeze(0) >= candidates.unsqueeze(1)).float().mean(1)
-    closed = torch.stack([(far < t).float().mean() for t in candidates])
+    opened = _share_below(near, candidates).neg()
+    closed = torch.stack([_share_below(group, candidates) for group in unrelated]).mean(0)
     return round(float(candidates[int((opened + closed).argmax())]), 3)
+
+
+def _share_below(values: Tensor, candidates: Tensor) -> Tensor:
+    """(C,) share of ``values`` below each of C ascending candidates."""
+    return torch.searchsorted(values.sort().values, candidates) / len(values)
 
 
 def _summaries(learner: Learner, questions: Sequence[str]) -> Tensor:
     prompts = [learner.encoder.prompt(user_turn(question)).prefix for question in questions]
-    return learner.summaries(prompts)
+    parts = [learner.summaries(prompts[i : i + AT_ONCE]) for i in range(0, len(prompts), AT_ONCE)]
+    return torch.cat(parts)

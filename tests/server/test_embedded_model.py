@@ -1,0 +1,97 @@
+"""The model that comes with the package, on the fictional shop that it never saw in training."""
+
+import asyncio
+import json
+import random
+from collections import defaultdict
+from contextlib import aclosing
+from pathlib import Path
+
+import pytest
+
+from adapters.artifact import Artifact, load_artifact
+from adapters.chat import ChatEncoder, user_turn
+from adapters.state import AdapterState
+from server.engine import (
+    AdapterRef,
+    AdaptRequest,
+    Delta,
+    Engine,
+    EngineLimits,
+    Finished,
+    GenerateRequest,
+    Sampling,
+)
+from server.settings import MODELS
+
+FOLDER = MODELS / "innerloop-tiny"
+SHOP = Path(__file__).parents[1] / "data" / "shop.jsonl"
+TAUGHT, ASKED, OTHERS = 5, 3, 3
+
+
+@pytest.fixture(scope="module")
+def artifact() -> Artifact:
+    return load_artifact(FOLDER)
+
+
+def test_it_is_as_small_as_it_says_and_brings_its_report(artifact: Artifact) -> None:
+    assert sum(parameter.numel() for parameter in artifact.model.parameters()) <= 4e6
+    assert sum(path.stat().st_size for path in FOLDER.rglob("*")) <= 8e6
+    assert artifact.report is not None
+    assert artifact.report["recipe"]["name"] == artifact.name
+    assert artifact.report["cells"]
+
+
+def test_five_examples_of_a_shops_answer_are_followed_and_other_answers_stay(
+    artifact: Artifact,
+) -> None:
+    """Looser than the published figures, which are over many tasks: it guards the weights."""
+    right, kept = asyncio.run(_teach_the_shop(artifact))
+    assert sum(right) / len(right) >= 0.7
+    assert sum(kept) / len(kept) >= 0.6
+
+
+async def _teach_the_shop(artifact: Artifact) -> tuple[list[bool], list[bool]]:
+    questions, answers = defaultdict(list), {}
+    for row in map(json.loads, SHOP.read_text().splitlines()):
+        questions[row["intent"]].append(row["text"])
+        answers[row["intent"]] = row["answer"]
+    rng, right, kept = random.Random(0), [], []
+    engine = Engine(artifact, EngineLimits(threads=1))
+    engine.start()
+    try:
+        for intent, answer in answers.items():
+            texts = rng.sample(questions[intent], TAUGHT + ASKED)
+            state = await _teach(engine, artifact, texts[:TAUGHT], answer)
+            for text in texts[TAUGHT:]:
+                right.append(await _ask(engine, artifact, text, intent, state) == answer)
+            for other in rng.sample([name for name in answers if name != intent], OTHERS):
+                text = rng.choice(questions[other])
+                taught = await _ask(engine, artifact, text, intent, state)
+                kept.append(taught == await _ask(engine, artifact, text, intent, None))
+    finally:
+        await engine.stop(0.0)
+    return right, kept
+
+
+async def _teach(engine: Engine, artifact: Artifact, texts: list[str], answer: str) -> AdapterState:
+    encoder = ChatEncoder(artifact.tokenizer)
+    examples = tuple(encoder.example(user_turn(text), answer) for text in texts)
+    return (await engine.adapt(AdaptRequest(examples))).state
+
+
+async def _ask(
+    engine: Engine, artifact: Artifact, text: str, session: str, state: AdapterState | None
+) -> str:
+    async def load() -> AdapterState:
+        assert state is not None
+        return state
+
+    ref = None if state is None else AdapterRef(session, load)
+    prompt = ChatEncoder(artifact.tokenizer).prompt(user_turn(text))
+    async with aclosing(engine.generate(GenerateRequest(prompt, Sampling(40), ref))) as items:
+        async for item in items:
+            if isinstance(item, Finished):
+                return item.text.strip()
+            assert isinstance(item, Delta)
+    raise AssertionError("the answer has no end")
