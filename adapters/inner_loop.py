@@ -6,8 +6,8 @@ nothing about where examples come from, who owns a session, or what happens to t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +42,11 @@ class Turns:
     targets: Tensor
     active: Tensor | None = None
 
+    def rows(self, rows: slice) -> Turns:
+        """The turns at ``rows``, in the same memory."""
+        active = None if self.active is None else self.active[rows]
+        return Turns(self.prefix.rows(rows), self.ids[rows], self.targets[rows], active)
+
     def select(self, rows: Tensor) -> Turns:
         """The turns at ``rows`` (B',), repeats allowed."""
         active = None if self.active is None else self.active.index_select(0, rows)
@@ -66,20 +71,20 @@ class Support:
     """What S sessions learn from.
 
     ``sessions``: (B,) the session each turn belongs to, 0..S-1; sessions may differ in examples.
-    ``whole``: (S,) examples of each session, where these turns are only a part of them.
+    ``example_counts``: (S,) examples of each session, where these turns are only a part of them.
     """
 
     turns: Turns
     sessions: Tensor
     count: int  # S
     anchors: Anchors | None = None
-    whole: Tensor | None = None
+    example_counts: Tensor | None = None
 
     @property
     def examples(self) -> Tensor:
         """(S,) number of examples of each session."""
-        if self.whole is not None:
-            return self.whole
+        if self.example_counts is not None:
+            return self.example_counts
         return torch.bincount(self.sessions, minlength=self.count).clamp(min=1)
 
     @property
@@ -87,25 +92,25 @@ class Support:
         """(B,) one over the number of examples of the row's session."""
         return 1.0 / self.examples[self.sessions]
 
-    def parts(self, tokens: int) -> list[Support]:
-        """The same in parts of at most ``tokens`` padded tokens, or of one row.
+    def parts(self, tokens: Callable[[], int]) -> Iterator[Support]:
+        """The same in parts whose losses, and gradients, add up to the whole's.
 
-        Losses of the parts add up to the whole's, and so do their gradients.
+        Args:
+            tokens: asked before each part for the most padded tokens it may have, prompts not
+                counted; one row is always taken, and the anchors, if any, all at once.
         """
         rows, width = self.turns.ids.shape
-        if rows * width <= tokens:
-            return [self]
-        every = torch.arange(rows, device=self.sessions.device)
-        return [
-            Support(
-                self.turns.select(part),
-                self.sessions[part],
-                self.count,
-                None if index else self.anchors,
-                self.examples,
+        begin = 0
+        while begin < rows:
+            end = min(rows, begin + max(1, tokens() // width))
+            part = slice(begin, end)
+            yield Support(
+                self.turns.rows(part), self.sessions[part], self.count, None, self.examples
             )
-            for index, part in enumerate(every.split(max(1, tokens // width)))
-        ]
+            begin = end
+        if self.anchors is not None:
+            nothing = slice(0, 0)
+            yield replace(self, turns=self.turns.rows(nothing), sessions=self.sessions[nothing])
 
 
 @dataclass(frozen=True)
@@ -153,10 +158,12 @@ def support_losses(
     anchor_weight: Tensor | float,
 ) -> Tensor:
     """Each session's loss, (S,): mean over its examples, plus the weighted mean over anchors."""
-    with hooks.use(rows_of(tensors, support.sessions, support.turns.active)):
-        logits = continue_from(model, support.turns.prefix, support.turns.ids)
-    row_losses = demonstration_loss(logits, support.turns.targets) * support.weights
-    losses = row_losses.new_zeros(support.count).index_add(0, support.sessions, row_losses)
+    losses = torch.zeros(support.count, device=support.sessions.device)
+    if len(support.sessions):
+        with hooks.use(rows_of(tensors, support.sessions, support.turns.active)):
+            logits = continue_from(model, support.turns.prefix, support.turns.ids)
+        row_losses = demonstration_loss(logits, support.turns.targets) * support.weights
+        losses = losses.to(row_losses.dtype).index_add(0, support.sessions, row_losses)
     if support.anchors is None:
         return losses
     return losses + anchor_weight * _anchor_losses(model, hooks, tensors, support)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-SLIDING, FULL = "sliding_attention", "full_attention"
+SLIDING = "sliding_attention"
 Masks = Tensor | dict[str, Tensor]
 Windows = int | None | Mapping[str, int | None]
 

@@ -37,6 +37,12 @@ class Prefix:
         """Padded length P."""
         return self.layers[0][0].shape[2] if self.layers else 0
 
+    def rows(self, rows: slice) -> Prefix:
+        """The prompts at ``rows``, in the same memory."""
+        summaries = None if self.summaries is None else self.summaries[rows]
+        layers = tuple((keys[rows], values[rows]) for keys, values in self.layers)
+        return Prefix(layers, self.lengths[rows], summaries)
+
     def select(self, rows: Tensor) -> Prefix:
         """The prompts at ``rows`` (B',), repeats allowed."""
         summaries = self.summaries

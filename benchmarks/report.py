@@ -67,7 +67,7 @@ def markdown(
             "",
             *_table(FLOW_HEAD, _flow_rows(serving.flow)),
             "",
-            "From feedback to the first token of an answer that uses it, nothing else going on: "
+            "From feedback to the first token of an answer that uses it, in the engine alone: "
             f"{_spread(serving.flow.first_tokens)} s.",
             "",
             f"More sessions than slots: {sizes.sessions} clients, each asking in turn for another "

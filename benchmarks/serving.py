@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from adapters.artifact import Artifact
 from adapters.snapshot import dumps, loads
-from adapters.state import AdapterState
+from adapters.state import AdapterState, Tensors
 from benchmarks.models import spoken, twin
 from benchmarks.ours import Ours, ask, running
 from benchmarks.workload import Sizes, make_work
@@ -100,11 +100,13 @@ async def _busy(ours: Ours, sizes: Sizes, flow: Flow) -> None:
             adapts.append(await _timed_adapt(ours))
 
     teaching = asyncio.create_task(teach())
-    while len(adapts) < ADAPTS:
+    while len(adapts) < ADAPTS and not teaching.done():
         flow.busy_gaps += await _gaps(ours, sizes)
     teaching.cancel()
     with suppress(asyncio.CancelledError):
         await teaching
+    while ours.engine.status().adapts_learning:  # what was cancelled ends at its next step
+        await asyncio.sleep(0.001)
     flow.busy_adapts += adapts
 
 
@@ -120,50 +122,45 @@ async def _timed_adapt(ours: Ours) -> float:
 
 
 async def _crowds(artifact: Artifact, sizes: Sizes, bar: tqdm[NoReturn]) -> list[Crowd]:
-    most = max(SHARES)
-    work = make_work(artifact, replace(sizes, sessions=int(most * sizes.sessions)))
-    shapes, spec = artifact.shapes, artifact.spec
-    snapshots = [dumps(AdapterState(spec, t, artifact.fingerprint)) for t in work.adapters]
-
-    def ref(session: int) -> AdapterRef:
-        async def load() -> AdapterState:
-            return loads(
-                snapshots[session],
-                spec=spec,
-                base_fingerprint=artifact.fingerprint,
-                shapes=shapes,
-            )
-
-        return AdapterRef(f"crowd/{session}/1", load)
-
-    crowds = []
     slots = sizes.sessions
-    for share in SHARES:
-        sessions = max(1, int(share * slots))
-        requests = [
-            GenerateRequest(work.prompts[n], Sampling(sizes.new_tokens), ref(n))
-            for n in range(sessions)
-        ]
-        crowd = Crowd(sessions, slots, [], [])
-        limits = {"slots": slots, "rows": slots}
-        own = twin(artifact.model), twin(artifact.model)
-        async with (
-            running(artifact, own[0], work, sizes, cache=True, **limits) as kept,
-            running(
-                artifact, own[1], work, sizes, cache=True, host_adapter_bytes=0, **limits
-            ) as loaded,
-        ):
-            with spoken(artifact, list(own)):
+    counts = [max(1, int(share * slots)) for share in SHARES]
+    work = make_work(artifact, replace(sizes, sessions=max(counts)))
+    requests = [
+        GenerateRequest(prompt, Sampling(sizes.new_tokens), _stored(artifact, session, tensors))
+        for session, (prompt, tensors) in enumerate(zip(work.prompts, work.adapters, strict=True))
+    ]
+    models, limits = (twin(artifact.model), twin(artifact.model)), {"slots": slots, "rows": slots}
+    crowds = [Crowd(count, slots, [], []) for count in counts]
+    async with (
+        running(artifact, models[0], work, sizes, True, **limits) as kept,
+        running(artifact, models[1], work, sizes, True, host_adapter_bytes=0, **limits) as loaded,
+    ):
+        with spoken(artifact, list(models)):
+            for crowd in crowds:
+                bar.set_description(f"{crowd.sessions} sessions, {slots} slots")
+                asked = requests[: crowd.sessions]
                 for turn in range(sizes.rounds + 1):
-                    bar.set_description(f"{sessions} sessions, {slots} slots")
                     pairs = [(kept, crowd.kept), (loaded, crowd.loaded)]
-                    for one, rates in pairs if turn % 2 else pairs[::-1]:
-                        rate = await _rate(one.engine, requests, slots)
-                        if turn:
-                            rates.append(rate)
+                    for ours, rates in pairs if turn % 2 else pairs[::-1]:
+                        rate = await _rate(ours.engine, asked, slots)
+                        rates += [rate] if turn else []  # the first round is thrown away
                     bar.update()
-        crowds.append(crowd)
     return crowds
+
+
+def _stored(artifact: Artifact, session: int, tensors: Tensors) -> AdapterRef:
+    """An adapter that has to be read from its stored bytes where the engine does not have it."""
+    data = dumps(AdapterState(artifact.spec, tensors, artifact.fingerprint))
+
+    async def load() -> AdapterState:
+        return loads(
+            data,
+            spec=artifact.spec,
+            base_fingerprint=artifact.fingerprint,
+            shapes=artifact.shapes,
+        )
+
+    return AdapterRef(f"crowd/{session}/1", load)
 
 
 async def _rate(engine: Engine, requests: Sequence[GenerateRequest], clients: int) -> float:

@@ -64,7 +64,9 @@ def calibrate_gate(learner: Learner, corpus: Corpus, seed: int) -> Gate:
         unrelated = [torch.cat(group) for group in (akin, far) if group]
         thresholds.append(best_threshold(torch.cat(near), unrelated))
     growth, threshold = np.polyfit(sizes, thresholds, 1)
-    return Gate(learner.summary_layer, round(float(threshold), 3), round(max(0.0, float(growth)), 3))
+    return Gate(
+        learner.summary_layer, round(float(threshold), 3), round(max(0.0, float(growth)), 3)
+    )
 
 
 def _rows(rng: random.Random, intent: Intent, count: int) -> Tensor:

@@ -119,10 +119,19 @@ def pick_device(device: str) -> torch.device:
 
 def engine_limits(settings: Settings, artifact: Artifact) -> EngineLimits:
     """The engine's limits out of the settings: at least one adapter fits, whatever its size."""
-    adapter_bytes = sum(tensor.nbytes for tensor in artifact.session_init.values())
+    one_adapter = sum(tensor.nbytes for tensor in artifact.session_init.values())
+    slots = max(1, settings.adapter_bytes // one_adapter)
+    if slots < settings.rows:
+        logger.warning(
+            "INNERLOOP_ADAPTER_BYTES holds %d adapters of %d bytes: no more taught sessions than "
+            "that are answered at once, of %d rows",
+            slots,
+            one_adapter,
+            settings.rows,
+        )
     return EngineLimits(
         rows=settings.rows,
-        slots=max(1, settings.adapter_bytes // adapter_bytes),
+        slots=slots,
         host_adapter_bytes=settings.host_adapter_bytes,
         kv_bytes=settings.kv_bytes,
         queue=settings.queue,

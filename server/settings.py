@@ -257,7 +257,7 @@ def _kind(name: str) -> str:
         return "no such setting"
     annotation = field.annotation
     return (
-        {int: "int", str: "str", Path: "path"}.get(annotation, "text")
+        {int: "int", float: "number", str: "str", Path: "path"}.get(annotation, "text")
         if isinstance(annotation, type)
         else "text"
     )

@@ -113,7 +113,7 @@ def usage(finished: Finished) -> Usage:
 
 def _question(body: GenerateBody, tenant: str) -> Question:
     sampling = Sampling(
-        max_tokens=body.max_tokens or max(DEFAULT_MAX_TOKENS, body.min_tokens),
+        max_tokens=max(body.max_tokens or DEFAULT_MAX_TOKENS, body.min_tokens),
         min_tokens=body.min_tokens,
         temperature=body.temperature,
         top_p=body.top_p,
@@ -129,7 +129,7 @@ def _question(body: GenerateBody, tenant: str) -> Question:
         body.turns,
         sampling,
         max_tokens=body.max_tokens,
-        default_tokens=max(DEFAULT_MAX_TOKENS, body.min_tokens),
+        default_tokens=DEFAULT_MAX_TOKENS,
         version=body.adapter_version,
     )
 

@@ -36,7 +36,7 @@ KINDS: Mapping[str, Kind] = {
     "too-large": Kind(413, "Body too large", "The request body is longer than the server takes."),
     "media-type": Kind(415, "Not JSON", "Send `Content-Type: application/json`."),
     "invalid": Kind(422, "Invalid request", "`errors` names each wrong field and what is wrong."),
-    "busy": Kind(503, "Busy", "More requests wait than the server takes; retry later."),
+    "busy": Kind(503, "Busy", "More requests wait than the server has room for; retry later."),
     "unavailable": Kind(503, "Unavailable", "Redis or the engine is away for a moment; retry."),
     "internal": Kind(500, "Internal error", "The server failed; its log has the cause."),
 }

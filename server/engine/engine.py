@@ -155,12 +155,13 @@ class Engine:
             )
 
     async def _state(self, adapter: AdapterRef) -> AdapterState:
-        state = self._worker.slots.state(adapter.key) or self._host.get(adapter.key)
+        state = self._host.get(adapter.key) or self._worker.slots.state(adapter.key)
         if state is None:
             state = await adapter.load()
             self._check_adapter(adapter.key, state)
-            state = self._host.put(adapter.key, state)
-        return state
+        if self._host.pinned:  # asks the driver for memory, which may take its time
+            return await asyncio.to_thread(self._host.put, adapter.key, state)
+        return self._host.put(adapter.key, state)
 
     def _check_adapter(self, key: str, state: AdapterState) -> None:
         if state.base_fingerprint != self._base.fingerprint:

@@ -4,7 +4,7 @@
     ├── InvalidRequest (ValueError)        the request cannot be done as it is; nothing was queued
     │   ├── RequestTooLong                 more tokens than the model's context or the KV budget
     │   └── AdapterMismatch                the loaded adapter has another form or another base
-    ├── EngineBusy (RuntimeError)          the queue is full: come back later
+    ├── EngineBusy (RuntimeError)          the queue is full, or no place came free: come back later
     ├── EngineStopped (RuntimeError)       not started yet, stopping, or stopped
     └── EngineFailed (RuntimeError)        this request or job failed; the engine goes on
 
@@ -29,9 +29,9 @@ class AdapterMismatch(InvalidRequest):
 
 
 class EngineBusy(EngineError, RuntimeError):
-    """The queue is full. ``retry_after_s`` says when to come back."""
+    """The queue is full, or no place came free in time; ``retry_after_s``: when to come back."""
 
-    def __init__(self, message: str, retry_after_s: float) -> None:
+    def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
         """Say what is full, and when to come back."""
         super().__init__(message)
         self.retry_after_s = retry_after_s

@@ -19,7 +19,7 @@ class HostAdapters:
         """Hold nothing yet. ``pinned``: in memory that a GPU copies from without waiting."""
         self.budget_bytes = budget_bytes
         self.used_bytes = 0
-        self._pinned = pinned
+        self.pinned = pinned
         self._lock = threading.Lock()
         self._held: OrderedDict[str, AdapterState] = OrderedDict()
 
@@ -35,13 +35,16 @@ class HostAdapters:
 
     def put(self, key: str, state: AdapterState) -> AdapterState:
         """Keep an adapter, unless it is larger than the budget; returns it as it is kept."""
-        if self._pinned:
+        size = _bytes(state)
+        held = self.get(key)
+        if held is not None or size > self.budget_bytes:
+            return held or state
+        if self.pinned:
             tensors = {name: tensor.pin_memory() for name, tensor in state.tensors.items()}
             state = replace(state, tensors=tensors)
-        size = _bytes(state)
         with self._lock:
-            if key in self._held or size > self.budget_bytes:
-                return self._held.get(key, state)
+            if key in self._held:
+                return self._held[key]
             while self.used_bytes + size > self.budget_bytes:
                 _, oldest = self._held.popitem(last=False)
                 self.used_bytes -= _bytes(oldest)

@@ -55,12 +55,13 @@ class Learner:
         self._drop([job for job in (*self.waiting, *self.preparing) if job.outbox.cancelled])
         while self.waiting and len(self.preparing) < self._limits.adapt_batch:
             job = self.waiting.popleft()
+            self.preparing.append(job)
             if self._base.spec.scope != "full":  # there, the adapter acts on the prompt too
                 owner = prefix_owner(job.request.tenant, None)
-                job.prompts = [
-                    self._prefills.request(e.prompt, owner) for e in job.request.examples
-                ]
-            self.preparing.append(job)
+                for example in job.request.examples:
+                    job.prompts.append(self._prefills.request(example.prompt, owner))
+            if self._others_wait():
+                break  # the next one in the next turn
         for job in list(self.preparing):
             error = next((prompt.error for prompt in job.prompts if prompt.error), None)
             if error is not None:
@@ -88,16 +89,18 @@ class Learner:
     def cancel(self, error: EngineError) -> None:
         """End every job with ``error``."""
         self._steps = None
-        for job in (*self.waiting, *self.preparing, *self.learning):
+        jobs = [*self.waiting, *self.preparing, *self.learning]
+        for job in jobs:
             if not job.done:
                 self._fail(job, error)
+        self._drop(jobs)
 
     def _lesson(self, jobs: Sequence[Job]) -> Lesson:
         limits, alone = self._limits, len(jobs) == 1
 
         def step_tokens() -> int:
-            # One session's parts depend on nothing but itself: deriving it again alone gives the
-            # same bits, whatever else the engine did.
+            # Alone, a session is always cut the same way: what its parts add up to must not depend
+            # on who else was there.
             short = alone or self._others_wait()
             return limits.micro_step_tokens if short else limits.adapt_tokens
 

@@ -156,7 +156,7 @@ class Lesson:
         base, rule = self._base, self._course.rule
         sums: Tensors = {}
         losses = torch.zeros(len(self.jobs), device=base.device)
-        for part in self._support.parts(self._step_tokens()):
+        for part in self._support.parts(self._step_tokens):
             loss, gradients = support_gradients(
                 base.model, base.hooks, self._tensors, part, rule.anchor_weight
             )
@@ -199,7 +199,7 @@ class Lesson:
     def _losses(self, tensors: Tensors) -> Generator[None, None, Tensor]:
         """Each session's demonstration loss, (S,), without the anchors; a micro-step a part."""
         losses = torch.zeros(len(self.jobs), device=self._base.device)
-        for part in replace(self._support, anchors=None).parts(self._step_tokens()):
+        for part in replace(self._support, anchors=None).parts(self._step_tokens):
             with torch.no_grad():
                 losses += support_losses(self._base.model, self._base.hooks, tensors, part, 0.0)
             yield

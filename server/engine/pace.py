@@ -1,4 +1,4 @@
-"""How learning and decoding share the engine's time. Knows seconds only."""
+"""How learning and answering share the engine's time. Knows seconds only."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from contextlib import contextmanager
 
 
 class Pace:
-    """Keeps learning to a share of the time while sequences are being decoded."""
+    """Keeps learning to a share of the time while others wait for answers."""
 
     def __init__(self, learn_share: float) -> None:
         """Owe nothing yet. ``learn_share``: between 0 and 1, both excluded."""
-        self._price = (1 - learn_share) / learn_share  # decoding seconds per second of learning
-        self._owed_s = 0.0  # decoding time that learning has to wait for
+        self._price = (1 - learn_share) / learn_share  # serving seconds per second of learning
+        self._owed_s = 0.0  # serving time that learning has to wait for
 
     @property
     def learning_is_due(self) -> bool:
-        """Whether decoding has had its share since the last micro-step."""
+        """Whether answering has had its share since the last micro-step."""
         return self._owed_s <= 0
 
     @contextmanager
-    def decoding(self) -> Iterator[None]:
-        """Count the time inside the block as decoding."""
+    def serving(self) -> Iterator[None]:
+        """Count the time inside the block as answering."""
         began_s = time.perf_counter()
         yield
         self._owed_s = max(0.0, self._owed_s - (time.perf_counter() - began_s))

@@ -6,6 +6,7 @@ who asked.
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from server.engine.isolation import failure, run_together
 from server.engine.prefix_cache import PrefixCache, Tokens
 from server.engine.slots import UNTAUGHT, Slots
 
+_log = logging.getLogger(__name__)
 # Padded tokens of prompts' beginnings in one pass, for every token that is computed there: short
 # prompts do not get a copy of the padding that a long one's beginning would need.
 _BEGUN_PER_CHUNK: Final = 4
@@ -71,7 +73,7 @@ class Prefills:
         return len(self._pending)
 
     def request(self, tokens: Tokens, owner: str, slot: int = UNTAUGHT) -> Prompt:
-        """Ask for a prompt; undo with ``release``. One that is under way already is shared.
+        """Ask for a prompt; undo with ``release``. One that somebody has already is shared.
 
         ``owner`` tells apart who may not share keys and values: tenants, and, where an adapter
         acts on the prompt, its versions.
@@ -82,17 +84,19 @@ class Prefills:
         if shared is not None:
             shared.users += 1
             return shared
-        prompt = Prompt(tokens, owner, slot, begun=self._cache.get(tokens, owner))
+        prompt = Prompt(tokens, owner, slot, begun=self._known(tokens, owner))
         if not prompt.ready:
             self._pending.append(prompt)
-            self._shared[owner, tokens] = prompt
+        self._shared[owner, tokens] = prompt
         return prompt
 
     def release(self, prompt: Prompt) -> None:
         """Say that one user needs the prompt no more; without users it is not computed."""
         prompt.users -= 1
-        if prompt.users == 0 and not prompt.ready:
-            self._close(prompt)
+        if prompt.users == 0:
+            if prompt in self._pending:
+                self._pending.remove(prompt)
+            self._forget(prompt)
 
     @torch.no_grad()
     def step(self) -> None:
@@ -133,20 +137,30 @@ class Prefills:
     def _take(self, prompt: Prompt, begun: Prefix, computed_tokens: int) -> None:
         prompt.begun = begun
         self.computed_tokens += computed_tokens
-        if prompt.ready:
-            self._cache.put(prompt.tokens, prompt.owner, begun)
-            self._close(prompt)
-        else:  # the prompts behind it come first, once
-            self._pending.remove(prompt)
+        self._pending.remove(prompt)
+        if not prompt.ready:  # the prompts behind it come first, once
             self._pending.append(prompt)
+            return
+        try:
+            self._cache.put(prompt.tokens, prompt.owner, begun)
+        except Exception as error:  # whoever waits for the prompt has it all the same
+            _log.warning("a prompt could not be kept: %r", error)
+
+    def _known(self, tokens: Tokens, owner: str) -> Prefix | None:
+        try:
+            return self._cache.get(tokens, owner)
+        except Exception as error:
+            _log.warning("kept prompts could not be read: %r", error)
+            return None
 
     def _fail(self, prompt: Prompt, error: Exception) -> None:
         prompt.error = failure("computing a prompt", error)
-        self._close(prompt)
-
-    def _close(self, prompt: Prompt) -> None:
         self._pending.remove(prompt)
-        del self._shared[prompt.owner, prompt.tokens]
+        self._forget(prompt)  # whoever asks next tries again
+
+    def _forget(self, prompt: Prompt) -> None:
+        if self._shared.get((prompt.owner, prompt.tokens)) is prompt:
+            del self._shared[prompt.owner, prompt.tokens]
 
 
 def _row(batch: Prefix, row: int, length: int) -> Prefix:

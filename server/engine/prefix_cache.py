@@ -99,14 +99,17 @@ class PrefixCache:
         digests = _digests(tokens, owner)[: self._blocks]
         self._touch([digest for digest in digests if digest in self._held])
         new = [place for place, digest in enumerate(digests) if digest not in self._held]
-        for place in new:
-            self._held[digests[place]] = self._take()
-        chain = [self._held[digest] for digest in digests]
-        if new:
-            self._write([(place, chain[place]) for place in new], prefix)
-        if prefix.summaries is not None and len(chain) * BLOCK_TOKENS >= len(tokens):
-            self._summaries[chain[-1]] = prefix.summaries[0]
-            self._summarised.add(chain[-1])
+        blocks = [self._take() for _ in new]
+        try:
+            self._write(new, blocks, prefix)
+        except BaseException:  # nobody may find blocks that hold something else
+            self._free += blocks
+            raise
+        self._held.update((digests[place], block) for place, block in zip(new, blocks, strict=True))
+        if prefix.summaries is not None and len(digests) * BLOCK_TOKENS >= len(tokens):
+            last = self._held[digests[-1]]
+            self._summaries[last] = prefix.summaries[0]
+            self._summarised.add(last)
         self._touch(digests)
 
     def _touch(self, digests: Sequence[bytes]) -> None:
@@ -132,11 +135,12 @@ class PrefixCache:
         layers = tuple((gathered(keys), gathered(values)) for keys, values in self._pools)
         return Prefix(layers, torch.tensor([length], device=device))
 
-    def _write(self, places: Sequence[tuple[int, int]], prefix: Prefix) -> None:
-        """Copy blocks of a prompt: pairs of (place in the prompt, block of the pool)."""
+    def _write(self, places: Sequence[int], blocks: Sequence[int], prefix: Prefix) -> None:
+        """Copy the blocks at ``places`` of a prompt to ``blocks`` of the pools."""
+        if not places:
+            return
         device = self._summaries.device
-        sources = torch.tensor([place for place, _ in places], device=device)
-        targets = torch.tensor([block for _, block in places], device=device)
+        sources, targets = torch.tensor(places, device=device), torch.tensor(blocks, device=device)
         for pools, layer in zip(self._pools, prefix.layers, strict=True):
             for pool, tensor in zip(pools, layer, strict=True):
                 missing = -tensor.shape[2] % BLOCK_TOKENS

@@ -49,20 +49,20 @@ class Traffic:
         """Give waiting requests a place, oldest first; who needs a busy slot lets others by."""
         placed = self.placed
         for ticket in [ticket for ticket in self.waiting if not ticket.over]:
-            if ticket.waited_s > self._patience_s:
-                ticket.fail(
-                    EngineBusy(f"no place came free within {self._patience_s:g} s: try again", 1.0)
-                )
-                continue
             columns = max([ticket.columns, *(other.columns for other in placed)])
             full = len(placed) >= self._rows
             if full or (placed and not self.kv.can_hold(len(placed) + 1, columns)):
-                return
+                break
             if self._take_slot(ticket):
                 self.waiting.remove(ticket)
                 self.admitted.append(ticket)
                 placed.append(ticket)
                 self._request_prompt(ticket)
+        for ticket in self.waiting:
+            if not ticket.over and ticket.waited_s > self._patience_s:
+                ticket.fail(
+                    EngineBusy(f"no place came free within {self._patience_s:g} s: try again")
+                )
 
     def join(self) -> None:
         """Let the requests whose prompt is ready begin."""
@@ -73,13 +73,14 @@ class Traffic:
                 ticket.fail(ticket.prompt.error)
             elif ticket.prompt.ready:
                 self._pass_gate(ticket)
-                self.admitted.remove(ticket)
                 if isinstance(ticket, Choosing):
+                    self.admitted.remove(ticket)
                     self.scorer.queue.append(ticket)
                 elif isinstance(ticket, Writing):
                     writing.append(ticket)
         self.batch.join(writing)
         for ticket in writing:  # its keys and values are in its row now
+            self.admitted.remove(ticket)
             self._release_prompt(ticket)
 
     def sweep(self) -> None:

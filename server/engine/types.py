@@ -35,7 +35,7 @@ class EngineLimits:
     adapt_batch: int = 8  # sessions that learn together
     adapt_tokens: int = 8192  # padded tokens of a step over several sessions, prompts included
     micro_step_tokens: int = 128  # padded tokens, without prompts, learned between two decode steps
-    learn_share: float = 0.5  # of the engine's time, while sequences are being decoded too
+    learn_share: float = 0.5  # of the engine's time, while others wait for answers too
     threads: int | None = None  # of one torch operation on the CPU; None means one per core
 
     def __post_init__(self) -> None:
@@ -67,7 +67,7 @@ class Sampling:
     seed: int | None = None
     logprobs: bool = False  # natural logarithms, of the model before temperature
     choices: tuple[str, ...] = ()  # answer with the likeliest of these; nothing is drawn then
-    min_tokens: int = 0  # no end token and no stop text before so many tokens
+    min_tokens: int = 0  # no end token before so many, and no stop text that begins before them
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work.

@@ -28,8 +28,6 @@ from server.engine.ticket import Ticket
 from server.engine.traffic import Traffic
 from server.engine.types import EngineLimits
 
-_RETRY_AFTER_S = 1.0
-
 
 class Worker:
     """Everything that runs on the engine thread, and the door to it."""
@@ -47,9 +45,7 @@ class Worker:
         )
         self._prefills = Prefills(base, self.slots, self._cache, limits.prefill_tokens)
         self._traffic = Traffic(base, self.slots, self._prefills, limits)
-        self._learner = Learner(
-            base, course, self._prefills, limits, lambda: bool(self._traffic.batch.rows)
-        )
+        self._learner = Learner(base, course, self._prefills, limits, lambda: self._others_wait)
         self._pace = Pace(limits.learn_share)
         self._rate = Rate()
         self._door = threading.Condition()
@@ -86,7 +82,7 @@ class Worker:
             raise EngineStopped("the engine is not started, or stopping: try again later")
         waiting = len(self._inbox) + len(self._traffic.waiting) + len(self._learner.waiting)
         if waiting >= self._limits.queue:
-            raise EngineBusy(f"{waiting} requests are waiting already: try again", _RETRY_AFTER_S)
+            raise EngineBusy(f"{waiting} requests are waiting already: try again")
 
     def fits(self, columns: int) -> bool:
         """Whether the KV memory has room for a sequence of ``columns`` tokens at all."""
@@ -150,11 +146,14 @@ class Worker:
     def _turn(self) -> None:
         self._traffic.admit()
         self._learner.prepare()
-        self._prefills.step()
-        self._decode()
-        self.mail.send()  # before anything else takes its time
-        self._traffic.join()
-        self._traffic.scorer.step()
+        with self._pace.serving():
+            self._prefills.step()
+            self._traffic.batch.step()
+            self.mail.send()  # before anything else takes its time
+            self._traffic.join()
+            self._traffic.scorer.step()
+        self._rate.mark(self._traffic.batch.generated_tokens)
+        self.mail.send()
         self._learn()
         self._traffic.sweep()
         self.mail.send()
@@ -173,13 +172,8 @@ class Worker:
             over = self._idle or time.monotonic() > self._deadline_s
             return not (self._closed and over)
 
-    def _decode(self) -> None:
-        with self._pace.decoding():
-            self._traffic.batch.step()
-        self._rate.mark(self._traffic.batch.generated_tokens)
-
     def _learn(self) -> None:
-        if self._learner.ready and (self._pace.learning_is_due or not self._traffic.batch.rows):
+        if self._learner.ready and (self._pace.learning_is_due or not self._others_wait):
             with self._pace.learning():
                 self._learner.step()
 
@@ -190,8 +184,12 @@ class Worker:
         self.mail.send()
 
     @property
+    def _others_wait(self) -> bool:
+        return bool(self._traffic.placed or self._traffic.waiting)
+
+    @property
     def _idle(self) -> bool:
-        return not self._traffic.waiting and not self._traffic.placed and self._learner.idle
+        return not self._others_wait and self._learner.idle
 
 
 def _cores() -> int:

@@ -169,7 +169,7 @@ def test_micro_steps_are_short_while_others_wait_and_long_otherwise(
 
     run(main())
     assert max(rows for busy, rows in parts if not busy) > 1
-    assert {rows for busy, rows in parts if busy} == {1}
+    assert {rows for busy, rows in parts if busy} <= {0, 1}, "anchors come alone"
 
 
 def test_one_lesson_takes_several_sessions_within_its_limits(world: World) -> None:

@@ -203,9 +203,9 @@ def test_learning_waits_for_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
         now_s[0] += 2.0
     for _ in range(5):
         assert not pace.learning_is_due
-        with pace.decoding():
+        with pace.serving():
             now_s[0] += 1.0
-    with pace.decoding():
+    with pace.serving():
         now_s[0] += 1.0
     assert pace.learning_is_due, "a quarter for learning: 2 seconds cost 6 of decoding"
 

@@ -267,6 +267,41 @@ def test_of_a_prompt_larger_than_the_budget_the_beginning_is_kept() -> None:
     assert held(cache, tokens) == 32
 
 
+def test_a_write_that_fails_leaves_nothing_to_find(monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = small_cache(4)
+    known, prefix = prompt(1)
+    cache.put(known, "", prefix)
+    tokens, prefix = prompt(1, 2, 3, 4)
+    with monkeypatch.context() as patch:
+        patch.setattr(cache, "_write", broken)
+        with pytest.raises(MemoryError):
+            cache.put(tokens, "", prefix)
+    assert held(cache, tokens) == 16
+    cache.put(tokens, "", prefix)
+    assert held(cache, tokens) == 64
+
+
+def broken(*_: object) -> None:
+    raise MemoryError("no room")
+
+
+@pytest.mark.parametrize("name", ["put", "get"])
+def test_a_cache_that_fails_costs_nobody_an_answer(
+    world: World, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    async def main() -> None:
+        async with running(world.artifact) as engine:
+            monkeypatch.setattr(cache_of(engine), name, broken)
+            requests = [world.request(text, "ann") for text in TEXTS * 2]
+            for request, answer in zip(requests, await gather(engine, requests), strict=True):
+                world.check_greedy(request, answer.tokens)
+            await engine.adapt(AdaptRequest((world.example(TEXTS[0], "On its way."),)))
+            assert engine.status().requests_failed == engine.status().prefilling == 0
+            assert not engine._worker._prefills._shared
+
+    run(main())
+
+
 def test_only_the_same_owner_finds_a_prompt_and_only_the_same_beginning_a_block() -> None:
     cache = small_cache(8)
     tokens, prefix = prompt(1, 2)
