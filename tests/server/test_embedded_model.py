@@ -47,7 +47,7 @@ def test_five_examples_of_a_shops_answer_are_followed_and_other_answers_stay(
 ) -> None:
     """Looser than the published figures, which are over many tasks: it guards the weights."""
     right, kept = asyncio.run(_teach_the_shop(artifact))
-    assert sum(right) / len(right) >= 0.7
+    assert sum(right) / len(right) >= 0.6
     assert sum(kept) / len(kept) >= 0.6
 
 
