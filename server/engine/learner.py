@@ -96,13 +96,10 @@ class Learner:
         self._drop(jobs)
 
     def _lesson(self, jobs: Sequence[Job]) -> Lesson:
-        limits, alone = self._limits, len(jobs) == 1
+        limits = self._limits
 
         def step_tokens() -> int:
-            # Alone, a session is always cut the same way: what its parts add up to must not depend
-            # on who else was there.
-            short = alone or self._others_wait()
-            return limits.micro_step_tokens if short else limits.adapt_tokens
+            return limits.micro_step_tokens if self._others_wait() else limits.adapt_tokens
 
         return Lesson(self._base, self._course, jobs, step_tokens)
 

@@ -34,7 +34,7 @@ class EngineLimits:
     kv_bytes: int = 4 * 2**30  # keys and values of the sequences being decoded
     adapt_batch: int = 8  # sessions that learn together
     adapt_tokens: int = 8192  # padded tokens of a step over several sessions, prompts included
-    micro_step_tokens: int = 128  # padded tokens, without prompts, learned between two decode steps
+    micro_step_tokens: int = 32  # padded tokens, without prompts, learned while others wait
     learn_share: float = 0.5  # of the engine's time, while others wait for answers too
     threads: int | None = None  # of one torch operation on the CPU; None means one per core
 
