@@ -26,9 +26,7 @@ def attention_windows(config: PreTrainedConfig) -> Windows:
     text = config.get_text_config()
     window = getattr(text, "sliding_window", None)
     kinds = set(getattr(text, "layer_types", None) or ())
-    if not kinds:
-        return window
-    if kinds == {SLIDING}:
+    if not kinds or kinds == {SLIDING}:
         return window
     if SLIDING not in kinds:
         return None

@@ -70,7 +70,7 @@ def rounds(sizes: Sizes) -> int:
 
 
 async def _flow(artifact: Artifact, sizes: Sizes, bar: tqdm[NoReturn]) -> Flow:
-    work, flow = make_work(artifact, replace(sizes, new_tokens=sizes.stream_tokens)), Flow()
+    work, flow = make_work(artifact, sizes), Flow()
     async with running(artifact, twin(artifact.model), work, sizes, cache=True) as ours:
         await ours.warm_up()
         with spoken(artifact, [ours.model]):

@@ -105,7 +105,7 @@ def best_threshold(near: Tensor, unrelated: Sequence[Tensor]) -> float:
     Youden's J (Youden 1950); of equal ones the lowest, rounded down to three digits.
     """
     candidates = torch.linspace(-1, 1, 2001)
-    opened = _share_below(near, candidates).neg()
+    opened = 1 - _share_below(near, candidates)
     closed = torch.stack([_share_below(group, candidates) for group in unrelated]).mean(0)
     return round(float(candidates[int((opened + closed).argmax())]), 3)
 

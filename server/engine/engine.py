@@ -155,7 +155,10 @@ class Engine:
             )
 
     async def _state(self, adapter: AdapterRef) -> AdapterState:
-        state = self._host.get(adapter.key) or self._worker.slots.state(adapter.key)
+        state = self._host.get(adapter.key)
+        if state is not None:
+            return state
+        state = self._worker.slots.state(adapter.key)
         if state is None:
             state = await adapter.load()
             self._check_adapter(adapter.key, state)

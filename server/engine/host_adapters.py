@@ -36,14 +36,13 @@ class HostAdapters:
     def put(self, key: str, state: AdapterState) -> AdapterState:
         """Keep an adapter, unless it is larger than the budget; returns it as it is kept."""
         size = _bytes(state)
-        held = self.get(key)
-        if held is not None or size > self.budget_bytes:
-            return held or state
+        if size > self.budget_bytes:
+            return state
         if self.pinned:
             tensors = {name: tensor.pin_memory() for name, tensor in state.tensors.items()}
             state = replace(state, tensors=tensors)
         with self._lock:
-            if key in self._held:
+            if key in self._held:  # put by another request meanwhile
                 return self._held[key]
             while self.used_bytes + size > self.budget_bytes:
                 _, oldest = self._held.popitem(last=False)

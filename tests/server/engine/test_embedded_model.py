@@ -1,31 +1,19 @@
 """The model that comes with the package, on the fictional shop that it never saw in training."""
 
-import asyncio
 import json
 import random
 from collections import defaultdict
-from contextlib import aclosing
-from pathlib import Path
 
 import pytest
+from engine_harness import SHOP, collect, run, running
 
 from adapters.artifact import Artifact, load_artifact
 from adapters.chat import ChatEncoder, user_turn
 from adapters.state import AdapterState
-from server.engine import (
-    AdapterRef,
-    AdaptRequest,
-    Delta,
-    Engine,
-    EngineLimits,
-    Finished,
-    GenerateRequest,
-    Sampling,
-)
+from server.engine import AdapterRef, AdaptRequest, Engine, GenerateRequest, Sampling
 from server.settings import MODELS
 
 FOLDER = MODELS / "innerloop-tiny"
-SHOP = Path(__file__).parents[1] / "data" / "shop.jsonl"
 TAUGHT, ASKED, OTHERS = 5, 3, 3
 
 
@@ -46,9 +34,11 @@ def test_five_examples_of_a_shops_answer_are_followed_and_other_answers_stay(
     artifact: Artifact,
 ) -> None:
     """Looser than the published figures, which are over many tasks: it guards the weights."""
-    right, kept = asyncio.run(_teach_the_shop(artifact))
-    assert sum(right) / len(right) >= 0.6
-    assert sum(kept) / len(kept) >= 0.6
+    right, kept = run(_teach_the_shop(artifact))
+    share_right, share_kept = sum(right) / len(right), sum(kept) / len(kept)
+    print(f"{share_right:.1%} of {len(right)} right, {1 - share_kept:.1%} of {len(kept)} changed")
+    assert share_right >= 0.6
+    assert share_kept >= 0.6
 
 
 async def _teach_the_shop(artifact: Artifact) -> tuple[list[bool], list[bool]]:
@@ -57,9 +47,7 @@ async def _teach_the_shop(artifact: Artifact) -> tuple[list[bool], list[bool]]:
         questions[row["intent"]].append(row["text"])
         answers[row["intent"]] = row["answer"]
     rng, right, kept = random.Random(0), [], []
-    engine = Engine(artifact, EngineLimits(threads=1))
-    engine.start()
-    try:
+    async with running(artifact) as engine:
         for intent, answer in answers.items():
             texts = rng.sample(questions[intent], TAUGHT + ASKED)
             state = await _teach(engine, artifact, texts[:TAUGHT], answer)
@@ -69,8 +57,6 @@ async def _teach_the_shop(artifact: Artifact) -> tuple[list[bool], list[bool]]:
                 text = rng.choice(questions[other])
                 taught = await _ask(engine, artifact, text, intent, state)
                 kept.append(taught == await _ask(engine, artifact, text, intent, None))
-    finally:
-        await engine.stop(0.0)
     return right, kept
 
 
@@ -89,9 +75,4 @@ async def _ask(
 
     ref = None if state is None else AdapterRef(session, load)
     prompt = ChatEncoder(artifact.tokenizer).prompt(user_turn(text))
-    async with aclosing(engine.generate(GenerateRequest(prompt, Sampling(40), ref))) as items:
-        async for item in items:
-            if isinstance(item, Finished):
-                return item.text.strip()
-            assert isinstance(item, Delta)
-    raise AssertionError("the answer has no end")
+    return (await collect(engine, GenerateRequest(prompt, Sampling(40), ref))).text.strip()
