@@ -1,4 +1,5 @@
-"""The folder a server loads: base, tokenizer, `session_init/`, `inner_rule.json`, `report.json`.
+"""The folder a server loads: base, tokenizer, `session_init/`, `inner_rule.json`, `report.json`,
+and `gate_words.safetensors` where the rule's gate has words.
 
 Knows which files there are and that they fit each other; what is in them, other files know.
 """
@@ -17,7 +18,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
-from adapters.base_model import ArtifactError, load_base, probe, save_base
+from adapters.base_model import ArtifactError, Base, input_embedding, load_base, probe, save_base
 from adapters.chat import ChatEncoder, user_turn
 from adapters.config import AdapterError, InnerRule, LoraSpec
 from adapters.peft_io import PeftAdapter, check_shapes, load_peft, save_peft
@@ -32,12 +33,14 @@ from adapters.state import (
     target_modules,
     tensor_shapes,
 )
+from adapters.words import load_words, save_words
 
 __all__ = ["Artifact", "ArtifactError", "load_artifact", "save_artifact"]
 
 SESSION_INIT: Final = "session_init"
 RULE_FILE: Final = "inner_rule.json"
 REPORT_FILE: Final = "report.json"
+WORDS_FILE: Final = "gate_words.safetensors"
 
 T = TypeVar("T")
 
@@ -104,6 +107,8 @@ def save_artifact(
         transposed = _transposed(model, spec)
         save_peft(partial / SESSION_INIT, state, header_ids, transposed=transposed)
         (partial / RULE_FILE).write_text(rule_text(spec, rule), encoding="utf-8")
+        if rule.gate is not None and rule.gate.words is not None:
+            save_words(partial / WORDS_FILE, rule.gate.words)
         text = json.dumps(report, indent=1, sort_keys=True, allow_nan=False)
         (partial / REPORT_FILE).write_text(text + "\n", encoding="utf-8")
         artifact = load_artifact(partial)
@@ -137,6 +142,7 @@ def load_artifact(path: Path, device: torch.device | str = "cpu") -> Artifact:
         rule = stored_rule[1] if stored_rule else plain_rule(session_init)
         _check_rule(rule, session_init, encoder)
         _check_gate(rule, spec, base.model)
+        rule = _with_words(path / WORDS_FILE, rule, base)
     except AdapterError as error:
         raise ArtifactError(f"{path}: {error}") from error
     rule_hash = _rule_hash(spec, session_init, rule)
@@ -211,9 +217,24 @@ def _check_gate(rule: InnerRule, spec: LoraSpec, model: PreTrainedModel) -> None
         )
 
 
+def _with_words(path: Path, rule: InnerRule, base: Base) -> InnerRule:
+    if not path.exists():
+        return rule
+    if rule.gate is None:
+        raise ArtifactError(f"{WORDS_FILE} is for a gate, but {RULE_FILE} has none")
+    try:
+        words = load_words(path, base.tokenizer, len(input_embedding(base.model)))
+    except AdapterError as error:
+        raise ArtifactError(f"{WORDS_FILE} {error}") from error
+    return replace(rule, gate=replace(rule.gate, words=words))
+
+
 def _rule_hash(spec: LoraSpec, session_init: Tensors, rule: InnerRule) -> str:
     digest = hashlib.sha256(dumps(AdapterState(spec, session_init, "")))
     digest.update(rule_text(spec, rule).encode())
+    if rule.gate is not None and rule.gate.words is not None:
+        digest.update(rule.gate.words.vectors.numpy().tobytes())
+        digest.update(rule.gate.words.weights.numpy().tobytes())
     return digest.hexdigest()
 
 

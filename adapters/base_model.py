@@ -44,6 +44,13 @@ class Base:
     context_tokens: int
 
 
+def input_embedding(model: PreTrainedModel) -> Tensor:
+    """The vectors of the input tokens, (V, D)."""
+    weight = model.get_input_embeddings().weight
+    assert isinstance(weight, Tensor)
+    return weight
+
+
 def load_base(folder: Path, device: torch.device) -> Base:
     """Load the model in ``folder``: float32 on CPU, bfloat16 on CUDA; no code from the folder runs.
 

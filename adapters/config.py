@@ -8,9 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from adapters.words import Words
 
 Scope = Literal["activated", "full"]
 
@@ -64,6 +67,17 @@ class Anchor:
 
 
 @dataclass(frozen=True)
+class Mix:
+    """Weights of the two that pick one of given choices: the model, and the taught prompts.
+
+    ``model`` multiplies log-probabilities, ``memory`` cosines.
+    """
+
+    model: float
+    memory: float
+
+
+@dataclass(frozen=True)
 class Gate:
     """When an adapter answers: the prompt's summary is near enough to a taught prompt's.
 
@@ -71,11 +85,15 @@ class Gate:
     ``threshold``: least cosine to the nearest taught prompt, where one prompt was taught.
     ``growth``: what is added to it times ln N with N prompts: the more there are, the nearer the
     nearest one of them lies to any prompt at all.
+    ``mix``: how one of given choices is picked; None: by the model alone.
+    ``words``: what prompts are compared by beside their summaries.
     """
 
     layer: int
     threshold: float
     growth: float = 0.0
+    mix: Mix | None = None
+    words: Words | None = None
 
     def threshold_for(self, prompts: int) -> float:
         """Least cosine where ``prompts`` prompts were taught; never so high that none opens."""

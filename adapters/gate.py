@@ -1,30 +1,76 @@
-"""Whether a session's adapter answers a prompt at all, or leaves it to the base.
+"""Whether a session's adapter answers a prompt, and which of given answers is nearest to it.
 
-What an adapter learned from five examples should not colour every other answer. The base's own
-view of a prompt, at its last token, is compared with the prompts that were taught (nearest
-neighbour by cosine, as in Matching Networks, Vinyals et al. 2016, arXiv 1606.04080, eq. 1); where
-none is near, the adapter stays off and the answer is the base's, bit for bit. Knows vectors;
-nothing about models, sessions or steps.
+What an adapter learned from five examples should not colour every other answer. A prompt is
+compared with the prompts that were taught; where none is near (nearest neighbour by cosine, as in
+Matching Networks, Vinyals et al. 2016, arXiv 1606.04080, eq. 1), the adapter stays off and the
+answer is the base's, bit for bit. Knows vectors; nothing about models, sessions or steps.
 """
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from adapters.config import Gate
+from adapters.config import Gate, Mix
+from adapters.state import Taught
 
 
-def gate_keys(summaries: Tensor) -> Tensor:
-    """Unit vectors (N, D) of what the base saw at the last token of N taught prompts."""
-    return normalize(summaries.float(), dim=-1)
+def prompt_vectors(gate: Gate, summaries: Tensor, prompts: Sequence[Sequence[int]]) -> Tensor:
+    """Unit vectors (B, E) by which prompts are compared, on the CPU.
+
+    ``summaries`` (B, D) is what the base saw at each prompt's last token. Where the gate has words,
+    a cosine of two such vectors is the mean of three, of summaries and of the two bags, the bag
+    that keeps tokens apart counted twice.
+    """
+    parts = [normalize(summaries.float().cpu(), dim=-1)]
+    if gate.words is not None:
+        meanings, tokens = gate.words.bags(prompts)
+        parts += [normalize(meanings, dim=-1), 2**0.5 * normalize(tokens, dim=-1)]
+    return normalize(torch.cat(parts, dim=-1), dim=-1)
 
 
-def gate_similarity(keys: Tensor, summaries: Tensor) -> Tensor:
-    """(B,) cosine between each prompt's summary (B, D) and the nearest of the keys (N, D)."""
-    return (gate_keys(summaries) @ keys.T).max(dim=1).values
+def gate_similarity(keys: Tensor, vectors: Tensor) -> Tensor:
+    """(B,) cosine between each prompt's vector (B, E) and the nearest of the keys (N, E)."""
+    return (vectors @ keys.T).max(dim=1).values
 
 
-def gate_opens(gate: Gate, keys: Tensor, summaries: Tensor) -> Tensor:
+def gate_opens(gate: Gate, keys: Tensor, vectors: Tensor) -> Tensor:
     """(B,) whether the adapter with these keys answers each prompt."""
-    return gate_similarity(keys, summaries) >= gate.threshold_for(keys.shape[0])
+    return gate_similarity(keys, vectors) >= gate.threshold_for(keys.shape[0])
+
+
+def answer_number(completion: Sequence[int]) -> int:
+    """A number that stands for an answer's tokens, the same everywhere; 63 bits."""
+    raw = b"".join(token.to_bytes(4, "little") for token in completion)
+    return int.from_bytes(hashlib.blake2b(raw, digest_size=8).digest(), "little") >> 1
+
+
+def choice_likeness(
+    gate: Gate, taught: Taught, vectors: Tensor, choices: Sequence[Sequence[int]]
+) -> Tensor:
+    """(B, C) how much nearer a prompt is to each choice's prototype than what opens the gate.
+
+    A choice's prototype is the mean of the prompts it was taught for (Prototypical Networks, Snell
+    et al. 2017, arXiv 1703.05175, by cosine); a choice that was not taught has 0.
+    """
+    neutral = gate.threshold_for(taught.keys.shape[0])
+    likeness = torch.zeros(vectors.shape[0], len(choices))
+    for column, choice in enumerate(choices):
+        keys = taught.keys[taught.answers == answer_number(choice)]
+        if len(keys):
+            likeness[:, column] = vectors @ normalize(keys.mean(0), dim=0) - neutral
+    return likeness
+
+
+def choice_scores(mix: Mix, likeness: Tensor, logprobs: Tensor) -> Tensor:
+    """(B, C) scores of choices by the model (B, C) and the memory of what was taught together.
+
+    A log-linear pool; kNN-LM's is linear (Khandelwal et al. 2020, arXiv 1911.00172). Where no
+    choice was taught, the model alone chooses.
+    """
+    taught = (likeness != 0).any(1, keepdim=True)
+    return torch.where(taught, mix.model * logprobs + mix.memory * likeness, logprobs)

@@ -6,14 +6,14 @@ Knows the file's form; knows nothing about models or about who learned the rule.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from adapters.config import AdapterError, Anchor, Gate, InnerRule, LoraSpec, Scope, SpecError
+from adapters.config import AdapterError, Anchor, Gate, InnerRule, LoraSpec, Mix, Scope, SpecError
 
 FORMAT_VERSION: Final = 1
 
@@ -38,10 +38,16 @@ class _Anchor(_Part):
     completion: str
 
 
+class _Mix(_Part):
+    model: float = Field(ge=0)
+    memory: float = Field(ge=0)
+
+
 class _Gate(_Part):
     layer: int = Field(ge=0)
     threshold: float = Field(ge=-1, le=1)
     growth: float = Field(0.0, ge=0, le=1)
+    mix: _Mix | None = None
 
 
 class _Rule(_Part):
@@ -74,7 +80,7 @@ def rule_text(spec: LoraSpec, rule: InnerRule) -> str:
         "clip": float(rule.clip),
         "anchor_weight": float(rule.anchor_weight),
         "anchors": [{"prompt": a.prompt, "completion": a.completion} for a in rule.anchors],
-        "gate": None if rule.gate is None else asdict(rule.gate),
+        "gate": None if rule.gate is None else _gate(rule.gate),
         "step_sizes": sizes,
     }
     return _check(content).model_dump_json(indent=1) + "\n"
@@ -104,11 +110,23 @@ def read_rule(path: Path) -> tuple[LoraSpec, InnerRule]:
                 part.clip,
                 part.anchor_weight,
                 tuple(Anchor(anchor.prompt, anchor.completion) for anchor in part.anchors),
-                None if part.gate is None else Gate(**part.gate.model_dump()),
+                None if part.gate is None else _read_gate(part.gate),
             ),
         )
     except SpecError as error:
         raise RuleError(str(error)) from error
+
+
+def _gate(gate: Gate) -> dict[str, Any]:
+    """A gate's numbers; its words are a file of their own."""
+    numbers = asdict(replace(gate, words=None))
+    del numbers["words"]
+    return numbers
+
+
+def _read_gate(part: _Gate) -> Gate:
+    mix = None if part.mix is None else Mix(part.mix.model, part.mix.memory)
+    return Gate(part.layer, part.threshold, part.growth, mix)
 
 
 def _check(content: Any) -> _Rule:

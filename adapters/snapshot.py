@@ -13,14 +13,15 @@ import torch
 from safetensors.torch import save
 
 from adapters.config import AdapterError, LoraSpec
-from adapters.state import AdapterState
+from adapters.state import AdapterState, Taught
 from adapters.tensor_file import TensorFile, TensorFileError, read_tensor_file, shorten
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 # One key for everything: safetensors writes several in random order, and equal adapters must give
 # equal bytes.
 METADATA_KEY: Final = "innerloop.adapter"
 KEYS: Final = "gate.keys"
+ANSWERS: Final = "gate.answers"
 
 
 class SnapshotError(AdapterError, ValueError):
@@ -45,11 +46,12 @@ def dumps(state: AdapterState) -> bytes:
     """
     tensors = {}
     kept = dict(state.tensors)
-    if state.keys is not None:
-        kept[KEYS] = state.keys
+    if state.taught is not None:
+        kept |= {KEYS: state.taught.keys, ANSWERS: state.taught.answers}
     for name, tensor in kept.items():
-        if tensor.dtype != torch.float32:
-            raise SnapshotError(f"{name} is {tensor.dtype}, expected torch.float32")
+        expected = torch.int64 if name == ANSWERS else torch.float32
+        if tensor.dtype != expected:
+            raise SnapshotError(f"{name} is {tensor.dtype}, expected {expected}")
         if not bool(torch.isfinite(tensor).all()):
             raise SnapshotError(f"{name} holds values that are not finite")
         # Tensors of a slot share memory with their neighbours, which safetensors refuses.
@@ -78,21 +80,21 @@ def loads(
     try:
         file = read_tensor_file(data)
         _check_header(file.metadata.get(METADATA_KEY), _header(spec, base_fingerprint))
-        gated = KEYS in file.entries
-        file.check({**shapes, **(_keys_shape(file) if gated else {})}, ("F32",))
+        known = _taught_shapes(file) if KEYS in file.entries or ANSWERS in file.entries else {}
+        file.check({**shapes, **known}, ("F32",), integers=(ANSWERS,))
         tensors = file.tensors()
     except TensorFileError as error:
         raise SnapshotError(f"no usable adapter snapshot: {error}") from error
-    keys = tensors[KEYS] if gated else None
-    return AdapterState(spec, {name: tensors[name] for name in shapes}, base_fingerprint, keys)
+    taught = Taught(tensors[KEYS], tensors[ANSWERS]) if known else None
+    return AdapterState(spec, {name: tensors[name] for name in shapes}, base_fingerprint, taught)
 
 
-def _keys_shape(file: TensorFile) -> dict[str, tuple[int, ...]]:
+def _taught_shapes(file: TensorFile) -> dict[str, tuple[int, ...]]:
     """The gate's keys may be of any number and width, but must be some vectors."""
-    shape = tuple(file.entries[KEYS]["shape"])
+    shape = tuple(file.entries[KEYS]["shape"]) if KEYS in file.entries else ()
     if len(shape) != 2 or 0 in shape:
-        raise SnapshotError(f"{KEYS} has shape {list(shape)}, expected vectors (N, D)")
-    return {KEYS: shape}
+        raise SnapshotError(f"{KEYS} has shape {list(shape)}, expected vectors (N, E)")
+    return {KEYS: shape, ANSWERS: shape[:1]}
 
 
 def _header(spec: LoraSpec, base_fingerprint: str) -> dict[str, object]:

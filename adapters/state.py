@@ -19,16 +19,35 @@ Tensors = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
+class Taught:
+    """What was taught, as the gate knows it.
+
+    ``keys``: (N, E) unit vectors of the prompts. ``answers``: (N,) integers that stand for the
+    answers, equal where the answers are.
+    """
+
+    keys: Tensor
+    answers: Tensor
+
+
+@dataclass(frozen=True)
 class AdapterState:
     """One adapter: its form, its tensors, the base it belongs to, and what its gate knows.
 
-    ``keys``: (N, D) unit vectors of the taught prompts; None where there is no gate.
+    ``taught`` is None where there is no gate.
     """
 
     spec: LoraSpec
     tensors: Tensors
     base_fingerprint: str
-    keys: Tensor | None = None
+    taught: Taught | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that its tensors take."""
+        taught = self.taught
+        known = [] if taught is None else [taught.keys, taught.answers]
+        return sum(tensor.nbytes for tensor in (*self.tensors.values(), *known))
 
 
 def target_modules(model: nn.Module, targets: Sequence[str]) -> dict[str, nn.Module]:

@@ -18,7 +18,12 @@ from adapters.state import Tensors
 
 # A header takes about 120 bytes a tensor; this is room for adapters of models with 8,000 layers.
 HEADER_LIMIT_BYTES: Final = 4 * 2**20
-FLOAT_TYPES: Final = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+TYPES: Final = {
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+}
 
 
 class TensorFileError(AdapterError, ValueError):
@@ -32,8 +37,15 @@ class TensorFile:
     metadata: Mapping[str, str]
     entries: Mapping[str, Mapping[str, Any]]
 
-    def check(self, shapes: Mapping[str, tuple[int, ...]], types: Collection[str]) -> None:
+    def check(
+        self,
+        shapes: Mapping[str, tuple[int, ...]],
+        types: Collection[str],
+        integers: Collection[str] = (),
+    ) -> None:
         """Refuse anything but tensors of exactly these names and shapes, stored in ``types``.
+
+        Those named in ``integers`` must be of 64-bit integers instead.
 
         Raises:
             TensorFileError: missing or extra tensors, a wrong shape, or another type.
@@ -45,18 +57,20 @@ class TensorFile:
             raise TensorFileError(f"{len(extra)} tensors too many, {shorten(min(extra))}")
         for name, shape in shapes.items():
             entry = self.entries[name]
-            if entry["dtype"] not in types:
+            fitting = ("I64",) if name in integers else types
+            if entry["dtype"] not in fitting:
                 raise TensorFileError(
-                    f"{name} is stored as {entry['dtype']}, expected {' or '.join(types)}"
+                    f"{name} is stored as {entry['dtype']}, expected {' or '.join(fitting)}"
                 )
             if tuple(entry["shape"]) != shape:
                 raise TensorFileError(f"{name} has shape {entry['shape']}, expected {list(shape)}")
 
     def tensors(self) -> Tensors:
-        """All tensors in float32, in the file's order.
+        """All tensors in the file's order, floats in float32.
 
         Raises:
-            TensorFileError: a stored type is no float of 16 or 32 bits, or a value is not finite.
+            TensorFileError: a stored type is no float of 16 or 32 bits nor an
+                integer of 64, or a value is not finite.
         """
         tensors = {name: self._tensor(name) for name in self.entries}
         for name, tensor in tensors.items():
@@ -66,12 +80,15 @@ class TensorFile:
 
     def _tensor(self, name: str) -> torch.Tensor:
         entry = self.entries[name]
-        dtype = FLOAT_TYPES.get(entry["dtype"])
+        dtype = TYPES.get(entry["dtype"])
         if dtype is None:
-            raise TensorFileError(f"{shorten(name)} is stored as {entry['dtype']}, not as floats")
+            raise TensorFileError(
+                f"{shorten(name)} is stored as {entry['dtype']}, expected {' or '.join(TYPES)}"
+            )
         if not entry["data"]:
             return torch.empty(entry["shape"])
-        return torch.frombuffer(entry["data"], dtype=dtype).reshape(entry["shape"]).float()
+        tensor = torch.frombuffer(entry["data"], dtype=dtype).reshape(entry["shape"])
+        return tensor.float() if dtype.is_floating_point else tensor
 
 
 def read_tensor_file(data: bytes) -> TensorFile:

@@ -1,4 +1,4 @@
-"""Chooses the gate's threshold on validation intents, after the outer loop.
+"""Chooses the gate's numbers on validation intents, after the outer loop.
 
 Knows a learner and a corpus; knows nothing about how the base learned to tell questions apart.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -15,9 +16,14 @@ import torch
 from torch import Tensor
 
 from adapters.chat import user_turn
-from adapters.config import Gate
-from adapters.gate import gate_keys, gate_similarity
+from adapters.config import Gate, Mix
+from adapters.gate import choice_scores, gate_similarity, prompt_vectors
+from adapters.inner_loop import adapt
+from adapters.state import repeat
+from adapters.words import Words
 from meta_training.corpus import Corpus
+from meta_training.evaluation.cells import Cell, Task, TaskDrawer
+from meta_training.evaluation.judge import Judge
 from meta_training.learner import Learner
 from meta_training.tasks.families import unrelated_questions
 from meta_training.tasks.sources import DataError, Intent
@@ -28,10 +34,18 @@ EPISODES = 100  # of each shape
 QUERIES = 5  # other wordings tried on each intent
 UNRELATED = 400
 AT_ONCE = 128  # prompts of a forward pass
+MEMORY_CELLS = (Cell("label", 5, 5), Cell("label", 10, 5), Cell("label", 5, 1))
+MEMORY_TASKS = 20  # of each cell
+MEMORY_TASKS_AT_ONCE = 5
+MIXES = tuple(
+    Mix(model, memory)
+    for model in (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
+    for memory in (0.0, 5.0, 7.5, 10.0, 12.5, 15.0, 20.0, 30.0, 40.0)
+)
 
 
 @torch.no_grad()
-def calibrate_gate(learner: Learner, corpus: Corpus, seed: int) -> Gate:
+def calibrate_gate(learner: Learner, corpus: Corpus, words: Words | None, seed: int) -> Gate:
     """A threshold that grows with the number of taught questions, fitted on validation intents.
 
     For sessions of every shape, the threshold is found with the best mean of two shares: other
@@ -43,10 +57,13 @@ def calibrate_gate(learner: Learner, corpus: Corpus, seed: int) -> Gate:
         DataError: fewer validation intents than the widest session is taught.
     """
     rng = random.Random(seed)
+    gate = Gate(learner.summary_layer, 0.0, words=words)
     pool = unrelated_questions(corpus.train_intents, corpus.train_personas)
-    others = _summaries(learner, [text for _, text in rng.sample(pool, min(UNRELATED, len(pool)))])
+    others = _vectors(
+        learner, gate, [text for _, text in rng.sample(pool, min(UNRELATED, len(pool)))]
+    )
     intents = gate_intents(corpus)
-    known = {id(i): _summaries(learner, i.questions) for i in corpus.validation_intents}
+    known = {id(i): _vectors(learner, gate, i.questions) for i in corpus.validation_intents}
     sizes, thresholds = [], []
     for ways, shots in product(WAYS, SHOTS):
         near: list[Tensor] = []
@@ -55,7 +72,7 @@ def calibrate_gate(learner: Learner, corpus: Corpus, seed: int) -> Gate:
         for _ in range(EPISODES):
             taught = rng.sample(intents, ways)
             drawn = [known[id(i)][_rows(rng, i, shots + QUERIES)] for i in taught]
-            keys = gate_keys(torch.cat([rows[:shots] for rows in drawn]))
+            keys = torch.cat([rows[:shots] for rows in drawn])
             asked = torch.cat([rows[shots:] for rows in drawn])
             near.append(gate_similarity(keys, asked))
             akin += [gate_similarity(keys, known[id(i)]) for i in _akin(corpus, taught)]
@@ -64,9 +81,37 @@ def calibrate_gate(learner: Learner, corpus: Corpus, seed: int) -> Gate:
         unrelated = [torch.cat(group) for group in (akin, far) if group]
         thresholds.append(best_threshold(torch.cat(near), unrelated))
     growth, threshold = np.polyfit(sizes, thresholds, 1)
-    return Gate(
-        learner.summary_layer, round(float(threshold), 3), round(max(0.0, float(growth)), 3)
+    return replace(
+        gate, threshold=round(float(threshold), 3), growth=round(max(0.0, float(growth)), 3)
     )
+
+
+def calibrate_memory(learner: Learner, gate: Gate, drawer: TaskDrawer) -> Gate:
+    """``gate`` with the mix at which the targets of validation choices are likeliest.
+
+    Raises:
+        DataError: too few validation intents for the episodes.
+    """
+    learner.gate = gate
+    scores: list[Tensor] = []
+    for cell in MEMORY_CELLS:
+        for first in range(0, MEMORY_TASKS, MEMORY_TASKS_AT_ONCE):
+            tasks = [drawer.draw(cell, first + i) for i in range(MEMORY_TASKS_AT_ONCE)]
+            scores.append(_target_logprobs(learner, gate, tasks).mean(1))
+    return replace(gate, mix=MIXES[int(torch.stack(scores).mean(0).argmax())])
+
+
+def _target_logprobs(learner: Learner, gate: Gate, tasks: Sequence[Task]) -> Tensor:
+    """(mixes, B) log-probability of each query's target among its choices, once adapted."""
+    judge = Judge(learner, tasks)
+    with torch.no_grad():
+        start = repeat(learner.tensors(), len(tasks))
+    rule = learner.rule()
+    adapted, _ = adapt(learner.model, learner.hooks, start, judge.support, rule, rule.steps)
+    logprobs, likeness = judge.choice_logprobs(adapted), judge.choice_likeness(gate)
+    mixed = [choice_scores(mix, likeness, logprobs).log_softmax(1) for mix in MIXES]
+    targets = judge.choice_targets().unsqueeze(1)
+    return torch.stack([rows.gather(1, targets).squeeze(1) for rows in mixed])
 
 
 def _rows(rng: random.Random, intent: Intent, count: int) -> Tensor:
@@ -115,7 +160,7 @@ def _share_below(values: Tensor, candidates: Tensor) -> Tensor:
     return torch.searchsorted(values.sort().values, candidates) / len(values)
 
 
-def _summaries(learner: Learner, questions: Sequence[str]) -> Tensor:
+def _vectors(learner: Learner, gate: Gate, questions: Sequence[str]) -> Tensor:
     prompts = [learner.encoder.prompt(user_turn(question)).prefix for question in questions]
-    parts = [learner.summaries(prompts[i : i + AT_ONCE]) for i in range(0, len(prompts), AT_ONCE)]
-    return torch.cat(parts)
+    parts = [prompts[i : i + AT_ONCE] for i in range(0, len(prompts), AT_ONCE)]
+    return torch.cat([prompt_vectors(gate, learner.summaries(part), part) for part in parts])

@@ -11,11 +11,15 @@ from pathlib import Path
 
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from adapters.base_model import input_embedding
 from adapters.chat import ChatEncoder
-from adapters.config import Anchor
+from adapters.config import Anchor, Gate
+from adapters.words import Words
+from meta_training.contrast import QuestionDraws
 from meta_training.corpus import Corpus, load_corpus
 from meta_training.embed import embed
-from meta_training.gating import gate_intents
+from meta_training.evaluation.cells import TaskDrawer
+from meta_training.gating import calibrate_gate, calibrate_memory, gate_intents
 from meta_training.learner import Learner
 from meta_training.pretrain import TextRows, pretrain
 from meta_training.recipe import InnerPart, Recipe, keep_record
@@ -25,6 +29,7 @@ from meta_training.tasks.neighbours import neighbour_intents, short_turns
 from meta_training.tasks.sampler import EpisodeSampler
 from meta_training.tasks.sources import Intent
 from meta_training.train import OuterLoop
+from meta_training.words import train_words
 
 POOL_SIZE = 96  # unrelated questions held at a time
 ANSWER_TOKENS = 12  # of the untaught model's greedy answer that must stay
@@ -41,6 +46,22 @@ class Workshop:
     model: LlamaForCausalLM
     tokenizer: PreTrainedTokenizerFast
     folder: Path
+
+    @property
+    def kinds(self) -> list[Intent]:
+        """Everything that has several wordings of one question."""
+        return self.intents + [as_intent(group) for group in self.corpus.train_personas]
+
+    def families(self, intents: list[Intent]) -> Families:
+        """Episodes about ``intents``, with the replies and personas of training."""
+        corpus = self.corpus
+        return Families(
+            intents,
+            corpus.train_replies,
+            corpus.train_personas,
+            label_words(self.tokenizer),
+            token_counts(corpus.train_replies, self.tokenizer),
+        )
 
 
 def open_workshop(recipe: Recipe, data: Path, folder: Path) -> Workshop:
@@ -75,9 +96,9 @@ def embed_questions(workshop: Workshop, learner: Learner) -> None:
     recipe, corpus = workshop.recipe, workshop.corpus
     if recipe.embed.steps:
         texts = TextRows(corpus, workshop.tokenizer, recipe.pretrain.row_tokens, recipe.seed + 2)
-        intents = workshop.intents + [as_intent(group) for group in corpus.train_personas]
         path = workshop.folder / "embedded.pt"
-        embed(learner, intents, workshop.turns, texts, recipe.embed, path, recipe.seed)
+        kinds = workshop.kinds
+        embed(learner, kinds, workshop.turns, texts, recipe.embed, path, recipe.seed)
 
 
 def build_outer_loop(workshop: Workshop, learner: Learner) -> OuterLoop:
@@ -87,14 +108,7 @@ def build_outer_loop(workshop: Workshop, learner: Learner) -> OuterLoop:
         RecipeError: the run's folder has another outer loop of this algorithm.
     """
     corpus, recipe = workshop.corpus, workshop.recipe
-    encoder = learner.encoder
-    families = Families(
-        workshop.intents,
-        corpus.train_replies,
-        corpus.train_personas,
-        label_words(workshop.tokenizer),
-        token_counts(corpus.train_replies, workshop.tokenizer),
-    )
+    encoder, families = learner.encoder, workshop.families(workshop.intents)
     pool = UnrelatedPool(
         unrelated_questions(corpus.train_intents, corpus.train_personas),
         encoder,
@@ -106,6 +120,35 @@ def build_outer_loop(workshop: Workshop, learner: Learner) -> OuterLoop:
     folder = workshop.folder / recipe.outer.algorithm
     keep_record(recipe, folder, {"inner", "outer"})
     return OuterLoop(learner, sampler, pool, texts, recipe.outer, folder, recipe.seed)
+
+
+def make_gate(workshop: Workshop, learner: Learner) -> Gate | None:
+    """The gate of a learner whose outer loop is done, where the recipe wants one."""
+    recipe, corpus = workshop.recipe, workshop.corpus
+    if not recipe.inner.gate:
+        return None
+    words = _words(workshop, learner) if recipe.words.steps else None
+    gate = calibrate_gate(learner, corpus, words, recipe.seed)
+    others = unrelated_questions(corpus.validation_intents, corpus.train_personas)
+    drawer = TaskDrawer(workshop.families(corpus.validation_intents), others, recipe.seed)
+    return calibrate_memory(learner, gate, drawer)
+
+
+def _words(workshop: Workshop, learner: Learner) -> Words:
+    recipe, turns = workshop.recipe, workshop.turns
+    folder = workshop.folder / recipe.outer.algorithm / "words"
+    keep_record(recipe, folder, {"words"})
+    rng = random.Random(f"{recipe.seed}-words")
+    draws = QuestionDraws(workshop.kinds, turns, recipe.embed, rng)
+    labelled = [text for intent in workshop.corpus.train_intents for text in intent.questions]
+    return train_words(
+        input_embedding(learner.model),
+        workshop.tokenizer,
+        draws,
+        turns + labelled,
+        recipe.words,
+        folder / "words.safetensors",
+    )
 
 
 def token_counts(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[int]:

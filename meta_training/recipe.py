@@ -84,6 +84,13 @@ class EmbedPart(_Part):
     warmup_steps: int = 30
 
 
+class WordsPart(_Part):
+    """The gate's table of words: contrastive loss on bags of tokens, after the outer loop."""
+
+    steps: int = Field(1000, description="optimizer steps; 0 leaves words out of the gate")
+    learning_rate: float = 3e-3
+
+
 class InnerPart(_Part):
     """Shape of the session adapter and of its inner loop."""
 
@@ -138,6 +145,7 @@ class Recipe(_Part):
     data: DataPart = DataPart()
     pretrain: PretrainPart = PretrainPart()
     embed: EmbedPart = EmbedPart()
+    words: WordsPart = WordsPart()
     inner: InnerPart = InnerPart()
     outer: OuterPart = OuterPart()
 

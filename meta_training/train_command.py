@@ -11,11 +11,11 @@ import torch
 from adapters.artifact import REPORT_FILE, load_artifact
 from meta_training.arguments import exit_code, positive
 from meta_training.export import export
-from meta_training.gating import calibrate_gate
 from meta_training.pipeline import (
     build_learner,
     build_outer_loop,
     embed_questions,
+    make_gate,
     open_workshop,
 )
 from meta_training.recipe import load_recipe
@@ -59,8 +59,7 @@ def _meta_train(arguments: argparse.Namespace) -> None:
     trained = build_outer_loop(workshop, learner).run()
     target = folder / recipe.outer.algorithm / "artifact"
     if trained or not (target / REPORT_FILE).exists():
-        if recipe.inner.gate:
-            learner.gate = calibrate_gate(learner, workshop.corpus, recipe.seed)
+        learner.gate = make_gate(workshop, learner)
         artifact = export(learner, target, {"recipe": recipe.model_dump(mode="json")})
     else:  # what `innerloop evaluate` wrote into it stays
         artifact = load_artifact(target)

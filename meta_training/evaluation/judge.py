@@ -14,12 +14,19 @@ import torch
 from torch import Tensor
 
 from adapters.chat import user_turn
-from adapters.gate import gate_keys, gate_opens
+from adapters.config import Gate
+from adapters.gate import (
+    answer_number,
+    choice_likeness,
+    choice_scores,
+    gate_opens,
+    prompt_vectors,
+)
 from adapters.inner_loop import Example, Support, Turns, make_turns
 from adapters.layer import rows_of
 from adapters.objective import IGNORE, demonstration_loss, divergence
 from adapters.prefix import Continuation, Prefix, continue_from, pad
-from adapters.state import Tensors
+from adapters.state import Taught, Tensors
 from meta_training.evaluation.cells import Task
 from meta_training.learner import Learner, correct_rows, summaries_of
 from meta_training.tasks.batches import encode_turn
@@ -70,11 +77,14 @@ class Judge:
         ]
         self._query_answers = [turn.answer for task in tasks for turn in task.episode.query]
         with torch.no_grad():
-            self._keys: list[Tensor] = []
+            self._memories: list[Taught] = []
             self.support = self._support([e for e, _ in support], [s for _, s in support])
             self._query_prefix = self._prefill([e for e, _ in query])
             self._query_examples = [e for e, _ in query]
             self._query = self._group(query, self._query_prefix)
+            self._options = [
+                [encoder.completion(choice) for choice in task.episode.choices] for task in tasks
+            ]
             self._unrelated, self._reference = self._unrelated_group()
 
     @torch.no_grad()
@@ -83,15 +93,17 @@ class Judge:
 
         Where the learner has a gate, the untaught model answers what the gate keeps out.
         ``exact``: share of queries whose greedy answer is the target. ``choice``: share whose best
-        choice is the target (label only). ``chrf``: persona only. ``changed``: share of unrelated
-        questions whose greedy answer changed, ``changed_first`` in its first token already; ``kl``:
-        nats per token there. ``opened`` and ``opened_else``: share of queries and of unrelated
-        questions that the gate let through.
+        choice is the target, as served; ``choice_model`` and ``choice_memory`` by the model or by
+        the gate's memory alone (label only). ``chrf``: persona only. ``changed``: share of
+        unrelated questions whose greedy answer changed, ``changed_first`` in its first token
+        already; ``kl``: nats per token there. ``opened`` and ``opened_else``: share of queries and
+        of unrelated questions that the gate let through.
         """
         logits = self._logits(adapters, self._query)
         figures = {"exact": (correct_rows(logits, self._query.turns.targets).float(), self._query)}
         if self._tasks[0].episode.choices:
-            figures["choice"] = (self._choices(adapters), self._query)
+            for name, right in self._choices(adapters).items():
+                figures[name] = (right.float(), self._query)
         if self._tasks[0].episode.family == "persona":
             figures["chrf"] = (self._chrf(adapters), self._query)
         others = self._logits(adapters, self._unrelated)
@@ -127,21 +139,31 @@ class Judge:
         sessions = torch.tensor([s for _, s in pairs], device=device)
         with learner.hooks.use(None):
             untaught = continue_from(learner.model, turns.prefix, turns.ids)
-        return Group(turns, sessions, self._opened(sessions, prefix), untaught)
+        opened = self._opened([example for example, _ in pairs], sessions, prefix)
+        return Group(turns, sessions, opened, untaught)
 
-    def _opened(self, sessions: Tensor, prefix: Prefix) -> Tensor:
+    def _opened(self, examples: Sequence[Example], sessions: Tensor, prefix: Prefix) -> Tensor:
         gate = self._learner.gate
         if gate is None:
             return torch.ones_like(sessions, dtype=torch.bool)
-        rows = zip(sessions.tolist(), summaries_of(prefix).split(1), strict=True)
-        return torch.cat([gate_opens(gate, self._keys[s], summary) for s, summary in rows])
+        rows = zip(sessions.tolist(), self._vectors(gate, examples, prefix).split(1), strict=True)
+        return torch.cat([gate_opens(gate, self._memories[s].keys, asked) for s, asked in rows])
+
+    @staticmethod
+    def _vectors(gate: Gate, examples: Sequence[Example], prefix: Prefix) -> Tensor:
+        prompts = [example.prompt for example in examples]
+        return prompt_vectors(gate, summaries_of(prefix), prompts)
 
     def _support(self, examples: list[Example], sessions: list[int]) -> Support:
         learner = self._learner
         prefix = learner.prefill([example.prompt for example in examples])
         turns = make_turns(examples, prefix, learner.spec.scope, prefix.lengths.device)
-        owners, summaries = torch.tensor(sessions), summaries_of(prefix)
-        self._keys = [gate_keys(summaries[owners == s]) for s in range(len(self._tasks))]
+        owners = torch.tensor(sessions)
+        if learner.gate is not None:
+            keys = self._vectors(learner.gate, examples, prefix)
+            answers = torch.tensor([answer_number(example.completion) for example in examples])
+            per_task = [owners == s for s in range(len(self._tasks))]
+            self._memories = [Taught(keys[rows], answers[rows]) for rows in per_task]
         anchors = None
         if learner.anchor_examples:
             anchors = learner.anchors(self._prefill(learner.anchor_examples))
@@ -177,20 +199,44 @@ class Judge:
         with self._learner.hooks.use(rows):
             return continue_from(self._learner.model, turns.prefix, turns.ids)
 
-    def _choices(self, adapters: Tensors | None) -> Tensor:
+    def _choices(self, adapters: Tensors | None) -> dict[str, Tensor]:
+        """Whether the target is the best choice, by each of three scores."""
+        gate, logprobs = self._learner.gate, self.choice_logprobs(adapters)
+        scores = {"choice": logprobs}
+        if gate is not None and gate.mix is not None and adapters is not None:
+            likeness = self.choice_likeness(gate)
+            mixed = choice_scores(gate.mix, likeness, logprobs)
+            scores = {"choice": mixed, "choice_model": logprobs, "choice_memory": likeness}
+        targets = self.choice_targets()
+        return {name: rows.argmax(1) == targets for name, rows in scores.items()}
+
+    def choice_targets(self) -> Tensor:
+        """(B,) which of its choices is each query's target."""
+        pairs = zip(self._query.sessions.tolist(), self._query_answers, strict=True)
+        return torch.tensor([self._tasks[s].episode.choices.index(answer) for s, answer in pairs])
+
+    @torch.no_grad()
+    def choice_likeness(self, gate: Gate) -> Tensor:
+        """(B, C) what the gate's memory says to each query's choices."""
+        asked = self._vectors(gate, self._query_examples, self._query_prefix)
+        pairs = zip(self._query.sessions.tolist(), asked.split(1), strict=True)
+        return torch.cat(
+            [choice_likeness(gate, self._memories[s], row, self._options[s]) for s, row in pairs]
+        )
+
+    @torch.no_grad()
+    def choice_logprobs(self, adapters: Tensors | None) -> Tensor:
+        """(B, C) log-probability of each query's choices under the adapters."""
         learner = self._learner
-        options = [
-            (row, session, choice)
-            for row, session in enumerate(self._query.sessions.tolist())
-            for choice in self._tasks[session].episode.choices
-        ]
+        sessions = self._query.sessions.tolist()
+        options = [(row, s, ids) for row, s in enumerate(sessions) for ids in self._options[s]]
         losses: list[float] = []
         for start in range(0, len(options), CHOICES_AT_ONCE):
             part = options[start : start + CHOICES_AT_ONCE]
             asked = [self._query_examples[row] for row, _, _ in part]
             examples = [
-                Example(example.prompt, example.header, learner.encoder.completion(choice))
-                for example, (_, _, choice) in zip(asked, part, strict=True)
+                Example(example.prompt, example.header, ids)
+                for example, (_, _, ids) in zip(asked, part, strict=True)
             ]
             prefix = self._query_prefix.select(torch.tensor([row for row, _, _ in part]))
             turns = make_turns(examples, prefix, learner.spec.scope, prefix.lengths.device)
@@ -198,12 +244,7 @@ class Judge:
             logits = self._taught(adapters, turns, torch.tensor([s for _, s, _ in part]))
             means = demonstration_loss(logits, turns.targets)
             losses += (means * (turns.targets != IGNORE).sum(1)).tolist()
-        best: dict[int, tuple[float, str]] = {}
-        for (row, _, choice), loss in zip(options, losses, strict=True):
-            best[row] = min(best.get(row, (math.inf, "")), (loss, choice))
-        return torch.tensor(
-            [float(best[row][1] == answer) for row, answer in enumerate(self._query_answers)]
-        )
+        return -torch.tensor(losses).view(len(sessions), -1)
 
     def _chrf(self, adapters: Tensors | None) -> Tensor:
         from sacrebleu import sentence_chrf

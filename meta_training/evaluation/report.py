@@ -13,11 +13,10 @@ from typing import Any
 from meta_training.evaluation.judge import interval
 
 Summary = dict[str, dict[str, dict[str, dict[str, Any]]]]
-PERCENT = frozenset(
-    {"choice", "exact", "changed", "changed_first", "chrf", "opened", "opened_else"}
-)
 TITLES = {
     "choice": "accuracy %",
+    "choice_model": "accuracy, adapter alone %",
+    "choice_memory": "accuracy, memory alone %",
     "exact": "exactly right %",
     "chrf": "chrF",
     "changed": "unrelated answers changed %",
@@ -26,6 +25,7 @@ TITLES = {
     "opened_else": "gate opened, unrelated %",
     "kl": "KL, nats/token",
 }
+PERCENT = TITLES.keys() - {"kl"}
 
 
 def summarise(rows: Iterable[dict[str, Any]]) -> Summary:

@@ -178,7 +178,7 @@ class GenerateAnswer(BaseModel):
     )
     usage: Usage
     choice_logprobs: dict[str, float] | None = Field(
-        None, description="log-probability of each of `choices`"
+        None, description="log-probability of each of `choices`, were these all there is"
     )
     logprobs: list[TokenLogprob] | None = None
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from adapters.artifact import Artifact
+from adapters.base_model import input_embedding
 from adapters.chat import ChatEncoder
 from adapters.config import Gate, LoraSpec
 from adapters.layer import LoraHooks
@@ -58,6 +58,13 @@ class Base:
         """The hidden state that the gate compares prompts by; None without a gate."""
         return None if self.gate is None else self.gate.layer
 
+    @property
+    def key_width(self) -> int:
+        """E, numbers of a vector by which the gate compares prompts; 0 without a gate."""
+        if self.gate is None:
+            return 0
+        return self.width + (0 if self.gate.words is None else self.gate.words.width)
+
 
 def make_base(artifact: Artifact) -> Base:
     """Look at an artifact's model, and attach the hooks through which adapters act.
@@ -73,8 +80,8 @@ def make_base(artifact: Artifact) -> Base:
         spec=artifact.spec,
         fingerprint=artifact.fingerprint,
         context_tokens=artifact.context_tokens,
-        vocabulary=_embedding(model).shape[0],
-        width=_embedding(model).shape[1],
+        vocabulary=input_embedding(model).shape[0],
+        width=input_embedding(model).shape[1],
         end_ids=_end_ids(artifact),
         layers=_layer_forms(model),
         windows=attention_windows(model.config),
@@ -82,13 +89,6 @@ def make_base(artifact: Artifact) -> Base:
         dtype=model.dtype,
         gate=artifact.rule.gate,
     )
-
-
-def _embedding(model: PreTrainedModel) -> Tensor:
-    """Input embedding, (V, D)."""
-    weight = model.get_input_embeddings().weight
-    assert isinstance(weight, Tensor)
-    return weight
 
 
 def _end_ids(artifact: Artifact) -> frozenset[int]:

@@ -1,8 +1,9 @@
 """Answering with one of given texts: score each by the model, and take the likeliest.
 
 A text's score is the sum of its tokens' log-probabilities, the end token included, so that the
-scores are those of whole answers and no text is another's beginning. Knows nothing about the batch
-being decoded: scoring takes no row of it.
+scores are those of whole answers and no text is another's beginning; and where the session was
+taught some of the texts, what its memory of their prompts adds. Knows nothing about the batch being
+decoded: scoring takes no row of it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from adapters.config import Gate
+from adapters.gate import choice_likeness, choice_scores, prompt_vectors
 from adapters.inner_loop import Example, Turns, make_turns
 from adapters.objective import IGNORE
 from adapters.prefix import Prefix, continue_from
@@ -54,14 +57,27 @@ class Choosing(Ticket):
             group.append(option)
         return tuple(group)
 
-    def settle(self) -> None:
+    def settle(self, gate: Gate | None) -> None:
         """Answer, once every option has its score."""
+        totals = self._mixed(gate, torch.tensor([sum(row) for row in self.scores]))
+        shares = totals.log_softmax(0).tolist()
         texts = self.request.sampling.choices
-        totals = dict(zip(texts, map(sum, self.scores), strict=True))
-        best = max(range(len(texts)), key=lambda index: totals[texts[index]])
+        best = max(range(len(texts)), key=shares.__getitem__)
         logprobs = self.scores[best] if self.request.sampling.logprobs else None
         self.outbox.put(Delta(texts[best], self.options[best], logprobs))
-        self._finish(texts[best], "stop", len(self.options[best]), totals)
+        choice_logprobs = dict(zip(texts, shares, strict=True))
+        self._finish(texts[best], "stop", len(self.options[best]), choice_logprobs)
+
+    def _mixed(self, gate: Gate | None, logprobs: Tensor) -> Tensor:
+        """(C,) scores of the options by the model and the session's memory."""
+        state, summaries = self.state, self.ready_prefix.summaries
+        if gate is None or gate.mix is None or state is None or state.taught is None:
+            return logprobs
+        if summaries is None:  # a prompt of the head alone
+            return logprobs
+        asked = prompt_vectors(gate, summaries, [self.prefix])
+        likeness = choice_likeness(gate, state.taught, asked, self.options)
+        return choice_scores(gate.mix, likeness, logprobs.unsqueeze(0))[0]
 
 
 class Scorer:
@@ -103,7 +119,7 @@ class Scorer:
                 "roll the session back"
             )
         if len(ticket.scores) == len(ticket.options):
-            ticket.settle()
+            ticket.settle(self._base.gate)
 
 
 def token_logprobs(logits: Tensor, targets: Tensor) -> Tensor:

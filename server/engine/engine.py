@@ -177,8 +177,9 @@ class Engine:
                 f"adapter {key} has another form than this engine's adapters (rank "
                 f"{self._base.spec.rank}, targets {', '.join(self._base.spec.targets)})"
             )
-        if state.keys is not None and state.keys.shape[1] != self._base.width:
+        width = self._base.key_width
+        if state.taught is not None and state.taught.keys.shape[1] != width:
             raise AdapterMismatch(
-                f"adapter {key} has a gate for prompts of width {state.keys.shape[1]}, "
-                f"this engine's base has {self._base.width}"
+                f"adapter {key} has a gate for prompts of width {state.taught.keys.shape[1]}, "
+                f"this engine's has {width}"
             )

@@ -35,7 +35,7 @@ class HostAdapters:
 
     def put(self, key: str, state: AdapterState) -> AdapterState:
         """Keep an adapter, unless it is larger than the budget; returns it as it is kept."""
-        size = _bytes(state)
+        size = state.nbytes
         if size > self.budget_bytes:
             return state
         if self.pinned:
@@ -46,12 +46,7 @@ class HostAdapters:
                 return self._held[key]
             while self.used_bytes + size > self.budget_bytes:
                 _, oldest = self._held.popitem(last=False)
-                self.used_bytes -= _bytes(oldest)
+                self.used_bytes -= oldest.nbytes
             self._held[key] = state
             self.used_bytes += size
         return state
-
-
-def _bytes(state: AdapterState) -> int:
-    tensors = [*state.tensors.values(), *([] if state.keys is None else [state.keys])]
-    return sum(tensor.nbytes for tensor in tensors)

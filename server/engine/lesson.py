@@ -16,8 +16,8 @@ from torch import Tensor
 
 from adapters.artifact import Artifact
 from adapters.chat import user_turn
-from adapters.config import InnerRule
-from adapters.gate import gate_keys
+from adapters.config import Gate, InnerRule
+from adapters.gate import answer_number, prompt_vectors
 from adapters.guard import check, update_norm
 from adapters.inner_loop import (
     Anchors,
@@ -29,7 +29,7 @@ from adapters.inner_loop import (
     support_losses,
 )
 from adapters.prefix import Prefix, continue_from, prefill
-from adapters.state import AdapterState, Tensors, repeat, take
+from adapters.state import AdapterState, Taught, Tensors, repeat, take
 from server.engine.base import Base
 from server.engine.outbox import Outbox
 from server.engine.prefill import Prompt, merge
@@ -97,11 +97,21 @@ class Job:
         )
 
 
-def _keys(job: Job) -> Tensor | None:
-    """What the gate compares prompts with: the job's own prompts as the base saw them."""
-    summaries = [prompt.prefix.summaries for prompt in job.prompts if prompt.prefix is not None]
-    seen = [summary for summary in summaries if summary is not None]
-    return gate_keys(torch.cat(seen)).cpu() if seen else None
+def _taught(job: Job, gate: Gate | None) -> Taught | None:
+    """What the gate remembers: the job's own prompts as the base saw them, and their answers."""
+    if gate is None:
+        return None
+    seen = [
+        (prompt.prefix.summaries, example)
+        for prompt, example in zip(job.prompts, job.request.examples, strict=True)
+        if prompt.prefix is not None and prompt.prefix.summaries is not None
+    ]
+    if not seen:
+        return None
+    prompts = [example.prompt for _, example in seen]
+    keys = prompt_vectors(gate, torch.cat([summary for summary, _ in seen]), prompts)
+    answers = [answer_number(example.completion) for _, example in seen]
+    return Taught(keys, torch.tensor(answers))
 
 
 class Lesson:
@@ -184,8 +194,9 @@ class Lesson:
         verdict = check(adapted, init, job.loss_before, loss_after)
         # States live on the host: they go to storage, and to slots from there.
         tensors = {name: tensor.cpu() for name, tensor in adapted.items()}
+        taught = _taught(job, self._base.gate)
         return Candidate(
-            state=AdapterState(self._base.spec, tensors, self._base.fingerprint, _keys(job)),
+            state=AdapterState(self._base.spec, tensors, self._base.fingerprint, taught),
             loss_before=job.loss_before,
             loss_after=loss_after,
             step_losses=tuple(job.step_losses),

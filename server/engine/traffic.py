@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from adapters.gate import gate_opens
+from adapters.gate import gate_opens, prompt_vectors
 from server.engine.base import Base
 from server.engine.batch import Batch
 from server.engine.choices import Choosing, Scorer
@@ -138,9 +138,10 @@ class Traffic:
         if isinstance(ticket, Choosing):
             return
         gate, state, summaries = self._gate, ticket.state, ticket.ready_prefix.summaries
-        if gate is None or state is None or state.keys is None or summaries is None:
+        if gate is None or state is None or state.taught is None or summaries is None:
             return
-        if not bool(gate_opens(gate, state.keys, summaries.cpu())):
+        asked = prompt_vectors(gate, summaries, [ticket.prefix])
+        if not bool(gate_opens(gate, state.taught.keys, asked)):
             assert ticket.key is not None
             self._slots.release(ticket.key)
             ticket.slot = UNTAUGHT

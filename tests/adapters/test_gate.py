@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,13 +8,21 @@ import torch
 from tiny_models import CPU, llama_spec, make_llama, make_rule, random_adapter
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from adapters.artifact import ArtifactError, load_artifact, save_artifact
+from adapters.artifact import WORDS_FILE, ArtifactError, load_artifact, save_artifact
 from adapters.chat import ChatEncoder
-from adapters.config import Gate, InnerRule
-from adapters.gate import gate_keys, gate_opens, gate_similarity
+from adapters.config import Gate, InnerRule, Mix
+from adapters.gate import (
+    answer_number,
+    choice_likeness,
+    choice_scores,
+    gate_opens,
+    gate_similarity,
+    prompt_vectors,
+)
 from adapters.prefix import prefill
 from adapters.snapshot import SnapshotError, dumps, loads
-from adapters.state import AdapterState, Tensors
+from adapters.state import AdapterState, Taught, Tensors
+from adapters.words import Words
 
 PROMPTS = [[5, 6, 7], [8, 9, 10, 11, 12], [13]]
 
@@ -24,15 +33,61 @@ def with_gate(rule: InnerRule, gate: Gate) -> InnerRule:
 
 def test_a_taught_prompt_opens_its_own_gate_at_any_threshold_below_one() -> None:
     summaries = torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
-    keys = gate_keys(summaries)
-    assert gate_opens(Gate(1, 0.9999), keys, summaries).all()
-    torch.testing.assert_close(gate_similarity(keys, 7 * summaries), torch.ones(3))
+    gate = Gate(1, 0.9999)
+    keys = prompt_vectors(gate, summaries, PROMPTS)
+    assert gate_opens(gate, keys, keys).all()
+    again = prompt_vectors(gate, 7 * summaries, PROMPTS)
+    torch.testing.assert_close(gate_similarity(keys, again), torch.ones(3))
+
+
+def test_words_are_compared_beside_summaries() -> None:
+    generator = torch.Generator().manual_seed(0)
+    summaries = torch.randn(3, 8, generator=generator)
+    words = Words(torch.randn(20, 5, generator=generator), torch.rand(20) + 1, frozenset())
+    vectors = prompt_vectors(Gate(1, 0.5, words=words), summaries, PROMPTS)
+    torch.testing.assert_close(vectors.norm(dim=1), torch.ones(3))
+
+    def cosine(rows: torch.Tensor) -> float:
+        return float(torch.cosine_similarity(rows[0], rows[1], dim=0))
+
+    meanings, tokens = words.bags(PROMPTS)
+    mean = (cosine(summaries) + cosine(meanings) + 2 * cosine(tokens)) / 4
+    assert float(vectors[0] @ vectors[1]) == pytest.approx(mean, abs=1e-6)
+
+
+def taught_three() -> Taught:
+    """Two prompts of one answer and one of another, at right angles."""
+    answers = [answer_number(ids) for ids in ([5, 6], [5, 6], [7])]
+    return Taught(torch.eye(4)[:3], torch.tensor(answers))
+
+
+def test_a_choice_is_as_near_as_the_prototype_of_its_prompts() -> None:
+    gate = Gate(1, 0.3, 0.1)
+    asked = torch.nn.functional.normalize(torch.tensor([[1.0, 1.0, 0.5, 0.0]]), dim=1)
+    likeness = choice_likeness(gate, taught_three(), asked, [[7], [5, 6], [5, 6, 8]])
+    neutral = gate.threshold_for(3)
+    expected = [0.5 / 1.5 - neutral, 2**0.5 / 1.5 - neutral, 0.0]
+    torch.testing.assert_close(likeness, torch.tensor([expected]))
+
+
+def test_model_and_memory_choose_together_and_the_model_alone_where_nothing_was_taught() -> None:
+    likeness = torch.tensor([[0.5, 0.0, -0.25], [0.0, 0.0, 0.0]])
+    logprobs = torch.tensor([[-9.0, -1.0, -2.0], [-3.0, -1.0, -2.0]])
+    scores = choice_scores(Mix(0.5, 20.0), likeness, logprobs)
+    torch.testing.assert_close(scores, torch.tensor([[5.5, -0.5, -6.0], [-3.0, -1.0, -2.0]]))
+
+
+def test_answers_are_told_apart_by_all_their_tokens() -> None:
+    numbers = [answer_number(ids) for ids in ([], [1], [1, 0], [0, 1], [256], [1, 2, 3])]
+    assert len(set(numbers)) == len(numbers)
+    assert all(0 <= number < 2**63 for number in numbers)
+    assert answer_number((1, 2, 3)) == numbers[-1]
 
 
 def test_what_is_far_from_every_key_stays_closed() -> None:
-    keys = gate_keys(torch.eye(4)[:2])
+    keys = torch.eye(4)[:2]
     far = torch.eye(4)[2:]
-    near = torch.tensor([[1.0, 0.0, 0.1, 0.0]])
+    near = torch.tensor([[0.995, 0.0, 0.0999, 0.0]])
     assert not gate_opens(Gate(1, 0.5), keys, far).any()
     assert gate_opens(Gate(1, 0.5), keys, near).all()
 
@@ -53,28 +108,37 @@ def test_summaries_are_those_of_each_prompt_alone() -> None:
 @pytest.fixture
 def gated(tokenizer: PreTrainedTokenizerFast, chat_llama: LlamaForCausalLM) -> AdapterState:
     spec = llama_spec()
-    keys = gate_keys(torch.randn(3, 32, generator=torch.Generator().manual_seed(1)))
-    return AdapterState(spec, random_adapter(chat_llama, spec), "base", keys)
+    keys = torch.randn(3, 32, generator=torch.Generator().manual_seed(1))
+    taught = Taught(keys, torch.tensor([2**62, 0, 7]))
+    return AdapterState(spec, random_adapter(chat_llama, spec), "base", taught)
 
 
 def shapes_of(tensors: Tensors) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
-def test_a_snapshot_keeps_the_keys(gated: AdapterState) -> None:
+def test_a_snapshot_keeps_what_was_taught(gated: AdapterState) -> None:
     shapes = shapes_of(gated.tensors)
     back = loads(dumps(gated), spec=gated.spec, base_fingerprint="base", shapes=shapes)
-    assert back.keys is not None
-    assert gated.keys is not None
-    assert torch.equal(back.keys, gated.keys)
+    assert back.taught is not None
+    assert gated.taught is not None
+    assert torch.equal(back.taught.keys, gated.taught.keys)
+    assert torch.equal(back.taught.answers, gated.taught.answers)
+    assert back.nbytes == gated.nbytes == sum(t.nbytes for t in gated.tensors.values()) + 3 * 136
     assert list(back.tensors) == list(shapes)
 
 
 def test_a_snapshot_with_keys_that_are_no_vectors_is_refused(gated: AdapterState) -> None:
-    broken = AdapterState(gated.spec, gated.tensors, "base", torch.ones(3))
     shapes = shapes_of(gated.tensors)
-    with pytest.raises(SnapshotError, match="vectors"):
-        loads(dumps(broken), spec=gated.spec, base_fingerprint="base", shapes=shapes)
+    three = torch.tensor([1, 2, 3])
+    for taught, message in (
+        (Taught(torch.ones(3), three), "vectors"),
+        (Taught(torch.ones(2, 32), three), "gate.answers has shape"),
+        (Taught(torch.ones(3, 32), three.float()), "gate.answers is torch.float32"),
+    ):
+        broken = AdapterState(gated.spec, gated.tensors, "base", taught)
+        with pytest.raises(SnapshotError, match=message):
+            loads(dumps(broken), spec=gated.spec, base_fingerprint="base", shapes=shapes)
 
 
 def test_an_artifact_keeps_its_gate_and_refuses_one_that_cannot_work(
@@ -85,12 +149,27 @@ def test_an_artifact_keeps_its_gate_and_refuses_one_that_cannot_work(
     rule = make_rule(start)
     header = ChatEncoder(tokenizer).assistant_header()
 
-    def save(name: str, gate: Gate) -> None:
-        gated_rule = with_gate(rule, gate)
-        save_artifact(tmp_path / name, chat_llama, tokenizer, spec, start, gated_rule, {}, header)
+    def save(name: str, gate: Gate) -> str:
+        gated_rule, folder = with_gate(rule, gate), tmp_path / name
+        saved = save_artifact(folder, chat_llama, tokenizer, spec, start, gated_rule, {}, header)
+        return saved.rule_hash
 
-    save("good", Gate(1, 0.25, 0.05))
-    assert load_artifact(tmp_path / "good").rule.gate == Gate(1, 0.25, 0.05)
+    good = Gate(1, 0.25, 0.05, Mix(0.5, 20.0))
+    hashes = {save("good", good), save("plain", Gate(1, 0.25, 0.05))}
+    assert load_artifact(tmp_path / "good").rule.gate == good
+    for seed in (0, 1):
+        vectors = torch.randn(len(tokenizer), 4, generator=torch.Generator().manual_seed(seed))
+        words = Words(vectors.half().float(), torch.ones(len(tokenizer)), frozenset())
+        hashes.add(save("words", replace(good, words=words)))
+    assert len(hashes) == 4, "what sessions derive by has changed"
+    back = load_artifact(tmp_path / "words").rule.gate
+    assert back is not None
+    assert back.words is not None
+    assert torch.equal(back.words.vectors, words.vectors)
+    assert replace(back, words=None) == good
+    (tmp_path / "words" / WORDS_FILE).write_bytes(b"words")
+    with pytest.raises(ArtifactError, match=WORDS_FILE):
+        load_artifact(tmp_path / "words")
     with pytest.raises(ArtifactError, match="layer 9"):
         save("deep", Gate(9, 0.25))
     with pytest.raises(ArtifactError, match="threshold"):
@@ -101,7 +180,7 @@ def test_the_more_is_taught_the_nearer_a_prompt_must_be() -> None:
     gate = Gate(1, 0.3, 0.1)
     assert gate.threshold_for(1) == 0.3
     assert gate.threshold_for(5) < gate.threshold_for(50) < gate.threshold_for(10**6) <= 0.99
-    keys = gate_keys(torch.eye(8)[:6])
+    keys = torch.eye(8)[:6]
     summary = torch.tensor([[0.4, 0, 0, 0, 0, 0, 0, 0.917]])
     assert gate_opens(gate, keys[:1], summary).all()
     assert not gate_opens(gate, keys, summary).any()

@@ -25,7 +25,7 @@ BASE = "5e" * 32
 STATE = AdapterState(SPEC, random_adapter(MODEL, SPEC), BASE)
 WHOLE = dumps(STATE)
 HEADER = {
-    "format_version": 1,
+    "format_version": 2,
     "base_fingerprint": BASE,
     "dtype": "float32",
     "rank": 4,
@@ -90,12 +90,12 @@ def test_another_form_or_base_is_refused(spec: LoraSpec, base: str, message: str
 @pytest.mark.parametrize(
     ("header", "message"),
     [
-        ({"format_version": 2}, "format_version is 2, expected 1"),
+        ({"format_version": 1}, "format_version is 1, expected 2"),
         ({"dtype": "float16"}, "dtype is 'float16'"),
         ({"rank": "4"}, "rank is '4', expected 4"),
         ({"rank": None}, "rank is None"),
         ({"scope": ["activated"] * 100}, r"scope is \['activated', .*\.\.\., expected"),
-        ({"extra": 1}, "not of format 1"),
+        ({"extra": 1}, "not of format 2"),
     ],
 )
 def test_another_header_is_refused(header: dict[str, Any], message: str) -> None:

@@ -35,6 +35,7 @@ RECIPE: dict[str, Any] = {
         "language_rows": 1,
         "warmup_steps": 1,
     },
+    "words": {"steps": 3},
     "inner": {"rank": 2, "steps": 2, "anchors": 2, "anchor_tokens": 24, "gate": False},
     "outer": {"steps": 4, "tasks": 2, "language_rows": 1, "warmup_steps": 1},
 }

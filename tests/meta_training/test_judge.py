@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,10 +15,11 @@ from spoken import KNOWN, make_spoken, nudged, plain_answer, plain_logits
 from transformers import PreTrainedTokenizerFast
 
 from adapters.chat import user_turn
-from adapters.config import Gate
-from adapters.gate import gate_keys, gate_opens, gate_similarity
+from adapters.config import Gate, Mix
+from adapters.gate import gate_opens, gate_similarity, prompt_vectors
 from adapters.inner_loop import Example
 from adapters.state import Tensors, take
+from adapters.words import Words, control_tokens
 from meta_training.evaluation.cells import Task
 from meta_training.evaluation.judge import ANSWER_TOKENS, Judge, interval
 from meta_training.learner import Learner
@@ -141,23 +143,76 @@ def test_choice_is_the_likeliest_whole_answer(learner: Learner) -> None:
         assert figures["choice"] == pytest.approx(share(right))
 
 
-def summary(learner: Learner, question: str) -> torch.Tensor:
-    """(1, D) what the gate compares, from a forward pass of its own."""
-    ids = torch.tensor([asked(learner, question).prompt])
+def make_gate(learner: Learner, threshold: float, mix: Mix | None = None) -> Gate:
+    size = len(learner.encoder.tokenizer)
+    vectors = torch.randn(size, 4, generator=torch.Generator().manual_seed(5))
+    control = control_tokens(learner.encoder.tokenizer)
+    words = Words(vectors, torch.ones(size), control)
+    return Gate(learner.summary_layer, threshold, 0.0, mix, words)
+
+
+def vector(learner: Learner, question: str) -> torch.Tensor:
+    """(1, E) what the gate compares, from a forward pass of its own."""
+    prompt = asked(learner, question).prompt
     with torch.no_grad():
-        states = learner.model(input_ids=ids, output_hidden_states=True).hidden_states
+        states = learner.model(
+            input_ids=torch.tensor([prompt]), output_hidden_states=True
+        ).hidden_states
     last: torch.Tensor = states[learner.summary_layer][:, -1]
-    return last
+    return prompt_vectors(make_gate(learner, 0.0), last, [prompt])
 
 
 def keys_of(learner: Learner, task: Task) -> torch.Tensor:
-    return gate_keys(torch.cat([summary(learner, t.question) for t in task.episode.support]))
+    return torch.cat([vector(learner, t.question) for t in task.episode.support])
+
+
+def test_a_memory_chooses_with_the_model(learner: Learner) -> None:
+    drawn, adapters = label_tasks(), nudged(learner, *NUDGES)
+    drawn = [
+        replace(
+            task,
+            episode=replace(
+                task.episode,
+                query=tuple(
+                    replace(turn, question=question)
+                    for turn, question in zip(task.episode.query, UNRELATED, strict=False)
+                ),
+            ),
+        )
+        for task in drawn
+    ]
+    alone = Judge(learner, drawn).score(adapters)
+    assert all("choice_memory" not in figures for figures in alone)
+    learner.gate = gate = make_gate(learner, 0.25, Mix(0.3, 12.0))
+    try:
+        judge = Judge(learner, drawn)
+        logprobs, scores = judge.choice_logprobs(adapters), judge.score(adapters)
+    finally:
+        learner.gate = None
+    rows = iter(logprobs)
+    for task, figures, plain in zip(drawn, scores, alone, strict=True):
+        keys, turns = keys_of(learner, task), task.episode.support
+        by_memory, by_both = [], []
+        for turn in task.episode.query:
+            asked_for, row = vector(learner, turn.question)[0], next(rows)
+            likeness = {
+                choice: float(keys[i] @ asked_for) - gate.threshold_for(len(keys))
+                for choice in task.episode.choices
+                for i, known in enumerate(turns)
+                if known.answer == choice
+            }
+            both = {c: 0.3 * float(row[i]) + 12 * likeness[c] for i, c in enumerate(likeness)}
+            by_memory.append(max(likeness, key=likeness.__getitem__) == turn.answer)
+            by_both.append(max(both, key=both.__getitem__) == turn.answer)
+        assert figures["choice"] == pytest.approx(share(by_both))
+        assert figures["choice_memory"] == pytest.approx(share(by_memory))
+        assert figures["choice_model"] == pytest.approx(plain["choice"])
 
 
 def middle_threshold(learner: Learner) -> float:
     """Between two similarities, far from both."""
     found = sorted(
-        float(gate_similarity(keys_of(learner, task), summary(learner, question)))
+        float(gate_similarity(keys_of(learner, task), vector(learner, question)))
         for task in tasks()
         for question in (*UNRELATED, *(turn.question for turn in task.episode.query))
     )
@@ -169,7 +224,7 @@ def middle_threshold(learner: Learner) -> float:
 def test_a_closed_gate_leaves_the_base_to_answer(learner: Learner, threshold: float | None) -> None:
     drawn, adapters = tasks(), nudged(learner, *NUDGES)
     least = middle_threshold(learner) if threshold is None else threshold
-    learner.gate = gate = Gate(learner.summary_layer, least)
+    learner.gate = gate = make_gate(learner, least)
     try:
         scores = Judge(learner, drawn).score(adapters)
     finally:
@@ -178,7 +233,7 @@ def test_a_closed_gate_leaves_the_base_to_answer(learner: Learner, threshold: fl
         keys = keys_of(learner, task)
 
         def adapter(question: str, keys: torch.Tensor = keys, s: int = session) -> Tensors | None:
-            opens = bool(gate_opens(gate, keys, summary(learner, question)))
+            opens = bool(gate_opens(gate, keys, vector(learner, question)))
             return take(adapters, s) if opens else None
 
         query = task.episode.query

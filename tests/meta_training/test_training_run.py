@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 import torch
-from mini_run import STEPS, meta_train
+from mini_run import RECIPE, STEPS, meta_train
 from torch import Tensor
 
 from adapters.artifact import load_artifact
 from meta_training import gating
+from meta_training.evaluation.cells import Cell
 from meta_training.pretrain import TextRows
 from meta_training.recipe import Recipe
 
@@ -196,13 +197,20 @@ def test_a_gate_is_chosen_last(
     finished: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gating, "EPISODES", 1)
+    monkeypatch.setattr(gating, "MEMORY_TASKS", 2)
+    monkeypatch.setattr(gating, "MEMORY_TASKS_AT_ONCE", 2)
+    monkeypatch.setattr(gating, "MEMORY_CELLS", (Cell("label", 2, 1),))
     folder = Path(shutil.copytree(finished, tmp_path / "run"))
     (folder / "maml" / "recipe.json").unlink()  # the outer loop is the same without a gate
     shutil.rmtree(folder / "maml" / "artifact")
     assert meta_train(data, folder, inner={"gate": True}) == 0
     artifact = load_artifact(folder / "maml" / "artifact")
-    assert artifact.rule.gate is not None
-    assert -1 <= artifact.rule.gate.threshold <= 1
+    gate = artifact.rule.gate
+    assert gate is not None
+    assert -1 <= gate.threshold <= 1
+    assert gate.mix in gating.MIXES
+    assert gate.words is not None
+    assert gate.words.vectors.shape == (RECIPE["model"]["vocab_size"], 16)
     before = load_artifact(finished / "maml" / "artifact")
     assert artifact.fingerprint == before.fingerprint
     assert artifact.rule_hash != before.rule_hash

@@ -10,13 +10,16 @@ import torch
 from engine_harness import World, collect, gather, make_artifact, run, running
 
 from adapters.artifact import Artifact
-from adapters.config import Gate
-from adapters.gate import gate_keys
+from adapters.config import Gate, Mix
+from adapters.gate import answer_number, choice_likeness, choice_scores, prompt_vectors
 from adapters.prefix import prefill
-from server.engine import AdaptRequest, GenerateRequest, Sampling
+from adapters.state import Taught
+from adapters.words import Words, control_tokens
+from server.engine import AdapterMismatch, AdaptRequest, GenerateRequest, Sampling
 
 TAUGHT, FAR = "Can I return a jug?", "Where is my parcel, and is the cat still asleep in it?"
-LAYER = 1
+LAYER, WIDTH = 1, 5
+CHOICES = ("yes", "no, never", "perhaps")
 
 
 @pytest.fixture(scope="module")
@@ -24,20 +27,30 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     """An artifact whose gate opens for a taught prompt itself and for nothing else."""
     folder: Path = tmp_path_factory.mktemp("gated") / "artifact"
     plain = make_artifact(folder, anchors=False)
-    return replace(plain, rule=replace(plain.rule, gate=Gate(LAYER, 0.9999)))
+    size = len(plain.tokenizer)
+    vectors = torch.randn(size, WIDTH, generator=torch.Generator().manual_seed(3))
+    words = Words(vectors, torch.ones(size), control_tokens(plain.tokenizer))
+    gate = Gate(LAYER, 0.9999, mix=Mix(0.4, 15.0), words=words)
+    return replace(plain, rule=replace(plain.rule, gate=gate))
 
 
 @pytest.fixture
 def world(artifact: Artifact) -> World:
     world = World(artifact)
-    with torch.no_grad():
-        prompts = [world.prompt(TAUGHT).prefix]
-        summaries = prefill(world.model, prompts, torch.device("cpu"), LAYER).summaries
-    assert summaries is not None
-    world.states = {
-        name: replace(state, keys=gate_keys(summaries)) for name, state in world.states.items()
-    }
+    number = answer_number(world.encoder.completion(CHOICES[1]))
+    taught = Taught(vector(world, TAUGHT), torch.tensor([number]))
+    world.states = {name: replace(state, taught=taught) for name, state in world.states.items()}
     return world
+
+
+@torch.no_grad()
+def vector(world: World, text: str) -> torch.Tensor:
+    """(1, E) how the gate sees a prompt."""
+    gate, prompts = world.artifact.rule.gate, [world.prompt(text).prefix]
+    summaries = prefill(world.model, prompts, torch.device("cpu"), LAYER).summaries
+    assert gate is not None
+    assert summaries is not None
+    return prompt_vectors(gate, summaries, prompts)
 
 
 def test_the_adapter_answers_the_taught_prompt_and_the_base_the_others(world: World) -> None:
@@ -75,7 +88,7 @@ def test_a_long_prompt_in_pieces_passes_the_same_gate(world: World) -> None:
 def test_choices_are_the_adapters_whatever_the_prompt(world: World) -> None:
     async def main() -> None:
         async with running(world.artifact) as engine:
-            sampling = Sampling(max_tokens=8, choices=("yes", "no, never"))
+            sampling = Sampling(max_tokens=8, choices=CHOICES)
             prompt = world.prompt(FAR)
             taught = await collect(engine, GenerateRequest(prompt, sampling, world.ref("ann")))
             untaught = await collect(engine, GenerateRequest(prompt, sampling, None))
@@ -85,15 +98,57 @@ def test_choices_are_the_adapters_whatever_the_prompt(world: World) -> None:
     run(main())
 
 
+@pytest.mark.parametrize("text", [TAUGHT, FAR])
+def test_what_was_taught_has_its_say_in_a_choice(world: World, text: str) -> None:
+    gate, taught = world.artifact.rule.gate, world.states["ann"].taught
+    assert gate is not None
+    assert gate.mix is not None
+    assert taught is not None
+    options = [world.encoder.completion(choice) for choice in CHOICES]
+    prompt, logprobs = world.prompt(text), []
+    for option in options:
+        logits = world.logits(prompt, option[:-1], "ann").log_softmax(-1)
+        logprobs.append(float(logits[range(len(option)), list(option)].sum()))
+    likeness = choice_likeness(gate, taught, vector(world, text), options)
+    assert (likeness[0] != 0).tolist() == [False, True, False]
+    expected = choice_scores(gate.mix, likeness, torch.tensor([logprobs]))[0].log_softmax(0)
+
+    async def main() -> None:
+        async with running(world.artifact) as engine:
+            for _ in range(2):  # the second time, the prompt is found in the cache
+                answer = await collect(engine, world.request(text, "ann", choices=CHOICES))
+                found = answer.finished.choice_logprobs
+                assert found == pytest.approx(
+                    dict(zip(CHOICES, expected.tolist(), strict=True)), abs=1e-3
+                )
+                assert answer.text == CHOICES[int(expected.argmax())]
+
+    run(main())
+
+
+def test_a_session_from_before_the_gate_had_words_is_refused(world: World) -> None:
+    """It is derived again from its log then."""
+    old = Taught(torch.ones(1, world.model.config.hidden_size), torch.tensor([1]))
+    world.states["ann"] = replace(world.states["ann"], taught=old)
+
+    async def main() -> None:
+        async with running(world.artifact) as engine:
+            with pytest.raises(AdapterMismatch, match="width"):
+                await collect(engine, world.request(TAUGHT, "ann"))
+
+    run(main())
+
+
 def test_an_adapted_candidate_knows_its_own_prompts(world: World) -> None:
     async def main() -> None:
         async with running(world.artifact) as engine:
             examples = (world.example(TAUGHT, "Gladly."), world.example(FAR, "On the roof."))
             candidate = await engine.adapt(AdaptRequest(examples, None))
-            keys = candidate.state.keys
-            assert keys is not None
-            assert keys.shape == (2, world.model.config.hidden_size)
-            torch.testing.assert_close(keys.norm(dim=-1), torch.ones(2))
+            taught = candidate.state.taught
+            assert taught is not None
+            expected = torch.cat([vector(world, TAUGHT), vector(world, FAR)])
+            torch.testing.assert_close(taught.keys, expected, atol=1e-4, rtol=0)
+            assert taught.answers.tolist() == [answer_number(e.completion) for e in examples]
             world.states["ann"] = candidate.state
             for text in (TAUGHT, FAR):
                 answer = await collect(engine, world.request(text, "ann"))
