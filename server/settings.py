@@ -110,7 +110,7 @@ class Settings(BaseSettings):
     )
     queue: int = Field(256, ge=1, le=65536, description="requests that may wait for the engine")
     patience_s: float = Field(
-        60, gt=0, le=3600, description="longest wait for a place, seconds; then 503"
+        60, gt=0, le=3600, description="longest wait for a place or a lesson, seconds; then 503"
     )
     adapt_batch: int = Field(
         8, ge=1, le=1024, description="sessions that learn together in one inner step"

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
 from server.engine.base import Base
-from server.engine.errors import EngineError, EngineFailed
+from server.engine.errors import EngineBusy, EngineError, EngineFailed
 from server.engine.isolation import failure
 from server.engine.lesson import Course, Job, Lesson
 from server.engine.prefill import Prefills
@@ -53,6 +53,12 @@ class Learner:
     def prepare(self) -> None:
         """Ask for the prompts of the jobs that could be in the next lesson."""
         self._drop([job for job in (*self.waiting, *self.preparing) if job.outbox.cancelled])
+        patience_s = self._limits.patience_s
+        for job in [*self.waiting, *self.preparing]:
+            if job.waited_s > patience_s:
+                self._fail(
+                    job, EngineBusy(f"no lesson could begin within {patience_s:g} s: try again")
+                )
         while self.waiting and len(self.preparing) < self._limits.adapt_batch:
             job = self.waiting.popleft()
             self.preparing.append(job)

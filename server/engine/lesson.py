@@ -89,6 +89,11 @@ class Job:
     gradient_norms: list[float] = field(default_factory=list)
 
     @property
+    def waited_s(self) -> float:
+        """Seconds since the job was asked for."""
+        return time.perf_counter() - self.started_s
+
+    @property
     def width(self) -> int:
         """Tokens of the longest example, prompt included."""
         return max(
@@ -204,7 +209,7 @@ class Lesson:
             update_norm=update_norm(adapted, init),
             verdict=verdict,
             steps=job.steps,
-            duration_ms=(time.perf_counter() - job.started_s) * 1e3,
+            duration_ms=job.waited_s * 1e3,
         )
 
     def _losses(self, tensors: Tensors) -> Generator[None, None, Tensor]:

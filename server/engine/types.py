@@ -28,7 +28,7 @@ class EngineLimits:
     slots: int = 64  # adapters on the device
     host_adapter_bytes: int = 2**30  # adapters kept in the host's memory
     queue: int = 256  # requests and adapt jobs waiting; one more is EngineBusy
-    patience_s: float = 60.0  # wait for a place in the batch; after it, EngineBusy
+    patience_s: float = 60.0  # wait for a place in the batch or a lesson; after it, EngineBusy
     prefill_tokens: int = 512  # padded tokens of one prefill forward pass
     prefix_cache_bytes: int = 256 * 2**20
     kv_bytes: int = 4 * 2**30  # keys and values of the sequences being decoded

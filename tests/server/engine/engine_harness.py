@@ -208,8 +208,16 @@ async def until(holds: Callable[[], bool]) -> None:
         await asyncio.sleep(0.002)
 
 
-def run(main: Awaitable[T]) -> T:
+def quiet(engine: Engine) -> bool:
+    """Whether nothing is left of any request, neither a row nor a slot nor a prompt."""
+    status = engine.status()
+    inside = status.waiting + status.prefilling + status.decoding + status.choosing
+    learning = status.adapts_waiting + status.adapts_learning
+    return inside + learning + status.slots_pinned + status.kv_bytes == 0
+
+
+def run(main: Awaitable[T], limit_s: float = 120) -> T:
     async def guarded() -> T:
-        return await asyncio.wait_for(main, 120)
+        return await asyncio.wait_for(main, limit_s)
 
     return asyncio.run(guarded())

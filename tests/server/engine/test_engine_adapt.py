@@ -20,6 +20,7 @@ from server.engine import (
     AdapterRef,
     AdaptRequest,
     Candidate,
+    EngineBusy,
     EngineFailed,
     GenerateRequest,
     InvalidRequest,
@@ -273,6 +274,24 @@ def test_a_cancelled_adapt_is_forgotten(world: World) -> None:
             await until(lambda: engine.status().adapts_learning == 0)
             assert engine.status().adapts_finished == 1
             assert not [o for o in gc.get_objects() if type(o) is Lesson], "memory is freed"
+
+    run(main())
+
+
+def test_a_job_whose_lesson_cannot_begin_in_time_is_told_to_come_back(world: World) -> None:
+    async def main() -> None:
+        async with running(world.artifact, adapt_batch=1, patience_s=0.2) as engine:
+            long = asyncio.ensure_future(engine.adapt(AdaptRequest(examples(world, 0), 100_000)))
+            await until(lambda: engine.status().adapts_learning == 1)
+            late = await asyncio.gather(
+                *(engine.adapt(AdaptRequest(examples(world, i))) for i in (1, 2)),
+                return_exceptions=True,
+            )
+            assert [type(outcome) for outcome in late] == [EngineBusy] * 2
+            assert engine.status().adapts_learning == 1, "who learns goes on"
+            assert engine.status().adapts_waiting == engine.status().adapts_failed == 0
+            long.cancel()
+            assert (await engine.adapt(AdaptRequest(examples(world, 1)))).steps == 3
 
     run(main())
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from engine_harness import World, collect, gather, run, running
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from adapters.chat import PromptError
@@ -160,6 +160,67 @@ def test_choices_are_scored_by_the_model(
                 )
                 assert tuple(answer.tokens) == world.encoder.completion(best)
                 assert sum(answer.logprobs) == pytest.approx(expected[best], abs=1e-3)
+
+    run(main())
+
+
+SAMPLINGS = st.fixed_dictionaries(
+    {
+        "max_tokens": st.integers(1, 20),
+        "min_tokens": st.integers(0, 20),
+        "temperature": st.sampled_from([0.0, 1e-9, 0.3, 1.0, 2.0, 1e6]),
+        "top_p": st.sampled_from([1e-9, 0.3, 0.9, 1.0]),
+        "top_k": st.sampled_from([0, 1, 2, 50, 10**6]),
+        "stop": st.lists(st.sampled_from(["e", " t", "ing", ".", "é", "zzz"]), max_size=3).map(
+            tuple
+        ),
+        "seed": st.integers(-(2**63), 2**63 - 1),
+        "logprobs": st.booleans(),
+    }
+)
+
+
+@settings(
+    max_examples=25,
+    deadline=None,
+    derandomize=True,  # a draw on the very edge between two tokens may fall to either
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(drawn=st.lists(SAMPLINGS, min_size=1, max_size=4), session=st.sampled_from([None, "bob"]))
+def test_any_sampling_gives_an_answer_of_its_own(
+    world: World, drawn: list[dict[str, object]], session: str | None
+) -> None:
+    """Whatever is asked for, beside whatever else: as alone, and within what was asked for."""
+    possible = [sampling for sampling in drawn if sampling["min_tokens"] <= sampling["max_tokens"]]  # type: ignore[operator]
+    for sampling in drawn:
+        if sampling not in possible:
+            with pytest.raises(InvalidRequest, match="min_tokens"):
+                world.request(TEXT, session, **sampling)
+    requests = [world.request(TEXT, session, **sampling) for sampling in possible]
+
+    async def main() -> None:
+        async with running(world.artifact) as engine:
+            together = await gather(engine, requests)
+            for request, answer in zip(requests, together, strict=True):
+                asked, finished = request.sampling, answer.finished
+                assert (await collect(engine, request)).tokens == answer.tokens
+                assert asked.min_tokens <= len(answer.tokens) <= asked.max_tokens
+                ended = answer.tokens[-1] == world.encoder.end_id
+                assert world.encoder.end_id not in answer.tokens[:-1]
+                if finished.finish_reason == "length":
+                    assert len(answer.tokens) == asked.max_tokens
+                    assert not ended
+                if not asked.min_tokens:
+                    assert not [text for text in asked.stop if text in answer.text]
+                    whole = world.decode(answer.tokens)
+                    assert whole.startswith(answer.text)
+                    stopped = bool([text for text in asked.stop if text in whole])
+                    assert (finished.finish_reason == "stop") == (ended or stopped)
+                assert len(answer.logprobs) == (len(answer.tokens) if asked.logprobs else 0)
+                assert all(value <= 1e-6 for value in answer.logprobs)
+                greedy = asked.top_k == 1 or min(asked.temperature, asked.top_p) <= 1e-9
+                if greedy and not (asked.min_tokens or asked.stop):
+                    world.check_greedy(request, answer.tokens)
 
     run(main())
 

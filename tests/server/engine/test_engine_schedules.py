@@ -4,7 +4,7 @@ import asyncio
 from dataclasses import dataclass
 
 import pytest
-from engine_harness import World, collect, run, running, until
+from engine_harness import World, collect, quiet, run, running, until
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -83,11 +83,3 @@ def test_random_schedules(world: World, acts: list[Act], limits: dict[str, int])
             assert engine.status().prefix_cache_bytes <= limits["prefix_cache_bytes"]
 
     run(main())
-
-
-def quiet(engine: Engine) -> bool:
-    """Whether nothing is left of any request, neither a row nor a slot nor a prompt."""
-    status = engine.status()
-    inside = status.waiting + status.prefilling + status.decoding + status.choosing
-    learning = status.adapts_waiting + status.adapts_learning
-    return inside + learning + status.slots_pinned + status.kv_bytes == 0
