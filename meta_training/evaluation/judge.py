@@ -195,7 +195,11 @@ class Judge:
         return group.untaught.index_copy(0, rows, logits)
 
     def _taught(self, adapters: Tensors | None, turns: Turns, sessions: Tensor) -> Tensor:
-        rows = None if adapters is None else rows_of(adapters, sessions)
+        rows = None
+        if adapters is not None:
+            # Without the sessions that have no row here, rows often are groups of equal size.
+            here, slots = sessions.unique(return_inverse=True)
+            rows = rows_of({name: t[here] for name, t in adapters.items()}, slots)
         with self._learner.hooks.use(rows):
             return continue_from(self._learner.model, turns.prefix, turns.ids)
 

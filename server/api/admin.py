@@ -1,80 +1,43 @@
 """`/admin`: the operator's view of every tenant's sessions and of the engine."""
 
+import asyncio
+import re
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Query
-from pydantic import BaseModel, Field
+from fastapi import APIRouter, Query, Response
 
+from adapters.chat import PromptError
+from server.api.admin_schemas import (
+    ITEMS_SHOWN,
+    LOG_LINES,
+    CompareAnswer,
+    CompareBody,
+    ComparedAnswer,
+    ComparedToken,
+    LogLine,
+    RollbackBody,
+    SessionDetail,
+    SessionRow,
+    SessionsAnswer,
+    VersionAnswer,
+)
 from server.api.auth import Operator
 from server.api.context import Running, SessionPath
-from server.api.problems import RESPONSES
-from server.api.schemas import ItemAnswer, SessionAnswer, Wire
+from server.api.generate import refused_turns
+from server.api.problems import RESPONSES, invalid
+from server.api.schemas import SessionAnswer
 from server.api.sessions import existing, wire, wire_item
+from server.engine import RequestTooLong
+from server.flows.comparing import Side, compare
+from server.flows.exporting import peft_zip
+from server.runtime import Runtime
 from server.sessions import Event, Version
 from server.settings import TENANT_PATTERN
 
 router = APIRouter(prefix="/admin", tags=["admin"], responses=RESPONSES)
 
-LOG_LINES = 200
-ITEMS_SHOWN = 1000
-
-
-class SessionRow(SessionAnswer):
-    """A session in the operator's list."""
-
-    tenant: str
-
-
-class SessionsAnswer(BaseModel):
-    """A page of sessions, and how many there are under the same filter."""
-
-    total: int
-    offset: int
-    sessions: list[SessionRow]
-
-
-class VersionAnswer(BaseModel):
-    """A kept version and what it came from."""
-
-    adapter_version: int
-    created_at: float = Field(description="Unix time, seconds")
-    snapshot_bytes: int
-    start: str = Field(description="where the derivation began")
-    items: list[int] = Field(description="feedback items derived over")
-    steps: int
-    step_losses: list[float | None] = Field(description="inner loss at the start of each step")
-    gradient_norms: list[float | None] = Field(description="at each step, before the clip")
-    loss_before: float | None = Field(description="mean loss on the items, untaught")
-    loss_after: float | None = Field(description="mean loss on the items, taught")
-    update_norm: float | None = Field(description="distance of the adapter from its start")
-    guard_scale: float | None = Field(description="factor on the update that the guard accepted")
-    duration_ms: float | None
-    rule_hash: str
-    base_fingerprint: str
-
-
-class LogLine(BaseModel):
-    """One event of a session's log."""
-
-    at: float = Field(description="Unix time, seconds")
-    type: str
-    fields: dict[str, str]
-
-
-class SessionDetail(SessionRow):
-    """One session as the operator sees it."""
-
-    base_fingerprint: str = Field(description="of the model that the version in force belongs to")
-    versions: list[VersionAnswer] = Field(description="kept ones, oldest first")
-    feedback: list[ItemAnswer] = Field(description=f"by id, the last {ITEMS_SHOWN}")
-    log: list[LogLine] = Field(description=f"newest first, at most {LOG_LINES} lines")
-
-
-class RollbackBody(Wire):
-    """Body of `POST /admin/sessions/{id}/rollback`."""
-
-    adapter_version: int = Field(ge=0, description="a kept version, or 0 for untaught")
+_FILE_NAME = re.compile(r"[^A-Za-z0-9._-]")
 
 
 TenantQuery = Annotated[
@@ -148,6 +111,57 @@ async def reset(session_id: SessionPath, who: Operator, running: Running) -> Ses
     return wire(await running.store.reset(who.tenant, session_id))
 
 
+@router.get(
+    "/sessions/{session_id}/export",
+    response_class=Response,
+    responses={200: {"content": {"application/zip": {}}}},
+)
+async def export(
+    session_id: SessionPath,
+    who: Operator,
+    running: Running,
+    adapter_version: Annotated[
+        int | None, Query(ge=1, lt=2**53, description="a kept version; default newest")
+    ] = None,
+) -> Response:
+    """A session's adapter as a zip that `PeftModel.from_pretrained` loads once it is unpacked."""
+    pointer = await existing(running, who.tenant, session_id)
+    number, state = await running.answering.adapter(pointer, adapter_version)
+    about = {"session_id": session_id, "adapter_version": number}
+    content = await asyncio.to_thread(peft_zip, running.artifact, state, about)
+    name = f"{_FILE_NAME.sub('_', session_id)}-{number}.zip"
+    headers = {"Content-Disposition": f'attachment; filename="{name}"'}
+    return Response(content, media_type="application/zip", headers=headers)
+
+
+@router.post("/sessions/{session_id}/compare", response_model=CompareAnswer)
+async def compare_answers(
+    body: CompareBody, session_id: SessionPath, who: Operator, running: Running
+) -> CompareAnswer:
+    """Answer a prompt by the base and by the session, and have both score both answers."""
+    await existing(running, who.tenant, session_id)
+    try:
+        found = await compare(
+            running.answering,
+            who.tenant,
+            session_id,
+            body.turns,
+            body.max_tokens,
+            body.adapter_version,
+        )
+    except PromptError as error:
+        raise refused_turns(body.place, error) from error
+    except RequestTooLong as error:
+        raise invalid(body.place, str(error)) from error
+    return CompareAnswer(
+        session_id=session_id,
+        adapter_version=found.adapter_version,
+        adapter_used=found.adapter_used,
+        base=_side(running, found.base),
+        session=_side(running, found.session),
+    )
+
+
 @router.get("/engine")
 async def engine(_: Operator, running: Running) -> dict[str, Any]:
     """The engine's queues, batch, slots, rates and prefix cache, and the model that it serves."""
@@ -182,6 +196,23 @@ def _version(version: Version) -> VersionAnswer:
         duration_ms=guard.get("duration_ms"),
         rule_hash=record.rule_hash,
         base_fingerprint=record.base_fingerprint,
+    )
+
+
+def _side(running: Runtime, side: Side) -> ComparedAnswer:
+    text_of = running.encoding.token_text
+    return ComparedAnswer(
+        text=side.text,
+        finish_reason="length" if side.finish_reason == "length" else "stop",
+        tokens=[
+            ComparedToken(
+                id=token.id,
+                token=text_of(token.id),
+                base_logprob=token.base,
+                session_logprob=token.session,
+            )
+            for token in side.tokens
+        ],
     )
 
 

@@ -59,6 +59,7 @@ class Question:
     max_tokens: int | None = None  # None: `default_tokens`, or what the context has room for
     default_tokens: int = 128
     version: int | None = None  # None: the newest
+    keep_completion: bool = True  # so that feedback can be about it
 
 
 @dataclass(frozen=True)
@@ -128,9 +129,31 @@ class Answering:
                     whole = Answer(
                         completion_id, question.session_id, version, event, tuple(sampled)
                     )
-                    if pointer is not None:
+                    if pointer is not None and question.keep_completion:
                         await self._keep(question, pointer, prompt, whole)
                     yield whole
+
+    async def adapter(self, pointer: Pointer, version: int | None) -> tuple[int, AdapterState]:
+        """A kept version's number and adapter; the newest for None, derived again if it is lost.
+
+        Raises:
+            SessionStoreError, EngineError.
+            VersionUnusable: the session is untaught, or the version cannot be loaded.
+        """
+        name = pointer.tenant, pointer.session_id
+        question = Question(*name, (), Sampling(1), version=version)
+        pointer, number = await self._resolve(question, pointer)
+        if number:
+            try:
+                return number, await self._load(pointer, number)
+            except UNUSABLE as error:
+                if version is not None:
+                    raise _unusable(number, error) from error
+                pointer = await self._recover(pointer, error)
+                number = pointer.version
+        if not number:
+            raise VersionUnusable(f"session {pointer.session_id!r} has no adapter: it is untaught")
+        return number, await self._load(pointer, number)
 
     def _check_choices(self, choices: Sequence[str]) -> None:
         for index, choice in enumerate(choices):
@@ -175,10 +198,7 @@ class Answering:
             if started or (isinstance(error, VersionNotFound) and question.version is not None):
                 raise
             if question.version is not None:
-                raise VersionUnusable(
-                    f"version {version} cannot be loaded: leave adapter_version out to use the "
-                    f"newest ({error})"
-                ) from error
+                raise _unusable(version, error) from error
             pointer = await self._recover(pointer, error)
         async with aclosing(self._generate(request, pointer, pointer.version)) as events:
             async for event in events:
@@ -249,6 +269,12 @@ class Answering:
             payload,
             lifetime_s=self._completion_lifetime_s,
         )
+
+
+def _unusable(version: int, error: Exception) -> VersionUnusable:
+    return VersionUnusable(
+        f"version {version} cannot be loaded: leave adapter_version out to use the newest ({error})"
+    )
 
 
 def new_completion_id(prefix: str = "cmpl") -> str:

@@ -1,0 +1,90 @@
+"""The same prompt answered by the base and by a session, and each answer scored by both.
+
+It knows how questions are answered, nothing of sessions' storage or HTTP.
+"""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from server.engine import FinishReason, Sampling
+from server.flows.answering import Answer, Answering, Question
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A token of an answer, with the log-probability that base and session give it."""
+
+    id: int
+    base: float
+    session: float
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two answers. The end token is the last of ``tokens``."""
+
+    text: str
+    finish_reason: FinishReason
+    tokens: tuple[Scored, ...]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """``adapter_used`` is false where the session's gate leaves this prompt to the base."""
+
+    adapter_version: int
+    adapter_used: bool
+    base: Side
+    session: Side
+
+
+async def compare(
+    answering: Answering,
+    tenant: str,
+    session_id: str,
+    turns: Sequence[Mapping[str, str]],
+    max_tokens: int,
+    version: int | None,
+) -> Comparison:
+    """Answer greedily by both and score both answers by both; nothing is kept.
+
+    Scores are the adapter's also where the gate would leave the prompt to the base.
+
+    Raises:
+        PromptError, EngineError, SessionStoreError, VersionUnusable.
+    """
+
+    async def ask(session: str | None, sampling: Sampling, version: int | None) -> Answer:
+        question = Question(
+            tenant,
+            session,
+            turns,
+            sampling,
+            sampling.max_tokens,
+            version=version,
+            keep_completion=False,
+        )
+        async with aclosing(answering.answer(question, "")) as pieces:
+            async for piece in pieces:
+                if isinstance(piece, Answer):
+                    return piece
+        raise RuntimeError("the engine ended an answer without finishing it")
+
+    greedy = Sampling(max_tokens)
+    base, session = await asyncio.gather(ask(None, greedy, None), ask(session_id, greedy, version))
+    version = session.adapter_version  # whatever is promoted meanwhile
+
+    async def scored(answer: Answer) -> Side:
+        text = answer.finished.text
+        sampling = Sampling(max_tokens, choices=(text,), logprobs=True)
+        by_base, by_session = await asyncio.gather(
+            ask(None, sampling, None), ask(session_id, sampling, version)
+        )
+        pairs = zip(by_base.sampled, by_session.sampled, strict=True)
+        tokens = tuple(Scored(one.id, one.logprob, other.logprob) for one, other in pairs)
+        return Side(text, answer.finished.finish_reason, tokens)
+
+    sides = await asyncio.gather(scored(base), scored(session))
+    return Comparison(version, session.finished.adapter_used, *sides)

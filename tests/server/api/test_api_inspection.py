@@ -1,0 +1,132 @@
+"""What operators take out of a session: its adapter for PEFT, and a comparison with the base."""
+
+import io
+import json
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+import torch
+from api_calls import ANSWER, EXAMPLES, QUESTION, ask, ok, problem, teach
+from peft import PeftModel
+from server_harness import LiveServer
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+
+def unpacked(http: httpx.Client, session: str, folder: Path, **query: int) -> tuple[Path, str]:
+    response = http.get(f"/admin/sessions/{session}/export", params=query)
+    assert response.status_code == 200, response.text
+    assert response.headers["content-type"] == "application/zip"
+    with zipfile.ZipFile(io.BytesIO(response.content)) as archive:
+        assert archive.testzip() is None
+        archive.extractall(folder)
+    return folder, response.headers["content-disposition"]
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+def test_peft_answers_with_the_exported_adapter_as_the_server_does(
+    http: httpx.Client, session: str, model_folder: Path, tmp_path: Path
+) -> None:
+    teach(http, session)
+    teach(http, session, [{"prompt": "Hello", "completion": "Hi."}])
+    for version in (None, 1):
+        query = {} if version is None else {"adapter_version": version}
+        folder, disposition = unpacked(http, session, tmp_path / f"{version}", **query)
+        about = json.loads((folder / "innerloop.json").read_text())
+        assert (about["session_id"], about["adapter_version"]) == (session, version or 2)
+        assert disposition.endswith(f'-{version or 2}.zip"')
+        assert ":" not in disposition
+        tokenizer = AutoTokenizer.from_pretrained(model_folder)
+        base = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
+        model = PeftModel.from_pretrained(base, folder)
+        chat = [{"role": "user", "content": "Hello"}]
+        ids = tokenizer.apply_chat_template(
+            chat, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
+        with torch.no_grad():
+            out = model.generate(**ids, max_new_tokens=20, do_sample=False)
+        text = tokenizer.decode(out[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
+        assert text == ask(http, session, "Hello", **query)["text"]
+
+
+def test_an_export_is_the_same_every_time(http: httpx.Client, session: str) -> None:
+    teach(http, session)
+    path = f"/admin/sessions/{session}/export"
+    assert http.get(path).content == http.get(path).content
+
+
+def test_what_cannot_be_exported(http: httpx.Client, new_session: Callable[[], str]) -> None:
+    problem(http.get("/admin/sessions/nobody/export"), 404)
+    untaught = new_session()
+    ask(http, untaught)
+    assert "untaught" in problem(http.get(f"/admin/sessions/{untaught}/export"), 409)["detail"]
+    taught = new_session()
+    teach(http, taught)
+    path = f"/admin/sessions/{taught}/export"
+    problem(http.get(path, params={"adapter_version": 9}), 404)
+    problem(http.get(path, params={"adapter_version": 0}), 422)
+
+
+def test_both_answers_scored_by_both(http: httpx.Client, session: str) -> None:
+    untaught = ask(http, session, logprobs=True)
+    teach(http, session)
+    taught = ask(http, session, logprobs=True)
+    before = ok(http.get(f"/admin/sessions/{session}"))
+    body = {"prompt": QUESTION, "max_tokens": 20}
+    found = ok(http.post(f"/admin/sessions/{session}/compare", json=body))
+    assert (found["adapter_version"], found["adapter_used"]) == (1, True)
+    assert found["base"]["text"] == untaught["text"]
+    assert found["base"]["finish_reason"] == untaught["finish_reason"]
+    assert found["session"]["text"] == taught["text"] == ANSWER
+    assert found["session"]["finish_reason"] == "stop"
+    tokens = found["session"]["tokens"]
+    assert [token["id"] for token in tokens] == [token["id"] for token in taught["logprobs"]]
+    assert [token["token"] for token in tokens[:-1]] == [
+        token["token"] for token in taught["logprobs"][:-1]
+    ]
+    expected = [token["logprob"] for token in taught["logprobs"]]
+    assert [t["session_logprob"] for t in tokens] == pytest.approx(expected, abs=1e-3)
+    assert sum(t["base_logprob"] for t in tokens) < sum(t["session_logprob"] for t in tokens)
+    assert ok(http.get(f"/admin/sessions/{session}")) == before, "nothing is kept"
+
+
+def test_an_older_version_and_an_untaught_session_are_compared(
+    http: httpx.Client, session: str
+) -> None:
+    teach(http, session)
+    teach(http, session, [{"prompt": QUESTION, "completion": "Look at the barn."}])
+    path, body = f"/admin/sessions/{session}/compare", {"prompt": QUESTION, "max_tokens": 20}
+    old = ok(http.post(path, json={**body, "adapter_version": 1}))
+    assert (old["adapter_version"], old["session"]["text"]) == (1, ANSWER)
+    none = ok(http.post(path, json={**body, "adapter_version": 0}))
+    assert none["session"] == none["base"]
+    assert none["adapter_used"] is False
+
+
+def test_what_cannot_be_compared(http: httpx.Client, session: str) -> None:
+    ask(http, session)
+    path = f"/admin/sessions/{session}/compare"
+    problem(http.post("/admin/sessions/nobody/compare", json={"prompt": "Hi"}), 404)
+    problem(http.post(path, json={"prompt": "Hi", "adapter_version": 3}), 404)
+    for body, where in (
+        ({}, ""),
+        ({"prompt": "Hi", "colour": 1}, "colour"),
+        ({"prompt": "Hi", "max_tokens": 0}, "max_tokens"),
+        ({"prompt": "a b c " * 200}, "prompt"),
+        ({"prompt": "Hi", "max_tokens": 4000}, "prompt"),
+        ({"prompt": "<|end|>"}, "prompt"),
+    ):
+        document = problem(http.post(path, json=body), 422)
+        assert [error["path"] for error in document["errors"]] == [where]
+
+
+def test_only_operators_look_in(live: LiveServer, session: str) -> None:
+    with live.client(1, headers={"Authorization": "Bearer acme-key"}) as client:
+        client.post("/adapt", json={"session_id": session, "examples": EXAMPLES})
+        problem(client.get(f"/admin/sessions/{session}/export"), 403)
+        problem(client.post(f"/admin/sessions/{session}/compare", json={"prompt": "Hi"}), 403)
+    operator = {"Authorization": "Bearer operator-key", "X-Tenant": "acme"}
+    with live.client(1, headers=operator) as client:
+        assert client.get(f"/admin/sessions/{session}/export").status_code == 200
