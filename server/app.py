@@ -7,7 +7,17 @@ from importlib.metadata import PackageNotFoundError, version
 
 from fastapi import FastAPI
 
-from server.api import adapt, admin, generate, handlers, health, openai, problems, sessions
+from server.api import (
+    adapt,
+    admin,
+    generate,
+    handlers,
+    health,
+    openai,
+    pages,
+    problems,
+    sessions,
+)
 from server.api.auth import Keyring
 from server.api.body_limit import BodyLimit
 from server.runtime import Runtime, running
@@ -56,7 +66,7 @@ def _routes(settings: Settings) -> FastAPI:
     app.state.started_at = int(time.time())
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     handlers.install(app)
-    for room in (generate, adapt, sessions, openai, admin, health, problems):
+    for room in (generate, adapt, sessions, openai, admin, health, problems, pages):
         app.include_router(room.router)
     return app
 
