@@ -18,7 +18,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
-from adapters.base_model import ArtifactError, Base, input_embedding, load_base, probe, save_base
+from adapters.base_model import ArtifactError, input_embedding, load_base, probe, save_base
 from adapters.chat import ChatEncoder, user_turn
 from adapters.config import AdapterError, InnerRule, LoraSpec
 from adapters.peft_io import PeftAdapter, check_shapes, load_peft, save_peft
@@ -134,15 +134,16 @@ def load_artifact(path: Path, device: torch.device | str = "cpu") -> Artifact:
     base = load_base(path, device)
     encoder = ChatEncoder(base.tokenizer)
     header = encoder.assistant_header()
-    stored_rule = _part(path / RULE_FILE, read_rule)
+    vocabulary = len(input_embedding(base.model))
+    words = _part(path / WORDS_FILE, lambda file: load_words(file, base.tokenizer, vocabulary))
+    stored_rule = _part(path / RULE_FILE, lambda file: read_rule(file, words))
     stored_init = _part(path / SESSION_INIT, load_peft)
     try:
         spec = _spec(base.model, stored_rule, stored_init)
         session_init = _session_init(base.model, spec, stored_init, header)
         rule = stored_rule[1] if stored_rule else plain_rule(session_init)
         _check_rule(rule, session_init, encoder)
-        _check_gate(rule, spec, base.model)
-        rule = _with_words(path / WORDS_FILE, rule, base)
+        _check_gate(rule, spec, base.model, encoder)
     except AdapterError as error:
         raise ArtifactError(f"{path}: {error}") from error
     rule_hash = _rule_hash(spec, session_init, rule)
@@ -205,7 +206,9 @@ def _check_rule(rule: InnerRule, session_init: Tensors, encoder: ChatEncoder) ->
         encoder.example(user_turn(anchor.prompt), anchor.completion)
 
 
-def _check_gate(rule: InnerRule, spec: LoraSpec, model: PreTrainedModel) -> None:
+def _check_gate(
+    rule: InnerRule, spec: LoraSpec, model: PreTrainedModel, encoder: ChatEncoder
+) -> None:
     if rule.gate is None:
         return
     if spec.scope == "full":
@@ -215,26 +218,18 @@ def _check_gate(rule: InnerRule, spec: LoraSpec, model: PreTrainedModel) -> None
         raise ArtifactError(
             f"{RULE_FILE} has a gate at layer {rule.gate.layer} of a model with {layers}"
         )
-
-
-def _with_words(path: Path, rule: InnerRule, base: Base) -> InnerRule:
-    if not path.exists():
-        return rule
-    if rule.gate is None:
-        raise ArtifactError(f"{WORDS_FILE} is for a gate, but {RULE_FILE} has none")
-    try:
-        words = load_words(path, base.tokenizer, len(input_embedding(base.model)))
-    except AdapterError as error:
-        raise ArtifactError(f"{WORDS_FILE} {error}") from error
-    return replace(rule, gate=replace(rule.gate, words=words))
+    if rule.gate.words is not None:
+        turns = (rule.gate.words.last_turn(encoder.prompt(user_turn(t)).prefix) for t in "ab")
+        if len({tuple(turn) for turn in turns}) == 1:
+            raise ArtifactError(
+                f"{WORDS_FILE} is of no use with this chat template, which ends a turn with text: "
+                "all prompts look the same"
+            )
 
 
 def _rule_hash(spec: LoraSpec, session_init: Tensors, rule: InnerRule) -> str:
     digest = hashlib.sha256(dumps(AdapterState(spec, session_init, "")))
     digest.update(rule_text(spec, rule).encode())
-    if rule.gate is not None and rule.gate.words is not None:
-        digest.update(rule.gate.words.vectors.numpy().tobytes())
-        digest.update(rule.gate.words.weights.numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -95,6 +95,11 @@ class Gate:
     mix: Mix | None = None
     words: Words | None = None
 
+    @property
+    def view(self) -> str:
+        """Names how prompts are seen: vectors of two views cannot be compared."""
+        return f"layer {self.layer}, words {None if self.words is None else self.words.digest}"
+
     def threshold_for(self, prompts: int) -> float:
         """Least cosine where ``prompts`` prompts were taught; never so high that none opens."""
         return min(self.threshold + self.growth * math.log(prompts), 0.99)

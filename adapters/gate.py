@@ -55,10 +55,10 @@ def choice_likeness(
     """(B, C) how much nearer a prompt is to each choice's prototype than what opens the gate.
 
     A choice's prototype is the mean of the prompts it was taught for (Prototypical Networks, Snell
-    et al. 2017, arXiv 1703.05175, by cosine); a choice that was not taught has 0.
+    et al. 2017, arXiv 1703.05175, by cosine); a choice that was not taught has NaN.
     """
     neutral = gate.threshold_for(taught.keys.shape[0])
-    likeness = torch.zeros(vectors.shape[0], len(choices))
+    likeness = torch.full((vectors.shape[0], len(choices)), torch.nan)
     for column, choice in enumerate(choices):
         keys = taught.keys[taught.answers == answer_number(choice)]
         if len(keys):
@@ -69,8 +69,13 @@ def choice_likeness(
 def choice_scores(mix: Mix, likeness: Tensor, logprobs: Tensor) -> Tensor:
     """(B, C) scores of choices by the model (B, C) and the memory of what was taught together.
 
-    A log-linear pool; kNN-LM's is linear (Khandelwal et al. 2020, arXiv 1911.00172). Where no
-    choice was taught, the model alone chooses.
+    A log-linear pool; kNN-LM's is linear (Khandelwal et al. 2020, arXiv 1911.00172). Memory is
+    asked where it knows every choice, or one that was taught for prompts like this one; what was
+    taught for other prompts says nothing about a choice that was not taught. Where it is not asked,
+    the model alone chooses.
     """
-    taught = (likeness != 0).any(1, keepdim=True)
-    return torch.where(taught, mix.model * logprobs + mix.memory * likeness, logprobs)
+    known = ~likeness.isnan()
+    near = (likeness > 0).any(1, keepdim=True)  # NaN is not
+    asked = near | known.all(1, keepdim=True)
+    pooled = mix.model * logprobs + mix.memory * likeness.nan_to_num(nan=0.0)
+    return torch.where(asked, pooled, logprobs)

@@ -14,6 +14,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from adapters.config import AdapterError, Anchor, Gate, InnerRule, LoraSpec, Mix, Scope, SpecError
+from adapters.words import Words
 
 FORMAT_VERSION: Final = 1
 
@@ -48,6 +49,7 @@ class _Gate(_Part):
     threshold: float = Field(ge=-1, le=1)
     growth: float = Field(0.0, ge=0, le=1)
     mix: _Mix | None = None
+    words: str | None = None  # digest of the table that the other numbers were chosen with
 
 
 class _Rule(_Part):
@@ -86,12 +88,12 @@ def rule_text(spec: LoraSpec, rule: InnerRule) -> str:
     return _check(content).model_dump_json(indent=1) + "\n"
 
 
-def read_rule(path: Path) -> tuple[LoraSpec, InnerRule]:
-    """Read and check a rule.
+def read_rule(path: Path, words: Words | None = None) -> tuple[LoraSpec, InnerRule]:
+    """Read and check a rule. ``words`` is the table that lies beside it.
 
     Raises:
         RuleError: unreadable, broken JSON, unknown or missing keys, wrong types, values that are
-            not finite, or step sizes that do not fit the number of steps.
+            not finite, step sizes that do not fit the number of steps, or another table.
     """
     try:
         content = json.loads(path.read_bytes())
@@ -110,7 +112,7 @@ def read_rule(path: Path) -> tuple[LoraSpec, InnerRule]:
                 part.clip,
                 part.anchor_weight,
                 tuple(Anchor(anchor.prompt, anchor.completion) for anchor in part.anchors),
-                None if part.gate is None else _read_gate(part.gate),
+                _read_gate(part.gate, words),
             ),
         )
     except SpecError as error:
@@ -119,14 +121,21 @@ def read_rule(path: Path) -> tuple[LoraSpec, InnerRule]:
 
 def _gate(gate: Gate) -> dict[str, Any]:
     """A gate's numbers; its words are a file of their own."""
-    numbers = asdict(replace(gate, words=None))
-    del numbers["words"]
-    return numbers
+    digest = None if gate.words is None else gate.words.digest
+    return asdict(replace(gate, words=None)) | {"words": digest}
 
 
-def _read_gate(part: _Gate) -> Gate:
+def _read_gate(part: _Gate | None, words: Words | None) -> Gate | None:
+    found, wanted = words and words.digest, part and part.words
+    if found != wanted:
+        raise RuleError(
+            f"wants a gate's table of words of digest {wanted}, found {found}: the rule and the "
+            "table beside it must be of one export"
+        )
+    if part is None:
+        return None
     mix = None if part.mix is None else Mix(part.mix.model, part.mix.memory)
-    return Gate(part.layer, part.threshold, part.growth, mix)
+    return Gate(part.layer, part.threshold, part.growth, mix, words)
 
 
 def _check(content: Any) -> _Rule:

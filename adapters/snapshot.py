@@ -22,6 +22,7 @@ FORMAT_VERSION: Final = 2
 METADATA_KEY: Final = "innerloop.adapter"
 KEYS: Final = "gate.keys"
 ANSWERS: Final = "gate.answers"
+VIEW: Final = "gate_view"  # the header's word for what made the keys; equal ones can be compared
 
 
 class SnapshotError(AdapterError, ValueError):
@@ -56,8 +57,9 @@ def dumps(state: AdapterState) -> bytes:
             raise SnapshotError(f"{name} holds values that are not finite")
         # Tensors of a slot share memory with their neighbours, which safetensors refuses.
         tensors[name] = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-    header = json.dumps(_header(state.spec, state.base_fingerprint), sort_keys=True)
-    return save(tensors, {METADATA_KEY: header})
+    header = _header(state.spec, state.base_fingerprint)
+    header[VIEW] = None if state.taught is None else state.taught.view
+    return save(tensors, {METADATA_KEY: json.dumps(header, sort_keys=True)})
 
 
 def loads(
@@ -79,13 +81,14 @@ def loads(
     """
     try:
         file = read_tensor_file(data)
-        _check_header(file.metadata.get(METADATA_KEY), _header(spec, base_fingerprint))
+        header = _header(spec, base_fingerprint)
+        view = _checked_header(file.metadata.get(METADATA_KEY), header)[VIEW]
         known = _taught_shapes(file) if KEYS in file.entries or ANSWERS in file.entries else {}
         file.check({**shapes, **known}, ("F32",), integers=(ANSWERS,))
         tensors = file.tensors()
     except TensorFileError as error:
         raise SnapshotError(f"no usable adapter snapshot: {error}") from error
-    taught = Taught(tensors[KEYS], tensors[ANSWERS]) if known else None
+    taught = Taught(tensors[KEYS], tensors[ANSWERS], str(view)) if known else None
     return AdapterState(spec, {name: tensors[name] for name in shapes}, base_fingerprint, taught)
 
 
@@ -106,17 +109,18 @@ def _header(spec: LoraSpec, base_fingerprint: str) -> dict[str, object]:
     }
 
 
-def _check_header(text: str | None, expected: Mapping[str, object]) -> None:
+def _checked_header(text: str | None, expected: Mapping[str, object]) -> dict[str, object]:
     if text is None:
         raise SnapshotError("no adapter snapshot: the file does not say what it belongs to")
     try:
         found = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise SnapshotError(f"the snapshot's header is not JSON: {error}") from error
-    if not isinstance(found, dict) or found.keys() != expected.keys():
+    if not isinstance(found, dict) or found.keys() != expected.keys() | {VIEW}:
         raise SnapshotError(f"the snapshot's header is not of format {FORMAT_VERSION}")
     for key, value in expected.items():
         if found[key] != value:
             raise SnapshotError(
                 f"the snapshot's {key} is {shorten(found[key])}, expected {shorten(value)}"
             )
+    return found

@@ -23,11 +23,12 @@ class Taught:
     """What was taught, as the gate knows it.
 
     ``keys``: (N, E) unit vectors of the prompts. ``answers``: (N,) integers that stand for the
-    answers, equal where the answers are.
+    answers, equal where the answers are. ``view`` names how the gate that made them sees prompts.
     """
 
     keys: Tensor
     answers: Tensor
+    view: str
 
 
 @dataclass(frozen=True)

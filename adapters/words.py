@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import accumulate, dropwhile, takewhile
 from pathlib import Path
 from typing import Final
@@ -45,6 +45,12 @@ class Words:
     vectors: Tensor
     weights: Tensor
     control: frozenset[int]
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over the table as it is stored, in hexadecimal."""
+        table = (self.vectors.half(), self.weights.half())
+        return hashlib.sha256(b"".join(part.numpy().tobytes() for part in table)).hexdigest()
 
     @property
     def width(self) -> int:

@@ -6,6 +6,7 @@ The one place that knows all stages of meta-training; holds no algorithm of its 
 from __future__ import annotations
 
 import random
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from meta_training.tasks.batches import UnrelatedPool
 from meta_training.tasks.families import Families, as_intent, unrelated_questions
 from meta_training.tasks.neighbours import neighbour_intents, short_turns
 from meta_training.tasks.sampler import EpisodeSampler
-from meta_training.tasks.sources import Intent
+from meta_training.tasks.sources import DataError, Intent
 from meta_training.train import OuterLoop
 from meta_training.words import train_words
 
@@ -131,7 +132,11 @@ def make_gate(workshop: Workshop, learner: Learner) -> Gate | None:
     gate = calibrate_gate(learner, corpus, words, recipe.seed)
     others = unrelated_questions(corpus.validation_intents, corpus.train_personas)
     drawer = TaskDrawer(workshop.families(corpus.validation_intents), others, recipe.seed)
-    return calibrate_memory(learner, gate, drawer)
+    try:
+        return calibrate_memory(learner, gate, drawer)
+    except DataError as error:  # hours of training are not lost for this
+        print(f"the model alone will pick from choices: {error}", file=sys.stderr)
+        return gate
 
 
 def _words(workshop: Workshop, learner: Learner) -> Words:

@@ -163,7 +163,8 @@ class Judge:
             keys = self._vectors(learner.gate, examples, prefix)
             answers = torch.tensor([answer_number(example.completion) for example in examples])
             per_task = [owners == s for s in range(len(self._tasks))]
-            self._memories = [Taught(keys[rows], answers[rows]) for rows in per_task]
+            view = learner.gate.view
+            self._memories = [Taught(keys[rows], answers[rows], view) for rows in per_task]
         anchors = None
         if learner.anchor_examples:
             anchors = learner.anchors(self._prefill(learner.anchor_examples))

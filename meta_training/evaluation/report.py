@@ -64,13 +64,19 @@ def markdown(summary: Summary, figures: Sequence[str] = tuple(TITLES)) -> str:
         parts.append("| method | " + " | ".join(TITLES[c] for c in columns) + " | tasks |")
         parts.append("|---|" + "---|" * (len(columns) + 1))
         for method, points in methods.items():
-            for checkpoint, point in points.items():
+            for checkpoint, point in sorted(points.items(), key=lambda item: _steps(item[0])):
                 name = method if checkpoint == "-" else f"{method}, {checkpoint}"
                 cells = [_text(column, point.get(column)) for column in columns]
                 tasks = max(value["tasks"] for value in point.values())
                 parts.append(f"| {name} | " + " | ".join(cells) + f" | {tasks} |")
         parts.append("")
     return "\n".join(parts)
+
+
+def _steps(checkpoint: str) -> int:
+    """How many steps a checkpoint is after; as text, 10 would come before 3."""
+    first = checkpoint.split()[0]
+    return int(first) if first.isdecimal() else 0
 
 
 def _text(figure: str, value: dict[str, Any] | None) -> str:

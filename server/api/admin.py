@@ -5,7 +5,7 @@ import re
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Query, Request, Response
 
 from adapters.chat import PromptError
 from server.api.admin_schemas import (
@@ -28,6 +28,7 @@ from server.api.generate import refused_turns
 from server.api.problems import RESPONSES, invalid
 from server.api.schemas import SessionAnswer
 from server.api.sessions import existing, wire, wire_item
+from server.api.streams import connected
 from server.engine import RequestTooLong
 from server.flows.comparing import Side, compare
 from server.flows.exporting import peft_zip
@@ -136,12 +137,16 @@ async def export(
 
 @router.post("/sessions/{session_id}/compare", response_model=CompareAnswer)
 async def compare_answers(
-    body: CompareBody, session_id: SessionPath, who: Operator, running: Running
+    body: CompareBody,
+    request: Request,
+    session_id: SessionPath,
+    who: Operator,
+    running: Running,
 ) -> CompareAnswer:
     """Answer a prompt by the base and by the session, and have both score both answers."""
     await existing(running, who.tenant, session_id)
     try:
-        found = await compare(
+        comparing = compare(
             running.answering,
             who.tenant,
             session_id,
@@ -149,6 +154,7 @@ async def compare_answers(
             body.max_tokens,
             body.adapter_version,
         )
+        found = await connected(request, comparing)
     except PromptError as error:
         raise refused_turns(body.place, error) from error
     except RequestTooLong as error:

@@ -84,7 +84,9 @@ class ComparedToken(BaseModel):
 
 
 class ComparedAnswer(BaseModel):
-    """A greedy answer; its end token is the last of `tokens`."""
+    """A greedy answer; its end token is the last of `tokens`, which are empty where an answer that
+    was cut off leaves no room for it.
+    """
 
     text: str
     finish_reason: Literal["stop", "length"]

@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 
 from adapters.chat import PromptError
 from adapters.config import AdapterError
+from adapters.peft_io import PeftFormatError
 from server.api.problems import FieldError, Problem, answer
 from server.engine import EngineBusy, EngineError, EngineStopped, InvalidRequest
 from server.flows.answering import VersionUnusable
@@ -58,6 +59,7 @@ _NAMES: Sequence[tuple[type[Exception], str]] = (
     (LessonError, "invalid"),
     (SessionFull, "conflict"),
     (VersionUnusable, "conflict"),
+    (PeftFormatError, "conflict"),
 )
 _STATUS_NAMES = {404: "not-found", 405: "method-not-allowed", 413: "too-large"}
 

@@ -58,13 +58,6 @@ class Base:
         """The hidden state that the gate compares prompts by; None without a gate."""
         return None if self.gate is None else self.gate.layer
 
-    @property
-    def key_width(self) -> int:
-        """E, numbers of a vector by which the gate compares prompts; 0 without a gate."""
-        if self.gate is None:
-            return 0
-        return self.width + (0 if self.gate.words is None else self.gate.words.width)
-
 
 def make_base(artifact: Artifact) -> Base:
     """Look at an artifact's model, and attach the hooks through which adapters act.

@@ -177,9 +177,12 @@ class Engine:
                 f"adapter {key} has another form than this engine's adapters (rank "
                 f"{self._base.spec.rank}, targets {', '.join(self._base.spec.targets)})"
             )
-        width = self._base.key_width
-        if state.taught is not None and state.taught.keys.shape[1] != width:
+        gate, taught = self._base.gate, state.taught
+        if gate is None or taught is None:
+            return
+        width = self._base.width + (0 if gate.words is None else gate.words.width)
+        if taught.view != gate.view or taught.keys.shape[1] != width:
             raise AdapterMismatch(
-                f"adapter {key} has a gate for prompts of width {state.taught.keys.shape[1]}, "
-                f"this engine's has {width}"
+                f"adapter {key} was taught under another gate than this engine's: derive it again "
+                "from its log"
             )

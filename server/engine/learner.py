@@ -55,7 +55,7 @@ class Learner:
         self._drop([job for job in (*self.waiting, *self.preparing) if job.outbox.cancelled])
         patience_s = self._limits.patience_s
         for job in [*self.waiting, *self.preparing]:
-            if job.waited_s > patience_s:
+            if job.waited_s > patience_s and not job.alone:  # which had its lesson already
                 self._fail(
                     job, EngineBusy(f"no lesson could begin within {patience_s:g} s: try again")
                 )

@@ -116,7 +116,7 @@ def _taught(job: Job, gate: Gate | None) -> Taught | None:
     prompts = [example.prompt for _, example in seen]
     keys = prompt_vectors(gate, torch.cat([summary for summary, _ in seen]), prompts)
     answers = [answer_number(example.completion) for _, example in seen]
-    return Taught(keys, torch.tensor(answers))
+    return Taught(keys, torch.tensor(answers), gate.view)
 
 
 class Lesson:

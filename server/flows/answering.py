@@ -146,14 +146,19 @@ class Answering:
         if number:
             try:
                 return number, await self._load(pointer, number)
-            except UNUSABLE as error:
+            except (*UNUSABLE, VersionNotFound) as error:
                 if version is not None:
+                    if isinstance(error, VersionNotFound):
+                        raise
                     raise _unusable(number, error) from error
                 pointer = await self._recover(pointer, error)
                 number = pointer.version
         if not number:
             raise VersionUnusable(f"session {pointer.session_id!r} has no adapter: it is untaught")
-        return number, await self._load(pointer, number)
+        try:
+            return number, await self._load(pointer, number)
+        except UNUSABLE as error:
+            raise _unusable(number, error) from error
 
     def _check_choices(self, choices: Sequence[str]) -> None:
         for index, choice in enumerate(choices):

@@ -3,13 +3,12 @@
 It knows how questions are answered, nothing of sessions' storage or HTTP.
 """
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
-from server.engine import FinishReason, Sampling
-from server.flows.answering import Answer, Answering, Question
+from server.engine import FinishReason, RequestTooLong, Sampling
+from server.flows.answering import Answer, Answering, ChoiceError, Question
 
 
 @dataclass(frozen=True)
@@ -23,7 +22,10 @@ class Scored:
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two answers. The end token is the last of ``tokens``."""
+    """One of the two answers, scored as a whole: the end token is the last of ``tokens``.
+
+    There are no tokens where the answer, cut off by its length, leaves no room for its end.
+    """
 
     text: str
     finish_reason: FinishReason
@@ -72,19 +74,22 @@ async def compare(
                     return piece
         raise RuntimeError("the engine ended an answer without finishing it")
 
-    greedy = Sampling(max_tokens)
-    base, session = await asyncio.gather(ask(None, greedy, None), ask(session_id, greedy, version))
+    # One after the other, so that nothing goes on for a caller who left.
+    base = await ask(None, Sampling(max_tokens), None)
+    session = await ask(session_id, Sampling(max_tokens), version)
     version = session.adapter_version  # whatever is promoted meanwhile
 
     async def scored(answer: Answer) -> Side:
-        text = answer.finished.text
+        text, reason = answer.finished.text, answer.finished.finish_reason
         sampling = Sampling(max_tokens, choices=(text,), logprobs=True)
-        by_base, by_session = await asyncio.gather(
-            ask(None, sampling, None), ask(session_id, sampling, version)
-        )
+        try:
+            by_base = await ask(None, sampling, None)
+            by_session = await ask(session_id, sampling, version)
+        except (RequestTooLong, ChoiceError):
+            return Side(text, reason, ())
         pairs = zip(by_base.sampled, by_session.sampled, strict=True)
         tokens = tuple(Scored(one.id, one.logprob, other.logprob) for one, other in pairs)
-        return Side(text, answer.finished.finish_reason, tokens)
+        return Side(text, reason, tokens)
 
-    sides = await asyncio.gather(scored(base), scored(session))
-    return Comparison(version, session.finished.adapter_used, *sides)
+    used = session.finished.adapter_used
+    return Comparison(version, used, await scored(base), await scored(session))

@@ -27,7 +27,11 @@ function newId() {
 }
 
 function keepSessions() {
-  localStorage.setItem(STORE, JSON.stringify(sessions));
+  try {
+    localStorage.setItem(STORE, JSON.stringify(sessions));
+  } catch {
+    // A browser that keeps nothing: the sessions last as long as the page.
+  }
   $("sessions").replaceChildren(
     ...sessions.map((id, index) => {
       const item = document.createElement("li");

@@ -58,7 +58,7 @@ def test_words_are_compared_beside_summaries() -> None:
 def taught_three() -> Taught:
     """Two prompts of one answer and one of another, at right angles."""
     answers = [answer_number(ids) for ids in ([5, 6], [5, 6], [7])]
-    return Taught(torch.eye(4)[:3], torch.tensor(answers))
+    return Taught(torch.eye(4)[:3], torch.tensor(answers), "view")
 
 
 def test_a_choice_is_as_near_as_the_prototype_of_its_prompts() -> None:
@@ -66,15 +66,26 @@ def test_a_choice_is_as_near_as_the_prototype_of_its_prompts() -> None:
     asked = torch.nn.functional.normalize(torch.tensor([[1.0, 1.0, 0.5, 0.0]]), dim=1)
     likeness = choice_likeness(gate, taught_three(), asked, [[7], [5, 6], [5, 6, 8]])
     neutral = gate.threshold_for(3)
-    expected = [0.5 / 1.5 - neutral, 2**0.5 / 1.5 - neutral, 0.0]
-    torch.testing.assert_close(likeness, torch.tensor([expected]))
+    expected = [0.5 / 1.5 - neutral, 2**0.5 / 1.5 - neutral, torch.nan]
+    torch.testing.assert_close(likeness, torch.tensor([expected]), equal_nan=True)
 
 
-def test_model_and_memory_choose_together_and_the_model_alone_where_nothing_was_taught() -> None:
-    likeness = torch.tensor([[0.5, 0.0, -0.25], [0.0, 0.0, 0.0]])
-    logprobs = torch.tensor([[-9.0, -1.0, -2.0], [-3.0, -1.0, -2.0]])
-    scores = choice_scores(Mix(0.5, 20.0), likeness, logprobs)
-    torch.testing.assert_close(scores, torch.tensor([[5.5, -0.5, -6.0], [-3.0, -1.0, -2.0]]))
+@pytest.mark.parametrize(
+    ("likeness", "expected"),
+    [
+        ([0.5, 0.0, -0.25], [5.5, -0.5, -6.0]),
+        ([-0.5, -0.1, -0.25], [-14.5, -2.5, -6.0]),  # it knows them all, however far
+        ([0.5, torch.nan, -0.25], [5.5, -0.5, -6.0]),  # one was taught for such prompts
+        ([-0.1, torch.nan, -0.25], [-9.0, -1.0, -2.0]),  # none was: the model alone
+        ([torch.nan] * 3, [-9.0, -1.0, -2.0]),
+    ],
+)
+def test_model_and_memory_choose_together_where_memory_knows(
+    likeness: list[float], expected: list[float]
+) -> None:
+    logprobs = torch.tensor([[-9.0, -1.0, -2.0]])
+    scores = choice_scores(Mix(0.5, 20.0), torch.tensor([likeness]), logprobs)
+    torch.testing.assert_close(scores, torch.tensor([expected]))
 
 
 def test_answers_are_told_apart_by_all_their_tokens() -> None:
@@ -109,7 +120,7 @@ def test_summaries_are_those_of_each_prompt_alone() -> None:
 def gated(tokenizer: PreTrainedTokenizerFast, chat_llama: LlamaForCausalLM) -> AdapterState:
     spec = llama_spec()
     keys = torch.randn(3, 32, generator=torch.Generator().manual_seed(1))
-    taught = Taught(keys, torch.tensor([2**62, 0, 7]))
+    taught = Taught(keys, torch.tensor([2**62, 0, 7]), "layer 1, words None")
     return AdapterState(spec, random_adapter(chat_llama, spec), "base", taught)
 
 
@@ -124,6 +135,7 @@ def test_a_snapshot_keeps_what_was_taught(gated: AdapterState) -> None:
     assert gated.taught is not None
     assert torch.equal(back.taught.keys, gated.taught.keys)
     assert torch.equal(back.taught.answers, gated.taught.answers)
+    assert back.taught.view == gated.taught.view
     assert back.nbytes == gated.nbytes == sum(t.nbytes for t in gated.tensors.values()) + 3 * 136
     assert list(back.tensors) == list(shapes)
 
@@ -132,9 +144,9 @@ def test_a_snapshot_with_keys_that_are_no_vectors_is_refused(gated: AdapterState
     shapes = shapes_of(gated.tensors)
     three = torch.tensor([1, 2, 3])
     for taught, message in (
-        (Taught(torch.ones(3), three), "vectors"),
-        (Taught(torch.ones(2, 32), three), "gate.answers has shape"),
-        (Taught(torch.ones(3, 32), three.float()), "gate.answers is torch.float32"),
+        (Taught(torch.ones(3), three, ""), "vectors"),
+        (Taught(torch.ones(2, 32), three, ""), "gate.answers has shape"),
+        (Taught(torch.ones(3, 32), three.float(), ""), "gate.answers is torch.float32"),
     ):
         broken = AdapterState(gated.spec, gated.tensors, "base", taught)
         with pytest.raises(SnapshotError, match=message):
@@ -167,8 +179,17 @@ def test_an_artifact_keeps_its_gate_and_refuses_one_that_cannot_work(
     assert back.words is not None
     assert torch.equal(back.words.vectors, words.vectors)
     assert replace(back, words=None) == good
-    (tmp_path / "words" / WORDS_FILE).write_bytes(b"words")
+    path = tmp_path / "words" / WORDS_FILE
+    first = path.read_bytes()
+    save("words", replace(good, words=Words(vectors.half() * 2, words.weights, frozenset())))
+    path.write_bytes(first)
+    with pytest.raises(ArtifactError, match="of one export"):
+        load_artifact(tmp_path / "words")
+    path.write_bytes(b"words")
     with pytest.raises(ArtifactError, match=WORDS_FILE):
+        load_artifact(tmp_path / "words")
+    path.unlink()
+    with pytest.raises(ArtifactError, match="of one export"):
         load_artifact(tmp_path / "words")
     with pytest.raises(ArtifactError, match="layer 9"):
         save("deep", Gate(9, 0.25))

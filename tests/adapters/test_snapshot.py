@@ -26,6 +26,7 @@ STATE = AdapterState(SPEC, random_adapter(MODEL, SPEC), BASE)
 WHOLE = dumps(STATE)
 HEADER = {
     "format_version": 2,
+    "gate_view": None,
     "base_fingerprint": BASE,
     "dtype": "float32",
     "rank": 4,

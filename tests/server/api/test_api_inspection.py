@@ -14,6 +14,9 @@ from peft import PeftModel
 from server_harness import LiveServer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from adapters.peft_io import PeftFormatError
+from server.api.handlers import to_problem
+
 
 def unpacked(http: httpx.Client, session: str, folder: Path, **query: int) -> tuple[Path, str]:
     response = http.get(f"/admin/sessions/{session}/export", params=query)
@@ -103,6 +106,31 @@ def test_an_older_version_and_an_untaught_session_are_compared(
     none = ok(http.post(path, json={**body, "adapter_version": 0}))
     assert none["session"] == none["base"]
     assert none["adapter_used"] is False
+
+
+def test_an_answer_cut_off_at_the_contexts_end_is_shown_without_scores(
+    http: httpx.Client, session: str
+) -> None:
+    answer = ask(http, session, max_tokens=1)
+    room = 192 - answer["usage"]["prompt_tokens"]
+    body = {"prompt": QUESTION, "max_tokens": room}
+    found = ok(http.post(f"/admin/sessions/{session}/compare", json=body))
+    for side in (found["base"], found["session"]):
+        if side["finish_reason"] == "stop":
+            assert side["tokens"]
+        assert side["text"]
+    long = {"prompt": "where is it " * 40, "max_tokens": 3}
+    tokens = ask(http, session, long["prompt"], max_tokens=1)["usage"]["prompt_tokens"]
+    found = ok(
+        http.post(f"/admin/sessions/{session}/compare", json={**long, "max_tokens": 192 - tokens})
+    )
+    cut = [side for side in (found["base"], found["session"]) if side["finish_reason"] == "length"]
+    assert cut, "else this shows nothing"
+    assert all(side["text"] and not side["tokens"] for side in cut)
+
+
+def test_what_peft_cannot_express_is_a_conflict() -> None:
+    assert to_problem(PeftFormatError("no header")).status == 409
 
 
 def test_what_cannot_be_compared(http: httpx.Client, session: str) -> None:

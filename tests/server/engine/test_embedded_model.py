@@ -28,6 +28,9 @@ def test_it_is_as_small_as_it_says_and_brings_its_report(artifact: Artifact) -> 
     assert artifact.report is not None
     assert artifact.report["recipe"]["name"] == artifact.name
     assert artifact.report["cells"]
+    assert artifact.rule.gate is not None
+    assert artifact.rule.gate.words is not None
+    assert artifact.rule.gate.mix is not None
 
 
 def test_five_examples_of_a_shops_answer_are_followed_and_other_answers_stay(

@@ -3,6 +3,8 @@
 import asyncio
 import gc
 import math
+import time
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -292,6 +294,29 @@ def test_a_job_whose_lesson_cannot_begin_in_time_is_told_to_come_back(world: Wor
             assert engine.status().adapts_waiting == engine.status().adapts_failed == 0
             long.cancel()
             assert (await engine.adapt(AdaptRequest(examples(world, 1)))).steps == 3
+
+    run(main())
+
+
+def test_jobs_whose_lesson_failed_late_still_get_their_turn_alone(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long their first lesson took before it failed."""
+    original = Lesson.run
+
+    def run_lesson(self: Lesson) -> Iterator[None]:
+        if len(self.jobs) > 1:
+            time.sleep(0.3)
+            raise RuntimeError("too many")
+        yield from original(self)
+
+    monkeypatch.setattr(Lesson, "run", run_lesson)
+
+    async def main() -> None:
+        async with running(world.artifact, adapt_batch=4, patience_s=0.25) as engine:
+            requests = [AdaptRequest(examples(world, i)) for i in range(3)]
+            found = await asyncio.gather(*(engine.adapt(request) for request in requests))
+            assert [candidate.steps for candidate in found] == [3, 3, 3]
 
     run(main())
 

@@ -38,7 +38,9 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 def world(artifact: Artifact) -> World:
     world = World(artifact)
     number = answer_number(world.encoder.completion(CHOICES[1]))
-    taught = Taught(vector(world, TAUGHT), torch.tensor([number]))
+    gate = artifact.rule.gate
+    assert gate is not None
+    taught = Taught(vector(world, TAUGHT), torch.tensor([number]), gate.view)
     world.states = {name: replace(state, taught=taught) for name, state in world.states.items()}
     return world
 
@@ -110,8 +112,10 @@ def test_what_was_taught_has_its_say_in_a_choice(world: World, text: str) -> Non
         logits = world.logits(prompt, option[:-1], "ann").log_softmax(-1)
         logprobs.append(float(logits[range(len(option)), list(option)].sum()))
     likeness = choice_likeness(gate, taught, vector(world, text), options)
-    assert (likeness[0] != 0).tolist() == [False, True, False]
+    assert likeness[0].isnan().tolist() == [True, False, True]
+    alone = torch.tensor(logprobs).log_softmax(0)
     expected = choice_scores(gate.mix, likeness, torch.tensor([logprobs]))[0].log_softmax(0)
+    assert torch.equal(expected, alone) == (text == FAR), "memory speaks of what it knows"
 
     async def main() -> None:
         async with running(world.artifact) as engine:
@@ -126,14 +130,19 @@ def test_what_was_taught_has_its_say_in_a_choice(world: World, text: str) -> Non
     run(main())
 
 
-def test_a_session_from_before_the_gate_had_words_is_refused(world: World) -> None:
+@pytest.mark.parametrize("before", ["no words", "other words"])
+def test_a_session_taught_under_another_gate_is_refused(world: World, before: str) -> None:
     """It is derived again from its log then."""
-    old = Taught(torch.ones(1, world.model.config.hidden_size), torch.tensor([1]))
+    taught = world.states["ann"].taught
+    assert taught is not None
+    old = replace(taught, view=f"layer {LAYER}, {before}")
+    if before == "no words":
+        old = replace(old, keys=taught.keys[:, : world.model.config.hidden_size])
     world.states["ann"] = replace(world.states["ann"], taught=old)
 
     async def main() -> None:
         async with running(world.artifact) as engine:
-            with pytest.raises(AdapterMismatch, match="width"):
+            with pytest.raises(AdapterMismatch, match="another gate"):
                 await collect(engine, world.request(TAUGHT, "ann"))
 
     run(main())
