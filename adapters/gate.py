@@ -49,6 +49,17 @@ def answer_number(completion: Sequence[int]) -> int:
     return int.from_bytes(hashlib.blake2b(raw, digest_size=8).digest(), "little") >> 1
 
 
+def remember(
+    gate: Gate,
+    summaries: Tensor,
+    prompts: Sequence[Sequence[int]],
+    completions: Sequence[Sequence[int]],
+) -> Taught:
+    """What the gate keeps of N examples, whose prompts the base summed up in (N, D)."""
+    answers = torch.tensor([answer_number(completion) for completion in completions])
+    return Taught(prompt_vectors(gate, summaries, prompts), answers, gate.view)
+
+
 def choice_likeness(
     gate: Gate, taught: Taught, vectors: Tensor, choices: Sequence[Sequence[int]]
 ) -> Tensor:

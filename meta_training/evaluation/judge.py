@@ -16,11 +16,11 @@ from torch import Tensor
 from adapters.chat import user_turn
 from adapters.config import Gate
 from adapters.gate import (
-    answer_number,
     choice_likeness,
     choice_scores,
     gate_opens,
     prompt_vectors,
+    remember,
 )
 from adapters.inner_loop import Example, Support, Turns, make_turns
 from adapters.layer import rows_of
@@ -160,11 +160,13 @@ class Judge:
         turns = make_turns(examples, prefix, learner.spec.scope, prefix.lengths.device)
         owners = torch.tensor(sessions)
         if learner.gate is not None:
-            keys = self._vectors(learner.gate, examples, prefix)
-            answers = torch.tensor([answer_number(example.completion) for example in examples])
-            per_task = [owners == s for s in range(len(self._tasks))]
-            view = learner.gate.view
-            self._memories = [Taught(keys[rows], answers[rows], view) for rows in per_task]
+            prompts = [example.prompt for example in examples]
+            completions = [example.completion for example in examples]
+            known = remember(learner.gate, summaries_of(prefix), prompts, completions)
+            of_task = [owners == s for s in range(len(self._tasks))]
+            self._memories = [
+                Taught(known.keys[rows], known.answers[rows], known.view) for rows in of_task
+            ]
         anchors = None
         if learner.anchor_examples:
             anchors = learner.anchors(self._prefill(learner.anchor_examples))

@@ -7,7 +7,6 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request, Response
 
-from adapters.chat import PromptError
 from server.api.admin_schemas import (
     ITEMS_SHOWN,
     LOG_LINES,
@@ -24,12 +23,11 @@ from server.api.admin_schemas import (
 )
 from server.api.auth import Operator
 from server.api.context import Running, SessionPath
-from server.api.generate import refused_turns
-from server.api.problems import RESPONSES, invalid
+from server.api.generate import naming
+from server.api.problems import RESPONSES
 from server.api.schemas import SessionAnswer
 from server.api.sessions import existing, wire, wire_item
 from server.api.streams import connected
-from server.engine import RequestTooLong
 from server.flows.comparing import Side, compare
 from server.flows.exporting import peft_zip
 from server.runtime import Runtime
@@ -145,7 +143,7 @@ async def compare_answers(
 ) -> CompareAnswer:
     """Answer a prompt by the base and by the session, and have both score both answers."""
     await existing(running, who.tenant, session_id)
-    try:
+    with naming(body.place):
         comparing = compare(
             running.answering,
             who.tenant,
@@ -155,10 +153,6 @@ async def compare_answers(
             body.adapter_version,
         )
         found = await connected(request, comparing)
-    except PromptError as error:
-        raise refused_turns(body.place, error) from error
-    except RequestTooLong as error:
-        raise invalid(body.place, str(error)) from error
     return CompareAnswer(
         session_id=session_id,
         adapter_version=found.adapter_version,

@@ -1,7 +1,7 @@
 """`POST /generate`: a session's answer, whole or as it comes."""
 
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing, contextmanager
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -10,7 +10,7 @@ from fastapi.responses import StreamingResponse
 from adapters.chat import PromptError
 from server.api.auth import Tenant
 from server.api.context import Running
-from server.api.problems import RESPONSES, Problem, invalid
+from server.api.problems import RESPONSES, invalid
 from server.api.schemas import (
     DEFAULT_MAX_TOKENS,
     GenerateAnswer,
@@ -20,7 +20,7 @@ from server.api.schemas import (
 )
 from server.api.streams import connected, event, respond
 from server.engine import Delta, Finished, RequestTooLong, Sampling
-from server.flows.answering import Answer, ChoiceError, Question, new_completion_id
+from server.flows.answering import Answer, ChoiceError, Question, new_completion_id, whole
 from server.flows.encoding import Encoding
 from server.runtime import Runtime
 
@@ -55,15 +55,7 @@ async def generate(
     pieces = _pieces(running, body, _question(body, tenant))
     if body.stream:
         return await respond(request, _events(pieces))
-    return await connected(request, _whole(pieces))
-
-
-async def _whole(pieces: AsyncGenerator[Delta | GenerateAnswer, None]) -> GenerateAnswer:
-    async with aclosing(pieces):
-        async for piece in pieces:
-            if isinstance(piece, GenerateAnswer):
-                return piece
-    raise RuntimeError("the engine ended an answer without finishing it")
+    return await connected(request, whole(pieces))
 
 
 async def _events(
@@ -81,24 +73,26 @@ async def _pieces(
     running: Runtime, body: GenerateBody, question: Question
 ) -> AsyncGenerator[Delta | GenerateAnswer, None]:
     """The answer in pieces, its last one as clients see it, its errors naming their field."""
-    try:
+    with naming(body.place):
         async with aclosing(running.answering.answer(question, new_completion_id())) as pieces:
             async for piece in pieces:
                 yield _wire(running.encoding, piece) if isinstance(piece, Answer) else piece
+
+
+@contextmanager
+def naming(place: str) -> Iterator[None]:
+    """Turn what is wrong with a question into the problem of its field; turns came in ``place``."""
+    try:
+        yield
     except ChoiceError as error:
         raise invalid(f"choices[{error.index}]", str(error)) from error
     except PromptError as error:
-        raise refused_turns(body.place, error) from error
+        message = str(error)
+        if place.endswith("prompt"):
+            message = message.replace("messages[0].content", "the prompt")
+        raise invalid(place, message) from error
     except RequestTooLong as error:
-        raise invalid(body.place, str(error)) from error
-
-
-def refused_turns(place: str, error: PromptError) -> Problem:
-    """The problem of turns that cannot be encoded; ``place`` is the field they came in."""
-    message = str(error)
-    if place.endswith("prompt"):
-        message = message.replace("messages[0].content", "the prompt")
-    return invalid(place, message)
+        raise invalid(place, str(error)) from error
 
 
 def usage(finished: Finished) -> Usage:

@@ -8,15 +8,15 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Request
 from fastapi.responses import StreamingResponse
 
-from adapters.chat import PromptError
 from server.api.auth import Tenant
 from server.api.context import Running
+from server.api.generate import naming
 from server.api.openai_schemas import ChatBody, ChatUsage, ModelCard, ModelList
 from server.api.problems import RESPONSES, Problem, invalid
 from server.api.schemas import DEFAULT_MAX_TOKENS, SESSION_ID_PATTERN
 from server.api.streams import connected, event, respond
-from server.engine import Delta, RequestTooLong, Sampling
-from server.flows.answering import Answer, Question, Sampled, new_completion_id
+from server.engine import Delta, Sampling
+from server.flows.answering import Answer, Question, Sampled, new_completion_id, whole
 from server.runtime import Runtime
 
 router = APIRouter(prefix="/v1", tags=["openai"], responses=RESPONSES)
@@ -57,7 +57,7 @@ async def chat_completions(
     pieces = _pieces(running, _question(body, tenant, session_id), shape.id)
     if body.stream:
         return await respond(request, _chunks(pieces, shape))
-    return shape.whole(await connected(request, _last(pieces)))
+    return shape.whole(await connected(request, whole(pieces)))
 
 
 class _Shape:
@@ -135,20 +135,10 @@ class _Shape:
 
 async def _pieces(running: Runtime, question: Question, completion_id: str) -> Pieces:
     """The answer in pieces, its errors naming their field."""
-    try:
+    with naming("messages"):
         async with aclosing(running.answering.answer(question, completion_id)) as pieces:
             async for piece in pieces:
                 yield piece
-    except (PromptError, RequestTooLong) as error:
-        raise invalid("messages", str(error)) from error
-
-
-async def _last(pieces: Pieces) -> Answer:
-    async with aclosing(pieces):
-        async for piece in pieces:
-            if isinstance(piece, Answer):
-                return piece
-    raise RuntimeError("the engine ended an answer without finishing it")
 
 
 async def _chunks(pieces: Pieces, shape: _Shape) -> AsyncGenerator[str, None]:

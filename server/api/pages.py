@@ -5,9 +5,9 @@ from typing import Final
 
 from fastapi import APIRouter, Response
 
-from server.api.problems import RESPONSES, Problem
+from server.api.problems import Problem
 
-router = APIRouter(include_in_schema=False, responses=RESPONSES)
+router = APIRouter(include_in_schema=False)
 
 WEB: Final = Path(__file__).parents[1] / "web"
 MEDIA_TYPES: Final = {

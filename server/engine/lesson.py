@@ -17,7 +17,7 @@ from torch import Tensor
 from adapters.artifact import Artifact
 from adapters.chat import user_turn
 from adapters.config import Gate, InnerRule
-from adapters.gate import answer_number, prompt_vectors
+from adapters.gate import remember
 from adapters.guard import check, update_norm
 from adapters.inner_loop import (
     Anchors,
@@ -113,10 +113,12 @@ def _taught(job: Job, gate: Gate | None) -> Taught | None:
     ]
     if not seen:
         return None
-    prompts = [example.prompt for _, example in seen]
-    keys = prompt_vectors(gate, torch.cat([summary for summary, _ in seen]), prompts)
-    answers = [answer_number(example.completion) for _, example in seen]
-    return Taught(keys, torch.tensor(answers), gate.view)
+    return remember(
+        gate,
+        torch.cat([summary for summary, _ in seen]),
+        [example.prompt for _, example in seen],
+        [example.completion for _, example in seen],
+    )
 
 
 class Lesson:

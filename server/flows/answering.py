@@ -8,7 +8,7 @@ import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from adapters.artifact import Artifact
 from adapters.chat import EncodedPrompt, PromptError
@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 UNUSABLE = (SnapshotError, SnapshotLost, AdapterMismatch)
 """The version's bytes are gone or not ours: its adapter has to be derived again."""
 
+Last = TypeVar("Last")
 Mend = Callable[[Pointer], Awaitable[Pointer]]
 
 
@@ -140,18 +141,12 @@ class Answering:
             SessionStoreError, EngineError.
             VersionUnusable: the session is untaught, or the version cannot be loaded.
         """
-        name = pointer.tenant, pointer.session_id
-        question = Question(*name, (), Sampling(1), version=version)
-        pointer, number = await self._resolve(question, pointer)
+        pointer, number = await self._resolve(pointer, version)
         if number:
             try:
                 return number, await self._load(pointer, number)
             except (*UNUSABLE, VersionNotFound) as error:
-                if version is not None:
-                    if isinstance(error, VersionNotFound):
-                        raise
-                    raise _unusable(number, error) from error
-                pointer = await self._recover(pointer, error)
+                pointer = await self._recover(pointer, version, error)
                 number = pointer.version
         if not number:
             raise VersionUnusable(f"session {pointer.session_id!r} has no adapter: it is untaught")
@@ -191,7 +186,7 @@ class Answering:
                 async for event in events:
                     yield 0, event
             return
-        pointer, version = await self._resolve(question, pointer)
+        pointer, version = await self._resolve(pointer, question.version)
         started = False
         try:
             async with aclosing(self._generate(request, pointer, version)) as events:
@@ -200,38 +195,40 @@ class Answering:
                     yield version, event
             return
         except (*UNUSABLE, VersionNotFound) as error:
-            if started or (isinstance(error, VersionNotFound) and question.version is not None):
+            if started:
                 raise
-            if question.version is not None:
-                raise _unusable(version, error) from error
-            pointer = await self._recover(pointer, error)
+            pointer = await self._recover(pointer, question.version, error)
         async with aclosing(self._generate(request, pointer, pointer.version)) as events:
             async for event in events:
                 yield pointer.version, event
 
-    async def _recover(self, pointer: Pointer, error: Exception) -> Pointer:
-        """The pointer to use instead of one whose version cannot be loaded."""
+    async def _recover(self, pointer: Pointer, version: int | None, error: Exception) -> Pointer:
+        """The pointer to use instead of one whose version cannot be loaded.
+
+        Raises:
+            VersionNotFound, VersionUnusable: ``version`` was asked for, and no other will do.
+        """
+        if version is not None:
+            raise error if isinstance(error, VersionNotFound) else _unusable(version, error)
         if isinstance(error, VersionNotFound):  # promoted past it since the pointer was read
             return await self._store.pointer(pointer.tenant, pointer.session_id)
         logger.warning("session %s is derived again: %s", pointer.session_id, error)
         return await self._mend(pointer)
 
-    async def _resolve(self, question: Question, pointer: Pointer) -> tuple[Pointer, int]:
-        """The version that answers, with the pointer that knows it."""
-        if question.version is None:
+    async def _resolve(self, pointer: Pointer, version: int | None) -> tuple[Pointer, int]:
+        """The version that answers, with the pointer that knows it; None is the newest."""
+        if version is None:
             if pointer.version and pointer.base_fingerprint != self._artifact.fingerprint:
                 pointer = await self._mend(pointer)
             return pointer, pointer.version
-        if question.version and question.version != pointer.version:
-            known = await self._store.version_record(
-                question.tenant, pointer.session_id, question.version
-            )
+        if version and version != pointer.version:
+            known = await self._store.version_record(pointer.tenant, pointer.session_id, version)
             if known.record.base_fingerprint != self._artifact.fingerprint:
                 raise VersionUnusable(
-                    f"version {question.version} belongs to another base model than the one "
+                    f"version {version} belongs to another base model than the one "
                     "served now: leave adapter_version out to use the newest"
                 )
-        return pointer, question.version
+        return pointer, version
 
     def _generate(
         self, request: GenerateRequest, pointer: Pointer, version: int
@@ -280,6 +277,15 @@ def _unusable(version: int, error: Exception) -> VersionUnusable:
     return VersionUnusable(
         f"version {version} cannot be loaded: leave adapter_version out to use the newest ({error})"
     )
+
+
+async def whole(pieces: AsyncGenerator[Delta | Last, None]) -> Last:
+    """What comes after the last piece of an answer: all of it."""
+    async with aclosing(pieces):
+        async for piece in pieces:
+            if not isinstance(piece, Delta):
+                return piece
+    raise RuntimeError("the engine ended an answer without finishing it")
 
 
 def new_completion_id(prefix: str = "cmpl") -> str:

@@ -4,11 +4,10 @@ It knows how questions are answered, nothing of sessions' storage or HTTP.
 """
 
 from collections.abc import Mapping, Sequence
-from contextlib import aclosing
 from dataclasses import dataclass
 
 from server.engine import FinishReason, RequestTooLong, Sampling
-from server.flows.answering import Answer, Answering, ChoiceError, Question
+from server.flows.answering import Answer, Answering, ChoiceError, Question, whole
 
 
 @dataclass(frozen=True)
@@ -68,11 +67,7 @@ async def compare(
             version=version,
             keep_completion=False,
         )
-        async with aclosing(answering.answer(question, "")) as pieces:
-            async for piece in pieces:
-                if isinstance(piece, Answer):
-                    return piece
-        raise RuntimeError("the engine ended an answer without finishing it")
+        return await whole(answering.answer(question, ""))
 
     # One after the other, so that nothing goes on for a caller who left.
     base = await ask(None, Sampling(max_tokens), None)
