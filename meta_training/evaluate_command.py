@@ -36,11 +36,9 @@ from meta_training.evaluation.methods import (
 from meta_training.evaluation.report import markdown, summarise
 from meta_training.evaluation.run import ResultsError, evaluate, read_results
 from meta_training.learner import Learner
-from meta_training.pipeline import label_words, token_counts
+from meta_training.pipeline import make_families, validation_drawer
 from meta_training.pretrain import TextRows, language_loss
 from meta_training.recipe import InnerPart, Recipe
-from meta_training.tasks.families import Families, unrelated_questions
-from meta_training.tasks.sources import Intent
 
 DESCRIPTION = "Score an artifact on held-out tasks, beside the plain alternatives."
 LEARNING_RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
@@ -136,11 +134,14 @@ class _Bench:
         self._arguments = arguments
         self._artifact = artifact
         self._corpus = corpus
-        self._held_out = self._families(
-            corpus.held_out_intents, corpus.test_replies, corpus.held_out_personas
+        held_out = make_families(
+            artifact.tokenizer,
+            corpus.held_out_intents,
+            corpus.test_replies,
+            corpus.held_out_personas,
         )
         questions = held_out_questions(corpus)
-        self.drawer = TaskDrawer(self._held_out, questions, arguments.seed)
+        self.drawer = TaskDrawer(held_out, questions, arguments.seed)
         # Loaded before hours of work, so that a wrong folder shows at once.
         self._base = load_base(arguments.pretrained, CPU) if arguments.pretrained else None
         self._control = load_artifact(arguments.multitask) if arguments.multitask else None
@@ -176,18 +177,6 @@ class _Bench:
             losses = [float(language_loss(model, rows.batch(16))) for _ in range(10)]
         return round(math.exp(interval(losses)[0]), 3)
 
-    def _families(
-        self, intents: Sequence[Intent], replies: Sequence[str], personas: Sequence[Any]
-    ) -> Families:
-        tokenizer = self._artifact.tokenizer
-        return Families(
-            intents,
-            replies,
-            personas,
-            label_words(tokenizer),
-            token_counts(list(replies), tokenizer),
-        )
-
     def _plain(self) -> Learner:
         assert self._base is not None
         spec = self._artifact.spec
@@ -202,12 +191,7 @@ class _Bench:
 
     def _tuned(self, name: str, learner: Learner) -> Method:
         """Plain LoRA at the learning rate that is best on validation tasks after most steps."""
-        corpus = self._corpus
-        families = self._families(
-            corpus.validation_intents, corpus.train_replies, corpus.train_personas
-        )
-        questions = unrelated_questions(corpus.validation_intents, corpus.train_personas)
-        drawer = TaskDrawer(families, questions, seed=77)
+        drawer = validation_drawer(self._corpus, self._artifact.tokenizer, seed=77)
         best = max(LEARNING_RATES, key=lambda rate: self._quality(name, learner, rate, drawer))
         print(f"{name}: learning rate {best:g}", file=sys.stderr)
         return PlainLora(name, learner, best)

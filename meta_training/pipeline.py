@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +29,8 @@ from meta_training.tasks.batches import UnrelatedPool
 from meta_training.tasks.families import Families, as_intent, unrelated_questions
 from meta_training.tasks.neighbours import neighbour_intents, short_turns
 from meta_training.tasks.sampler import EpisodeSampler
-from meta_training.tasks.sources import DataError, Intent
+from meta_training.tasks.sources import DataError, Intent, PersonaGroup
+from meta_training.tokenizer import token_ids
 from meta_training.train import OuterLoop
 from meta_training.words import train_words
 
@@ -52,17 +54,6 @@ class Workshop:
     def kinds(self) -> list[Intent]:
         """Everything that has several wordings of one question."""
         return self.intents + [as_intent(group) for group in self.corpus.train_personas]
-
-    def families(self, intents: list[Intent]) -> Families:
-        """Episodes about ``intents``, with the replies and personas of training."""
-        corpus = self.corpus
-        return Families(
-            intents,
-            corpus.train_replies,
-            corpus.train_personas,
-            label_words(self.tokenizer),
-            token_counts(corpus.train_replies, self.tokenizer),
-        )
 
 
 def open_workshop(recipe: Recipe, data: Path, folder: Path) -> Workshop:
@@ -109,7 +100,10 @@ def build_outer_loop(workshop: Workshop, learner: Learner) -> OuterLoop:
         RecipeError: the run's folder has another outer loop of this algorithm.
     """
     corpus, recipe = workshop.corpus, workshop.recipe
-    encoder, families = learner.encoder, workshop.families(workshop.intents)
+    encoder = learner.encoder
+    families = make_families(
+        workshop.tokenizer, workshop.intents, corpus.train_replies, corpus.train_personas
+    )
     pool = UnrelatedPool(
         unrelated_questions(corpus.train_intents, corpus.train_personas),
         encoder,
@@ -130,13 +124,32 @@ def make_gate(workshop: Workshop, learner: Learner) -> Gate | None:
         return None
     words = _words(workshop, learner) if recipe.words.steps else None
     gate = calibrate_gate(learner, corpus, words, recipe.seed)
-    others = unrelated_questions(corpus.validation_intents, corpus.train_personas)
-    drawer = TaskDrawer(workshop.families(corpus.validation_intents), others, recipe.seed)
+    drawer = validation_drawer(corpus, workshop.tokenizer, recipe.seed)
     try:
         return calibrate_memory(learner, gate, drawer)
     except DataError as error:  # hours of training are not lost for this
         print(f"the model alone will pick from choices: {error}", file=sys.stderr)
         return gate
+
+
+def make_families(
+    tokenizer: PreTrainedTokenizerBase,
+    intents: Sequence[Intent],
+    replies: Sequence[str],
+    personas: Sequence[PersonaGroup],
+) -> Families:
+    """Episodes of every family about this material, in a tokenizer's words and lengths."""
+    counts = token_counts(list(replies), tokenizer)
+    return Families(intents, replies, personas, label_words(tokenizer), counts)
+
+
+def validation_drawer(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, seed: int) -> TaskDrawer:
+    """Tasks about validation intents, with the replies and personas of training."""
+    families = make_families(
+        tokenizer, corpus.validation_intents, corpus.train_replies, corpus.train_personas
+    )
+    others = unrelated_questions(corpus.validation_intents, corpus.train_personas)
+    return TaskDrawer(families, others, seed)
 
 
 def _words(workshop: Workshop, learner: Learner) -> Words:
@@ -158,8 +171,7 @@ def _words(workshop: Workshop, learner: Learner) -> Words:
 
 def token_counts(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Tokens of each text, without control tokens."""
-    encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False)
-    return [len(ids) for ids in encoded["input_ids"]]
+    return [len(ids) for ids in token_ids(texts, tokenizer)]
 
 
 def label_words(tokenizer: PreTrainedTokenizerBase) -> list[str]:

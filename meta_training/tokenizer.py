@@ -1,14 +1,14 @@
-"""Makes the byte-level BPE tokenizer of a base model trained from scratch, chat template included.
+"""Makes the byte-level BPE tokenizer of a base trained from scratch, chat template included.
 
 Knows `tokenizers` and `transformers`; knows nothing about models or training.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 BOS, END, PAD = "<|bos|>", "<|end|>", "<|pad|>"
 ROLES = ("system", "user", "assistant")
@@ -51,3 +51,9 @@ def train_tokenizer(
     )
     fast.chat_template = CHAT_TEMPLATE
     return fast
+
+
+def token_ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """Tokens of each text, without control tokens."""
+    encoded = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False)
+    return list(encoded["input_ids"])

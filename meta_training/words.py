@@ -20,6 +20,7 @@ from adapters.words import Words, control_tokens, load_words, save_words, sum_ba
 from meta_training.contrast import QuestionDraws, contrastive_loss
 from meta_training.pretrain import cosine
 from meta_training.recipe import WordsPart
+from meta_training.tokenizer import token_ids
 
 FIRST_SPREAD = 0.1  # standard deviation of the vectors' numbers at the start
 
@@ -52,7 +53,7 @@ def train_words(
     progress = tqdm(range(part.steps), desc="words")
     for _ in progress:
         losses = [
-            contrastive_loss(sum_bags(vectors, _tokens(tokenizer, texts)), kinds)
+            contrastive_loss(sum_bags(vectors, token_ids(texts, tokenizer)), kinds)
             for kinds, texts in (draws.kinds(), draws.views())
             if texts
         ]
@@ -62,7 +63,7 @@ def train_words(
         optimizer.step()
         schedule.step()
         progress.set_postfix(contrast=f"{loss.item():.3f}")
-    weights = inverse_frequency(_tokens(tokenizer, questions), len(start))
+    weights = inverse_frequency(token_ids(questions, tokenizer), len(start))
     partial = path.with_suffix(".partial")
     save_words(partial, Words(vectors.detach(), weights, control_tokens(tokenizer)))
     partial.replace(path)
@@ -74,8 +75,3 @@ def inverse_frequency(texts: Sequence[Sequence[int]], vocabulary: int) -> Tensor
     counts = Counter(token for text in texts for token in set(text))
     have = torch.tensor([counts[token] for token in range(vocabulary)])
     return 1 + math.log(1 + len(texts)) - torch.log(1.0 + have)
-
-
-def _tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
-    encoded = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False)
-    return list(encoded["input_ids"])

@@ -2,8 +2,8 @@
 // Texts of people and models only ever become text nodes, never markup.
 
 import * as api from "./api.js";
+import { $, actions, busy, button, fill, paragraph, quiet, shout, submits } from "./parts.js";
 
-const $ = (id) => document.getElementById(id);
 const STORE = "innerloop.sessions";
 
 // --- Sessions: their ids are kept in this browser, their chats on this page -----------------------
@@ -190,61 +190,6 @@ async function forget(session, item, remove) {
   await busy(remove, () => api.forget(session, item));
   await refresh();
   $("learned-title").scrollIntoView({ block: "nearest" });
-}
-
-// --- Small parts ----------------------------------------------------------------------------------
-
-function button(label, onClick, kind = "") {
-  const made = document.createElement("button");
-  made.type = "button";
-  made.className = kind;
-  made.textContent = label;
-  made.addEventListener("click", () => Promise.resolve(onClick()).catch(shout));
-  return made;
-}
-
-function paragraph(text, kind) {
-  const made = document.createElement("p");
-  made.className = kind;
-  made.textContent = text;
-  return made;
-}
-
-function actions(node, ...parts) {
-  node.querySelector(".actions").replaceChildren(...parts);
-}
-
-function fill(field, text) {
-  field.value = text;
-  field.focus();
-}
-
-async function busy(control, work) {
-  control.disabled = true;
-  quiet();
-  try {
-    await work();
-  } finally {
-    control.disabled = false;
-  }
-}
-
-function submits(form, work) {
-  form.addEventListener("submit", (event) => {
-    event.preventDefault();
-    busy(form.querySelector("[type=submit]"), work).catch(shout);
-  });
-}
-
-function shout(error) {
-  const known = error instanceof api.CallFailed;
-  if (!known) console.error(error);
-  $("notice").textContent = known ? error.message : "This page failed: load it again.";
-  $("notice").hidden = false;
-}
-
-function quiet() {
-  $("notice").hidden = true;
 }
 
 // --- Start ----------------------------------------------------------------------------------------
