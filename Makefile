@@ -25,7 +25,7 @@ ifneq "$(shell [ -x $(BIN)/python ] && cat $(READY) 2>/dev/null)" "$(shell pwd -
 .PHONY: $(READY)
 endif
 
-.PHONY: help serve demo test check format bench meta-train data clean
+.PHONY: help serve demo test check audit format bench meta-train data clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
@@ -39,14 +39,18 @@ serve: $(READY) ## start the server on 127.0.0.1:8000 (ARGS="--port 9000 ...")
 demo: $(READY) ## teach a live server and watch it change; starts one if none answers
 	@exec .ci/with-server $(BIN)/innerloop demo --url {} $(ARGS)
 
-test: check ## check, then every test (ARGS="-k name" for some)
-	$(BIN)/python -m pytest -q $(ARGS)
+test: check ## check, then every test on up to 4 cores (ARGS="-k name" for some, "-n 0" for one process)
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
-check: $(READY) ## format, lint, types, import borders
+check: $(READY) ## format, lint, types, import borders; known vulnerabilities are shown
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	-$(BIN)/python .ci/audit
+
+audit: $(READY) ## known vulnerabilities of what is installed; fails where there are some
+	$(BIN)/python .ci/audit
 
 format: $(READY) ## rewrite the code in the house format
 	$(BIN)/ruff check --fix .

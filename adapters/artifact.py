@@ -1,5 +1,6 @@
 """The folder a server loads: base, tokenizer, `session_init/`, `inner_rule.json`, `report.json`,
-and `gate_words.safetensors` where the rule's gate has words.
+`gate_words.safetensors` where the rule's gate has words, and `step_factors.safetensors` where its
+step sizes are element-wise.
 
 Knows which files there are and that they fit each other; what is in them, other files know.
 """
@@ -21,10 +22,11 @@ from transformers.pytorch_utils import Conv1D
 from adapters.base_model import ArtifactError, input_embedding, load_base, probe, save_base
 from adapters.chat import ChatEncoder, user_turn
 from adapters.config import AdapterError, InnerRule, LoraSpec
+from adapters.factors import load_factors, save_factors
 from adapters.peft_io import PeftAdapter, check_shapes, load_peft, save_peft
 from adapters.plain import plain_rule, plain_spec
 from adapters.rule_io import read_rule, rule_text
-from adapters.snapshot import dumps, form_of
+from adapters.snapshot import Start, dumps, form_of
 from adapters.state import (
     AdapterState,
     Tensors,
@@ -41,6 +43,7 @@ SESSION_INIT: Final = "session_init"
 RULE_FILE: Final = "inner_rule.json"
 REPORT_FILE: Final = "report.json"
 WORDS_FILE: Final = "gate_words.safetensors"
+FACTORS_FILE: Final = "step_factors.safetensors"
 
 T = TypeVar("T")
 
@@ -56,6 +59,7 @@ class Artifact:
     session_init: Tensors
     rule: InnerRule
     fingerprint: str  # of the base as loaded
+    start: Start  # session_init as compact snapshots know it
     rule_hash: str  # of session_init and rule: what a derivation depends on besides its items
     context_tokens: int
     report: Mapping[str, Any] | None
@@ -109,6 +113,8 @@ def save_artifact(
         (partial / RULE_FILE).write_text(rule_text(spec, rule), encoding="utf-8")
         if rule.gate is not None and rule.gate.words is not None:
             save_words(partial / WORDS_FILE, rule.gate.words)
+        if rule.factors is not None:
+            save_factors(partial / FACTORS_FILE, rule.factors)
         text = json.dumps(report, indent=1, sort_keys=True, allow_nan=False)
         (partial / REPORT_FILE).write_text(text + "\n", encoding="utf-8")
         artifact = load_artifact(partial)
@@ -136,7 +142,8 @@ def load_artifact(path: Path, device: torch.device | str = "cpu") -> Artifact:
     header = encoder.assistant_header()
     vocabulary = len(input_embedding(base.model))
     words = _part(path / WORDS_FILE, lambda file: load_words(file, base.tokenizer, vocabulary))
-    stored_rule = _part(path / RULE_FILE, lambda file: read_rule(file, words))
+    factors = _part(path / FACTORS_FILE, load_factors)
+    stored_rule = _part(path / RULE_FILE, lambda file: read_rule(file, words, factors))
     stored_init = _part(path / SESSION_INIT, load_peft)
     try:
         spec = _spec(base.model, stored_rule, stored_init)
@@ -146,7 +153,8 @@ def load_artifact(path: Path, device: torch.device | str = "cpu") -> Artifact:
         _check_gate(rule, spec, base.model, encoder)
     except AdapterError as error:
         raise ArtifactError(f"{path}: {error}") from error
-    rule_hash = _rule_hash(spec, session_init, rule)
+    whole = dumps(AdapterState(spec, session_init, ""))
+    start = Start(session_init, hashlib.sha256(whole).hexdigest())
     session_init = {name: tensor.to(device) for name, tensor in session_init.items()}
     probe(path, base.model, spec, session_init)
     return Artifact(
@@ -157,7 +165,8 @@ def load_artifact(path: Path, device: torch.device | str = "cpu") -> Artifact:
         session_init=session_init,
         rule=rule,
         fingerprint=fingerprint(base.model),
-        rule_hash=rule_hash,
+        start=start,
+        rule_hash=hashlib.sha256(whole + rule_text(spec, rule).encode()).hexdigest(),
         context_tokens=base.context_tokens,
         report=_part(path / REPORT_FILE, _read_report),
         header=header,
@@ -198,10 +207,18 @@ def _session_init(
 
 
 def _check_rule(rule: InnerRule, session_init: Tensors, encoder: ChatEncoder) -> None:
-    different = sorted(rule.step_sizes.keys() ^ session_init.keys())
+    different = sorted((rule.step_sizes.keys() | rule.still) ^ session_init.keys())
     if different:
         where = "no" if different[0] in session_init else "a useless"
         raise ArtifactError(f"{RULE_FILE} has {where} step size for {different[0]}")
+    if not rule.step_sizes:
+        raise ArtifactError(f"{RULE_FILE} lets no tensor move")
+    for name, factors in (rule.factors or {}).items():
+        if factors.shape != session_init[name].shape:
+            raise ArtifactError(
+                f"{FACTORS_FILE}: {name} has shape {list(factors.shape)}, the adapter "
+                f"{list(session_init[name].shape)}"
+            )
     for anchor in rule.anchors:
         encoder.example(user_turn(anchor.prompt), anchor.completion)
 
@@ -225,12 +242,6 @@ def _check_gate(
                 f"{WORDS_FILE} is of no use with this chat template, which ends a turn with text: "
                 "all prompts look the same"
             )
-
-
-def _rule_hash(spec: LoraSpec, session_init: Tensors, rule: InnerRule) -> str:
-    digest = hashlib.sha256(dumps(AdapterState(spec, session_init, "")))
-    digest.update(rule_text(spec, rule).encode())
-    return digest.hexdigest()
 
 
 def _transposed(model: PreTrainedModel, spec: LoraSpec) -> bool:

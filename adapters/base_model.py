@@ -21,7 +21,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from adapters.config import AdapterError, LoraSpec
+from adapters.config import AdapterError, LoraSpec, one_line
 from adapters.layer import LoraHooks, Rows
 from adapters.prefix import continue_from, prefill
 from adapters.state import repeat
@@ -136,14 +136,14 @@ def probe(
 
 def _call(folder: Path, load: Any, **arguments: Any) -> Any:
     try:
-        return load(str(folder), local_files_only=True, **arguments)
+        # Said, not left out: transformers would ask whoever sits at the terminal.
+        return load(str(folder), local_files_only=True, trust_remote_code=False, **arguments)
     except (
         Exception
     ) as error:  # broken folders surface as anything from KeyError to SafetensorError
-        text = " ".join(str(error).split())[:400]
         raise ArtifactError(
             f"{folder} cannot be loaded as a causal LM with safetensors weights and a tokenizer: "
-            f"{type(error).__name__}: {text}"
+            f"{type(error).__name__}: {one_line(error, 400)}"
         ) from error
 
 

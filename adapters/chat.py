@@ -12,7 +12,7 @@ from typing import Final, cast
 from transformers import PreTrainedTokenizerBase
 
 from adapters.config import AdapterError
-from adapters.inner_loop import Example
+from adapters.support import Example
 
 Message = Mapping[str, str]
 ROLES: Final = ("system", "developer", "user", "assistant", "tool")

@@ -22,6 +22,11 @@ class AdapterError(Exception):
     """Root of everything that can go wrong in this package."""
 
 
+def one_line(error: BaseException, limit: int = 300) -> str:
+    """What an error of other people's code says, as one line of at most ``limit`` characters."""
+    return " ".join(str(error).split())[:limit]
+
+
 class SpecError(AdapterError, ValueError):
     """An adapter or rule has a form that cannot work; the message names the field."""
 
@@ -111,6 +116,9 @@ class InnerRule:
 
     ``step_sizes`` holds per tensor the sizes of steps 0..K-1, each (K,); later steps reuse the
     last one (per-tensor per-step sizes: MAML++, Antoniou et al. 2019, arXiv 1810.09502).
+    ``factors``, where the rule has them, multiply a tensor's sizes element by element, each of the
+    tensor's own shape (Meta-SGD, Li et al. 2017, arXiv 1707.09835). Tensors named by ``still`` stay
+    as session_init has them and have no sizes (as in ANIL, Raghu et al. 2020, arXiv 1909.09157).
     """
 
     steps: int
@@ -119,12 +127,15 @@ class InnerRule:
     anchor_weight: Tensor | float = 0.0  # weight of the anchors' mean KL in a session's loss
     anchors: tuple[Anchor, ...] = field(default=())
     gate: Gate | None = None  # None: an adapter answers every prompt
+    factors: Mapping[str, Tensor] | None = None
+    still: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         """Refuse rules that cannot work.
 
         Raises:
-            SpecError: no steps, or a tensor without a size for every step.
+            SpecError: no steps, a tensor without a size for every step, or factors and still
+                tensors that do not go with the sizes.
         """
         if self.steps < 1:
             raise SpecError(f"steps must be at least 1, got {self.steps}")
@@ -134,8 +145,19 @@ class InnerRule:
                     f"step sizes of {name} must have shape ({self.steps},), "
                     f"got {tuple(sizes.shape)}"
                 )
+        both = sorted(self.still & self.step_sizes.keys())
+        if both:
+            raise SpecError(f"{both[0]} stays still, so it can have no step sizes")
+        if self.factors is not None and self.factors.keys() != self.step_sizes.keys():
+            name = sorted(self.factors.keys() ^ self.step_sizes.keys())[0]
+            raise SpecError(f"factors and step sizes must be of the same tensors: see {name}")
 
     def sizes_at(self, step: int) -> dict[str, Tensor]:
-        """Step size of every tensor at inner step ``step``, counted from 0."""
+        """Step size of every tensor that moves at inner step ``step``, counted from 0.
+
+        A scalar each, or of the tensor's shape where the rule has factors.
+        """
         index = min(step, self.steps - 1)
-        return {name: sizes[index] for name, sizes in self.step_sizes.items()}
+        if self.factors is None:
+            return {name: sizes[index] for name, sizes in self.step_sizes.items()}
+        return {name: sizes[index] * self.factors[name] for name, sizes in self.step_sizes.items()}

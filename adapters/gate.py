@@ -10,13 +10,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from typing import Final
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from adapters.config import Gate, Mix
+from adapters.prefix import pad
 from adapters.state import Taught
+
+ROUNDING: Final = 1e-3  # of cosines, by the 16 bits that prompts' vectors may be stored in
+LEAD: Final = 0.1  # by which a house's prompt has to be nearer than the session's
 
 
 def prompt_vectors(gate: Gate, summaries: Tensor, prompts: Sequence[Sequence[int]]) -> Tensor:
@@ -43,6 +48,27 @@ def gate_opens(gate: Gate, keys: Tensor, vectors: Tensor) -> Tensor:
     return gate_similarity(keys, vectors) >= gate.threshold_for(keys.shape[0])
 
 
+def house_answers(gate: Gate, own: Taught, house: Taught, vectors: Tensor) -> Tensor:
+    """(B,) whether a house answers each prompt, and not the session that builds upon it.
+
+    It does where its gate opens, unless the session's does too and the nearest of the house's
+    prompts is not nearer than the session's by ``LEAD``: who corrects one wording means others too.
+    """
+    ahead = gate_similarity(house.keys, vectors) - gate_similarity(own.keys, vectors)
+    mine = gate_opens(gate, own.keys, vectors) & (ahead <= LEAD)
+    return gate_opens(gate, house.keys, vectors) & ~mine
+
+
+def together(own: Taught, house: Taught) -> Taught:
+    """What a session and its house were taught, without the house's word on the session's prompts.
+
+    For picking among choices: the answers' tokens are left out.
+    """
+    kept = gate_similarity(own.keys, house.keys) < 1 - ROUNDING
+    keys, answers = house.keys[kept], house.answers[kept]
+    return Taught(torch.cat([own.keys, keys]), torch.cat([own.answers, answers]), own.view)
+
+
 def answer_number(completion: Sequence[int]) -> int:
     """A number that stands for an answer's tokens, the same everywhere; 63 bits."""
     raw = b"".join(token.to_bytes(4, "little") for token in completion)
@@ -57,7 +83,8 @@ def remember(
 ) -> Taught:
     """What the gate keeps of N examples, whose prompts the base summed up in (N, D)."""
     answers = torch.tensor([answer_number(completion) for completion in completions])
-    return Taught(prompt_vectors(gate, summaries, prompts), answers, gate.view)
+    tokens = pad([completion or (-1,) for completion in completions], -1, answers.device)
+    return Taught(prompt_vectors(gate, summaries, prompts), answers, gate.view, tokens)
 
 
 def choice_likeness(
@@ -71,10 +98,16 @@ def choice_likeness(
     neutral = gate.threshold_for(taught.keys.shape[0])
     likeness = torch.full((vectors.shape[0], len(choices)), torch.nan)
     for column, choice in enumerate(choices):
-        keys = taught.keys[taught.answers == answer_number(choice)]
-        if len(keys):
-            likeness[:, column] = vectors @ normalize(keys.mean(0), dim=0) - neutral
+        nearness = answer_nearness(taught, answer_number(choice), vectors)
+        if nearness is not None:
+            likeness[:, column] = nearness - neutral
     return likeness
+
+
+def answer_nearness(taught: Taught, number: int, vectors: Tensor) -> Tensor | None:
+    """(B,) cosine of prompts (B, E) with an answer's prototype; None where it was not taught."""
+    keys = taught.keys[taught.answers == number]
+    return vectors @ normalize(keys.mean(0), dim=0) if len(keys) else None
 
 
 def choice_scores(mix: Mix, likeness: Tensor, logprobs: Tensor) -> Tensor:

@@ -1,12 +1,12 @@
-"""Accepts or refuses an adapted adapter before anybody is served with it.
+"""Accepts, shortens or refuses an adapted adapter before anybody is served with it.
 
 Knows tensors and losses; nothing about sessions, and never changes what it judges.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
 import torch
@@ -29,11 +29,41 @@ class Verdict:
     """What the guard says: ``scale`` is the factor on the update that is accepted."""
 
     accepted: bool
-    reason: str | None = None  # why not; None when accepted
+    reason: str | None = None  # why not, or why not whole; None when all of it is accepted
     scale: float = 1.0
+
+    def instead_of(self, whole: Verdict) -> Verdict:
+        """This verdict, accepting a part of an update the whole of which was refused."""
+        return replace(self, reason=f"taken at {self.scale:g} of its length: {whole.reason}")
 
 
 DEFAULT_LIMITS: Final = GuardLimits()
+
+
+def parts(halvings: int) -> tuple[float, ...]:
+    """The parts of a refused update that are judged, one after the other, until one is accepted.
+
+    Backtracking (Armijo 1966) with the guard as its condition.
+    """
+    return tuple(0.5**times for times in range(1, halvings + 1))
+
+
+def shorten(
+    adapted: Mapping[str, Tensor], session_init: Mapping[str, Tensor], factors: Sequence[float]
+) -> dict[str, Tensor]:
+    """The adapters of S sessions at these parts of their updates; where that is 1, bit for bit.
+
+    Args:
+        adapted: stacked adapters, first axis S.
+        session_init: where the updates began, one adapter, or a stacked one of each.
+    """
+    if all(factor == 1 for factor in factors):
+        return dict(adapted)
+    moved = {}
+    for name, tensor in adapted.items():
+        weights = tensor.new_tensor(factors).view(-1, *[1] * (tensor.ndim - 1))
+        moved[name] = torch.lerp(session_init[name].expand_as(tensor), tensor, weights)
+    return moved
 
 
 def norm(tensors: Mapping[str, Tensor]) -> float:
@@ -53,15 +83,17 @@ def check(
     loss_before: float,
     loss_after: float,
     limits: GuardLimits = DEFAULT_LIMITS,
+    scale: float = 1.0,
 ) -> Verdict:
     """Judge one session's adapted adapter.
 
-    The update is measured from session_init, not from the version before, so that many small
-    updates cannot walk away together.
+    The update is measured from session_init, or from the house's version, where it began, not from
+    the version before, so that many small updates cannot walk away together.
 
     Args:
         loss_before: mean loss on the feedback before the first step, in nats.
         loss_after: the same loss with ``adapted``.
+        scale: the part of the update that ``adapted`` has; it goes into the verdict.
 
     Returns:
         Refused when a value is not finite, when the update is longer than the limit, or when the
@@ -76,4 +108,4 @@ def check(
         return Verdict(
             False, f"the loss on the feedback did not fall: {loss_before:.3g} to {loss_after:.3g}"
         )
-    return Verdict(True)
+    return Verdict(True, scale=scale)

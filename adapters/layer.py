@@ -85,6 +85,8 @@ class _Hook:
             return output
         lora_a, lora_b = rows.tensors[self._name_a], rows.tensors[self._name_b]
         hidden = inputs[0].to(lora_a.dtype)  # (B, T, in)
+        if hidden.ndim == 2:  # a classifier's head sees no tokens
+            hidden = hidden.unsqueeze(1)
         if rows.slots is None:
             hidden = hidden.reshape(lora_a.shape[0], -1, hidden.shape[-1])  # (S, B/S * T, in)
         else:

@@ -1,7 +1,8 @@
 """Adapters as PEFT folders and back: aLoRA for scope ``activated``, plain LoRA for ``full``.
 
 The only file that knows PEFT, and it loads it only to write: PEFT takes seconds to import. Knows
-nothing about where a folder comes from; every PEFT feature we do not have is refused by name.
+nothing about where a folder comes from, nor about a model's own form; every PEFT feature we do not
+have is refused by name.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from typing import Any, Final
 from safetensors.torch import save_file
 
 from adapters.config import AdapterError, LoraSpec, Scope, SpecError
-from adapters.snapshot import form_of
 from adapters.state import AdapterState, Tensors
 from adapters.tensor_file import TensorFile, TensorFileError, read_tensor_file, shorten
 
@@ -36,6 +36,7 @@ HARMLESS_FIELDS: Final = frozenset(
 )
 # Starts that also rewrite the base's weights; an adapter made from them fits no other base.
 BASE_REWRITING_STARTS: Final = ("pissa", "olora", "corda", "loftq", "lora_ga")
+FLOATS: Final = ("F32", "F16", "BF16")
 EMPTY_VALUES: Final[tuple[object, ...]] = (None, False, "none", [], {})
 
 
@@ -44,12 +45,29 @@ class PeftFormatError(AdapterError, ValueError):
 
 
 @dataclass(frozen=True)
-class PeftAdapter:
-    """What a PEFT folder holds; targets in alphabetical order, tensors in float32."""
+class PeftForm:
+    """What a PEFT configuration says about its adapter; targets in alphabetical order."""
 
     spec: LoraSpec
     header: tuple[int, ...] | None  # tokens that activate it; None for scope `full`
+
+
+@dataclass(frozen=True)
+class PeftAdapter:
+    """What a PEFT folder holds, tensors in float32."""
+
+    form: PeftForm
     tensors: Tensors
+
+    @property
+    def spec(self) -> LoraSpec:
+        """Its form as an adapter."""
+        return self.form.spec
+
+    @property
+    def header(self) -> tuple[int, ...] | None:
+        """Tokens that activate it; None for scope `full`."""
+        return self.form.header
 
 
 def save_peft(
@@ -99,46 +117,39 @@ def load_peft(folder: Path) -> PeftAdapter:
         PeftFormatError: a missing file, a broken one, a feature we do not have, or tensors that do
             not fit the configuration.
     """
-    config = _read_config(folder / CONFIG_FILE)
-    _refuse_features(config)
-    header = _header(config)
+    config, tensors = (_read_bytes(folder / name) for name in (CONFIG_FILE, TENSOR_FILE))
     try:
-        spec = _spec(config, "full" if header is None else "activated")
-        file = read_tensor_file(_read_bytes(folder / TENSOR_FILE))
-        tensors = {_own_name(name): tensor for name, tensor in _checked(file, spec).items()}
-    except (SpecError, TensorFileError) as error:
+        return read_adapter(read_form(config), tensors)
+    except PeftFormatError as error:
         raise PeftFormatError(f"{folder}: {error}") from error
-    return PeftAdapter(spec, header, tensors)
 
 
-def import_peft(
-    folder: Path,
-    *,
-    spec: LoraSpec,
-    base_fingerprint: str,
-    shapes: Mapping[str, tuple[int, ...]],
-    header: Sequence[int] | None,
-) -> AdapterState:
-    """Read a PEFT folder as an adapter of exactly the form ``spec``.
+def read_form(config: bytes) -> PeftForm:
+    """Read the content of an ``adapter_config.json``.
 
     Raises:
-        PeftFormatError: as ``load_peft``, or another rank, scale, scope, target set, header or
-            shape.
+        PeftFormatError: it is broken, or wants a feature we do not have.
     """
-    adapter = load_peft(folder)
-    found, wanted = form_of(adapter.spec), form_of(spec)
-    for key, value in wanted.items():
-        if found[key] != value:
-            raise PeftFormatError(
-                f"the adapter's {key} is {shorten(found[key])}, this model's adapters have {value}"
-            )
-    if spec.scope == "activated" and adapter.header != tuple(header or ()):
-        raise PeftFormatError(
-            f"the adapter starts at the tokens {shorten(list(adapter.header or ()))}, this model's "
-            f"answers start with {list(header or ())}"
-        )
-    check_shapes(adapter.tensors, shapes)
-    return AdapterState(spec, {name: adapter.tensors[name] for name in shapes}, base_fingerprint)
+    fields = _read_config(config)
+    _refuse_features(fields)
+    header = _header(fields)
+    try:
+        return PeftForm(_spec(fields, "full" if header is None else "activated"), header)
+    except SpecError as error:
+        raise PeftFormatError(str(error)) from error
+
+
+def read_adapter(form: PeftForm, tensors: bytes) -> PeftAdapter:
+    """Read the content of an ``adapter_model.safetensors``.
+
+    Raises:
+        PeftFormatError: it is broken, or does not fit its configuration.
+    """
+    try:
+        named = _checked(read_tensor_file(tensors), form.spec)
+    except TensorFileError as error:
+        raise PeftFormatError(f"{TENSOR_FILE}: {error}") from error
+    return PeftAdapter(form, {_own_name(name): tensor for name, tensor in named.items()})
 
 
 def check_shapes(tensors: Tensors, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -165,15 +176,13 @@ def _read_bytes(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def _read_config(content: bytes) -> dict[str, Any]:
     try:
-        config = json.loads(_read_bytes(path))
+        config = json.loads(content)
     except (ValueError, RecursionError) as error:
-        if isinstance(error, PeftFormatError):
-            raise
-        raise PeftFormatError(f"{path} is not JSON: {error}") from error
+        raise PeftFormatError(f"{CONFIG_FILE} is not JSON: {error}") from error
     if not isinstance(config, dict):
-        raise PeftFormatError(f"{path} must hold a JSON object")
+        raise PeftFormatError(f"{CONFIG_FILE} must hold a JSON object")
     return config
 
 
@@ -215,6 +224,10 @@ def _spec(config: Mapping[str, Any], scope: Scope) -> LoraSpec:
 def _checked(file: TensorFile, spec: LoraSpec) -> Tensors:
     for name, entry in file.entries.items():
         module, kind = _own_name(name).rsplit(".", 1)
+        if entry["dtype"] not in FLOATS:
+            raise PeftFormatError(
+                f"{shorten(name)} is stored as {entry['dtype']}, expected {' or '.join(FLOATS)}"
+            )
         if module.rpartition(".")[2] not in spec.targets:
             raise PeftFormatError(f"{shorten(name)} is not one of target_modules")
         rank = entry["shape"][0 if kind == "lora_A" else 1] if len(entry["shape"]) == 2 else None

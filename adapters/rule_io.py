@@ -6,17 +6,23 @@ Knows the file's form; knows nothing about models or about who learned the rule.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from torch import Tensor
 
 from adapters.config import AdapterError, Anchor, Gate, InnerRule, LoraSpec, Mix, Scope, SpecError
+from adapters.factors import digest
 from adapters.words import Words
 
-FORMAT_VERSION: Final = 1
+# Rules that need nothing of a later version are written in the first one: the text of a rule is
+# part of what versions of sessions are known by.
+FIRST_VERSION: Final = 1
+FORMAT_VERSION: Final = 2  # adds factors and still tensors
 
 
 class RuleError(AdapterError, ValueError):
@@ -53,7 +59,7 @@ class _Gate(_Part):
 
 
 class _Rule(_Part):
-    format_version: Literal[1]
+    format_version: Literal[1, 2]
     spec: _Spec
     steps: int = Field(ge=1)
     clip: float = Field(gt=0)
@@ -61,6 +67,14 @@ class _Rule(_Part):
     anchors: list[_Anchor]
     gate: _Gate | None = None
     step_sizes: dict[str, list[Annotated[float, Field(ge=0)]]]
+    still: list[str] = Field(default_factory=list)
+    factors: str | None = None  # digest of the tensors beside the rule
+
+    @model_validator(mode="after")
+    def _of_its_version(self) -> _Rule:
+        if self.format_version == FIRST_VERSION and (self.still or self.factors is not None):
+            raise ValueError("'still' and 'factors' need format_version 2")
+        return self
 
 
 def rule_text(spec: LoraSpec, rule: InnerRule) -> str:
@@ -70,8 +84,9 @@ def rule_text(spec: LoraSpec, rule: InnerRule) -> str:
         RuleError: a number is not finite, negative, or of the wrong shape.
     """
     sizes = {name: sizes.detach().tolist() for name, sizes in rule.step_sizes.items()}
+    newer = bool(rule.still) or rule.factors is not None
     content = {
-        "format_version": FORMAT_VERSION,
+        "format_version": FORMAT_VERSION if newer else FIRST_VERSION,
         "spec": {
             "rank": spec.rank,
             "alpha": spec.alpha,
@@ -84,16 +99,22 @@ def rule_text(spec: LoraSpec, rule: InnerRule) -> str:
         "anchors": [{"prompt": a.prompt, "completion": a.completion} for a in rule.anchors],
         "gate": None if rule.gate is None else _gate(rule.gate),
         "step_sizes": sizes,
+        "still": sorted(rule.still),
+        "factors": rule.factors and digest(rule.factors),
     }
-    return _check(content).model_dump_json(indent=1) + "\n"
+    later = None if newer else {"still", "factors"}
+    return _check(content).model_dump_json(indent=1, exclude=later) + "\n"
 
 
-def read_rule(path: Path, words: Words | None = None) -> tuple[LoraSpec, InnerRule]:
-    """Read and check a rule. ``words`` is the table that lies beside it.
+def read_rule(
+    path: Path, words: Words | None = None, factors: Mapping[str, Tensor] | None = None
+) -> tuple[LoraSpec, InnerRule]:
+    """Read and check a rule. ``words`` and ``factors`` are what lies beside it.
 
     Raises:
         RuleError: unreadable, broken JSON, unknown or missing keys, wrong types, values that are
-            not finite, step sizes that do not fit the number of steps, or another table.
+            not finite, step sizes that do not fit the number of steps, or another table or other
+            factors than those it was written with.
     """
     try:
         content = json.loads(path.read_bytes())
@@ -103,6 +124,12 @@ def read_rule(path: Path, words: Words | None = None) -> tuple[LoraSpec, InnerRu
         raise RuleError(f"is not JSON: {error}") from error
     part = _check(content)
     spec = part.spec
+    found = factors and digest(factors)
+    if found != part.factors:
+        raise RuleError(
+            f"wants step factors of digest {part.factors}, found {found}: the rule and the factors "
+            "beside it must be of one export"
+        )
     try:
         return (
             LoraSpec(spec.rank, tuple(spec.targets), spec.alpha, spec.scope),
@@ -113,6 +140,8 @@ def read_rule(path: Path, words: Words | None = None) -> tuple[LoraSpec, InnerRu
                 part.anchor_weight,
                 tuple(Anchor(anchor.prompt, anchor.completion) for anchor in part.anchors),
                 _read_gate(part.gate, words),
+                factors,
+                frozenset(part.still),
             ),
         )
     except SpecError as error:

@@ -24,11 +24,19 @@ class Taught:
 
     ``keys``: (N, E) unit vectors of the prompts. ``answers``: (N,) integers that stand for the
     answers, equal where the answers are. ``view`` names how the gate that made them sees prompts.
+    ``completions``: (N, L) tokens of the answers, -1 behind their ends; None where only their
+    numbers are known.
     """
 
     keys: Tensor
     answers: Tensor
     view: str
+    completions: Tensor | None = None
+
+    def rows(self, rows: Tensor) -> Taught:
+        """What ``rows`` (N',) or a mask (N,) picks."""
+        completions = None if self.completions is None else self.completions[rows]
+        return Taught(self.keys[rows], self.answers[rows], self.view, completions)
 
 
 @dataclass(frozen=True)
@@ -47,8 +55,9 @@ class AdapterState:
     def nbytes(self) -> int:
         """Memory that its tensors take."""
         taught = self.taught
-        known = [] if taught is None else [taught.keys, taught.answers]
-        return sum(tensor.nbytes for tensor in (*self.tensors.values(), *known))
+        known = () if taught is None else (taught.keys, taught.answers, taught.completions)
+        every = (*self.tensors.values(), *known)
+        return sum(tensor.nbytes for tensor in every if tensor is not None)
 
 
 def target_modules(model: nn.Module, targets: Sequence[str]) -> dict[str, nn.Module]:

@@ -23,6 +23,8 @@ TYPES: Final = {
     "F16": torch.float16,
     "BF16": torch.bfloat16,
     "I64": torch.int64,
+    "I32": torch.int32,
+    "I8": torch.int8,
 }
 
 
@@ -41,11 +43,11 @@ class TensorFile:
         self,
         shapes: Mapping[str, tuple[int, ...]],
         types: Collection[str],
-        integers: Collection[str] = (),
+        others: Mapping[str, str] | None = None,
     ) -> None:
         """Refuse anything but tensors of exactly these names and shapes, stored in ``types``.
 
-        Those named in ``integers`` must be of 64-bit integers instead.
+        Those named in ``others`` must be of the one type that stands there instead.
 
         Raises:
             TensorFileError: missing or extra tensors, a wrong shape, or another type.
@@ -57,7 +59,7 @@ class TensorFile:
             raise TensorFileError(f"{len(extra)} tensors too many, {shorten(min(extra))}")
         for name, shape in shapes.items():
             entry = self.entries[name]
-            fitting = ("I64",) if name in integers else types
+            fitting = (others[name],) if others and name in others else types
             if entry["dtype"] not in fitting:
                 raise TensorFileError(
                     f"{name} is stored as {entry['dtype']}, expected {' or '.join(fitting)}"
@@ -69,8 +71,7 @@ class TensorFile:
         """All tensors in the file's order, floats in float32.
 
         Raises:
-            TensorFileError: a stored type is no float of 16 or 32 bits nor an
-                integer of 64, or a value is not finite.
+            TensorFileError: a stored type is none of ``TYPES``, or a value is not finite.
         """
         tensors = {name: self._tensor(name) for name in self.entries}
         for name, tensor in tensors.items():

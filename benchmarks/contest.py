@@ -25,6 +25,7 @@ class Outcome:
     decoded_tokens: int = 0  # after the moment when every row had its first token
     decoding_s: float = 0.0  # what those took
     losses: tuple[float, ...] = ()  # of the first session, before every step
+    cpu_elsewhere_s: float = 0.0  # of a process that works for the contender
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Contest:
 
 @dataclass(frozen=True)
 class Go:
-    """One timed go. ``cpu_s`` counts all threads of the process, and nobody else's load."""
+    """One timed go. ``cpu_s`` counts the contender's processes, and nobody else's load."""
 
     wall_s: float
     cpu_s: float
@@ -84,7 +85,8 @@ async def _timed(contender: Contender) -> Go:
     gc.collect()  # nobody pays for another one's garbage
     cpu_s, wall_s = time.process_time(), time.perf_counter()
     outcome = await contender.run()
-    return Go(time.perf_counter() - wall_s, time.process_time() - cpu_s, outcome)
+    wall_s, cpu_s = time.perf_counter() - wall_s, time.process_time() - cpu_s
+    return Go(wall_s, cpu_s + outcome.cpu_elsewhere_s, outcome)
 
 
 @dataclass(frozen=True)

@@ -11,18 +11,19 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import torch
 from tqdm import tqdm
-from transformers import PreTrainedModel
 
 from adapters.artifact import Artifact
 from benchmarks import serving
 from benchmarks.contest import Contender, Contest, Standing, hold
-from benchmarks.models import spoken, twin
+from benchmarks.models import Speech
 from benchmarks.ours import Ours, running
-from benchmarks.peers import Peft, Transformers
+from benchmarks.peers import Batching, Peft, Transformers
 from benchmarks.serving import Serving
+from benchmarks.vllm_peer import Vllm, vllm
 from benchmarks.workload import Sizes, make_work
 
 COLD, WARM = "innerloop, cold prefix", "innerloop, warm prefix"
@@ -33,6 +34,8 @@ NAMED = "PEFT LoRA generate(adapter_names)"
 ACTIVATED = "PEFT aLoRA generate(adapter_names)"
 SET = "PEFT LoRA set_adapter, generate"
 PLAIN = "transformers generate, no adapter"
+BATCHED = "transformers generate_batch, no adapter"
+VLLM, VLLM_PLAIN = "vLLM, LoRA requests", "vLLM, no adapter"
 
 
 @dataclass(frozen=True)
@@ -51,46 +54,61 @@ class Field:
     warm: Ours
     peft: Peft
     plain: Transformers
+    batched: Batching
+    vllm: Vllm | None
+    vllm_plain: Vllm | None
+    speech: Speech
     shares_prefix: bool  # prompts are computed by the base alone
 
-    @property
-    def models(self) -> list[PreTrainedModel]:
-        """The model of every contender: other modules, the same weights."""
-        return [self.cold.model, self.warm.model, self.peft.base, self.plain.model]
 
-
-async def run_all(artifact: Artifact, sizes: Sizes) -> tuple[list[Result], Serving]:
+async def run_all(
+    artifact: Artifact, sizes: Sizes, vllm_python: Path | None = None
+) -> tuple[list[Result], Serving]:
     """Hold every contest and measure serving alone, with a progress bar on stderr.
 
+    Args:
+        vllm_python: an interpreter that has vLLM, to have it as a contender.
+
     Raises:
-        BenchmarkError: the work does not fit the model.
+        BenchmarkError: the work does not fit the model, or vLLM does not start.
     """
-    async with _field(artifact, sizes) as field:
+    async with _field(artifact, sizes, vllm_python) as field:
         adapting = [_adapting(field, sessions) for sessions in sizes.counts]
         decoding = [_decoding(field, sessions) for sessions in sizes.counts]
         goes = sum(len(contest.contenders) for contest in adapting + decoding)
         every = goes * (sizes.rounds + 1) + serving.rounds(sizes)
         with tqdm(total=every, file=sys.stderr) as bar:
             results = [Result(c, await hold(c, sizes.rounds, bar)) for c in adapting]
-            with spoken(artifact, field.models):
+            with field.speech.spoken():
                 results += [Result(c, await hold(c, sizes.rounds, bar)) for c in decoding]
             return results, await serving.measure(artifact, sizes, bar)
 
 
 @asynccontextmanager
-async def _field(artifact: Artifact, sizes: Sizes) -> AsyncIterator[Field]:
+async def _field(
+    artifact: Artifact, sizes: Sizes, vllm_python: Path | None
+) -> AsyncIterator[Field]:
     work = make_work(artifact, sizes)
-    model = artifact.model
-    plain = Transformers(twin(model), work, sizes)
-    peft = Peft(artifact, twin(model), work, sizes)
+    speech = Speech(artifact)
+    plain = Transformers(speech.twin(), work, sizes)
+    batched = Batching(speech.twin(), work, sizes)
+    peft = Peft(artifact, speech.twin(), work, sizes)
     async with AsyncExitStack() as stack:
+        stack.callback(batched.close)
         cold, warm = [
-            await stack.enter_async_context(running(artifact, twin(model), work, sizes, cache))
+            await stack.enter_async_context(running(artifact, speech.twin(), work, sizes, cache))
             for cache in (False, True)
         ]
         await warm.warm_up()
+        rivals: list[Vllm | None] = [None, None]
+        if vllm_python is not None:
+            rivals = [
+                stack.enter_context(vllm(vllm_python, artifact, work, sizes, taught=taught))
+                for taught in (True, False)
+            ]
         with _threads(sizes.threads), _settled():
-            yield Field(cold, warm, peft, plain, artifact.spec.scope == "activated")
+            activated = artifact.spec.scope == "activated"
+            yield Field(cold, warm, peft, plain, batched, *rivals, speech, activated)
 
 
 @contextmanager
@@ -142,5 +160,12 @@ def _decoding(field: Field, sessions: int) -> Contest:
     for name, one in {BASE_COLD: field.cold, BASE_WARM: field.warm}.items():
         run = partial(one.decode, sessions, False)
         contenders.append(Contender(name, run, against=PLAIN, same_as=PLAIN))
+    run = partial(field.batched.decode, sessions)
+    contenders.append(Contender(BATCHED, run, against=PLAIN, same_as=PLAIN))
+    if field.vllm is not None and field.vllm_plain is not None:
+        run = partial(field.vllm.decode, sessions)
+        contenders.append(Contender(VLLM, run, against=NAMED))
+        run = partial(field.vllm_plain.decode, sessions)
+        contenders.append(Contender(VLLM_PLAIN, run, against=PLAIN))
     contenders.append(Contender(PLAIN, partial(field.plain.decode, sessions)))
     return Contest("decode", sessions, tuple(contenders))

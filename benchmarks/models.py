@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import random
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -83,43 +83,47 @@ def make(name: str, scope: Scope, seed: int) -> Artifact:
         )
 
 
-def twin(model: PreTrainedModel) -> PreTrainedModel:
-    """The model again with modules of its own and the very same weights."""
-    shared = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
-    return copy.deepcopy(model, shared)
-
-
 def parameters(model: nn.Module) -> int:
     """How many weights the model has; tied ones count once."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-@contextmanager
-def spoken(artifact: Artifact, models: list[PreTrainedModel]) -> Iterator[None]:
-    """Let the models choose only tokens that are whole text while the block runs.
+class Speech:
+    """Models of one artifact that choose only tokens which are whole text, while ``spoken``.
 
     No answer ends before its last token, and every token can be shown at once; the contenders all
-    pay the same for it.
+    pay the same for it. It is there before an engine takes a model, because that records steps.
     """
-    vocabulary = artifact.model.get_input_embeddings().weight.shape[0]
-    banned = torch.ones(vocabulary, dtype=torch.bool, device=artifact.model.device)
-    texts = artifact.tokenizer.batch_decode(
-        [[token] for token in range(len(artifact.tokenizer))], skip_special_tokens=True
-    )
-    banned[: len(texts)] = torch.tensor(
-        [not text.strip() or "\ufffd" in text for text in texts], device=banned.device
-    )
-    hook = _ban(banned)
-    handles = [model.get_output_embeddings().register_forward_hook(hook) for model in models]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
+    def __init__(self, artifact: Artifact) -> None:
+        """Ban nothing yet."""
+        self._model = artifact.model
+        weight = artifact.model.get_input_embeddings().weight
+        self._penalty = torch.zeros(len(weight), dtype=weight.dtype, device=weight.device)
+        self._banned = torch.ones(len(weight), dtype=torch.bool, device=weight.device)
+        texts = artifact.tokenizer.batch_decode(
+            [[token] for token in range(len(artifact.tokenizer))], skip_special_tokens=True
+        )
+        self._banned[: len(texts)] = torch.tensor(
+            [not text.strip() or "\ufffd" in text for text in texts], device=weight.device
+        )
 
-def _ban(banned: Tensor) -> Callable[[nn.Module, object, Tensor], Tensor]:
-    def hook(module: nn.Module, inputs: object, logits: Tensor) -> Tensor:
-        return logits.masked_fill(banned, torch.finfo(logits.dtype).min)
+    def twin(self) -> PreTrainedModel:
+        """The artifact's model again: other modules, the very same weights."""
 
-    return hook
+        def hook(module: nn.Module, inputs: object, logits: Tensor) -> Tensor:
+            return logits + self._penalty
+
+        shared = {id(t): t for t in chain(self._model.parameters(), self._model.buffers())}
+        model = copy.deepcopy(self._model, shared)
+        model.get_output_embeddings().register_forward_hook(hook)
+        return model
+
+    @contextmanager
+    def spoken(self) -> Iterator[None]:
+        """Let every such model speak while the block runs."""
+        self._penalty[self._banned] = torch.finfo(self._penalty.dtype).min
+        try:
+            yield
+        finally:
+            self._penalty.zero_()

@@ -38,7 +38,6 @@ class Ours:
 
     def __init__(self, engine: Engine, artifact: Artifact, work: Work, sizes: Sizes) -> None:
         """Use an engine on ``artifact`` that has been started."""
-        self.model = artifact.model
         self.engine = engine
         self._work = work
         self._sizes = sizes

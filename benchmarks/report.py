@@ -142,7 +142,8 @@ def _standing(standing: Standing, result: Result) -> dict[str, Any]:
         entry["losses"] = goes[-1].outcome.losses
     else:
         entry["tokens_per_s"] = [_whole(go) for go in goes]
-        entry["tokens_per_s_after_first"] = [_after(go) for go in goes]
+        if goes[0].outcome.decoded_tokens:
+            entry["tokens_per_s_after_first"] = [_after(go) for go in goes]
         entry["answers"] = [" ".join(map(str, row)) for row in goes[-1].outcome.answers]
     if contender.against:
         entry["against"] = contender.against
@@ -158,14 +159,15 @@ def _adapt_row(standing: Standing, result: Result) -> list[str]:
 
 
 def _decode_row(standing: Standing, result: Result) -> list[str]:
-    after = [_after(go) for go in standing.goes]
     others = result.standings.get(standing.contender.against or "")
-    faster = _show(ratios(standing, others, lambda go: 1 / _after(go))) if others else "1"
+    after = ["", ""]  # of those who do not say when their tokens came
+    if standing.goes[0].outcome.decoded_tokens:
+        faster = _show(ratios(standing, others, lambda go: 1 / _after(go))) if others else "1"
+        after = [_spread([_after(go) for go in standing.goes]), faster]
     return [
         _spread([_whole(go) for go in standing.goes]),
         *_ratios(standing, result),
-        _spread(after),
-        faster,
+        *after,
         _same(standing.contender, result),
     ]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from statistics import quantiles
@@ -20,7 +20,7 @@ from tqdm import tqdm
 from adapters.artifact import Artifact
 from adapters.snapshot import dumps, loads
 from adapters.state import AdapterState, Tensors
-from benchmarks.models import spoken, twin
+from benchmarks.models import Speech
 from benchmarks.ours import Ours, ask, running
 from benchmarks.workload import Sizes, make_work
 from server.engine import AdapterRef, Engine, GenerateRequest, Sampling
@@ -70,10 +70,10 @@ def rounds(sizes: Sizes) -> int:
 
 
 async def _flow(artifact: Artifact, sizes: Sizes, bar: tqdm[NoReturn]) -> Flow:
-    work, flow = make_work(artifact, sizes), Flow()
-    async with running(artifact, twin(artifact.model), work, sizes, cache=True) as ours:
+    work, flow, speech = make_work(artifact, sizes), Flow(), Speech(artifact)
+    async with running(artifact, speech.twin(), work, sizes, cache=True) as ours:
         await ours.warm_up()
-        with spoken(artifact, [ours.model]):
+        with speech.spoken():
             for turn in range(sizes.rounds + 1):
                 bar.set_description("text while others teach")
                 one = Flow() if turn == 0 else flow  # the first round is thrown away
@@ -129,13 +129,14 @@ async def _crowds(artifact: Artifact, sizes: Sizes, bar: tqdm[NoReturn]) -> list
         GenerateRequest(prompt, Sampling(sizes.new_tokens), _stored(artifact, session, tensors))
         for session, (prompt, tensors) in enumerate(zip(work.prompts, work.adapters, strict=True))
     ]
-    models, limits = (twin(artifact.model), twin(artifact.model)), {"slots": slots, "rows": slots}
+    speech, limits = Speech(artifact), {"slots": slots, "rows": slots}
     crowds = [Crowd(count, slots, [], []) for count in counts]
-    async with (
-        running(artifact, models[0], work, sizes, True, **limits) as kept,
-        running(artifact, models[1], work, sizes, True, host_adapter_bytes=0, **limits) as loaded,
-    ):
-        with spoken(artifact, list(models)):
+
+    def engine(**more: int) -> AbstractAsyncContextManager[Ours]:
+        return running(artifact, speech.twin(), work, sizes, True, **limits, **more)
+
+    async with engine() as kept, engine(host_adapter_bytes=0) as loaded:
+        with speech.spoken():
             for crowd in crowds:
                 bar.set_description(f"{crowd.sessions} sessions, {slots} slots")
                 asked = requests[: crowd.sessions]
@@ -150,7 +151,8 @@ async def _crowds(artifact: Artifact, sizes: Sizes, bar: tqdm[NoReturn]) -> list
 
 def _stored(artifact: Artifact, session: int, tensors: Tensors) -> AdapterRef:
     """An adapter that has to be read from its stored bytes where the engine does not have it."""
-    data = dumps(AdapterState(artifact.spec, tensors, artifact.fingerprint))
+    state = AdapterState(artifact.spec, tensors, artifact.fingerprint)
+    data = dumps(state, "int8", artifact.start)  # the server's default
 
     async def load() -> AdapterState:
         return loads(
@@ -158,6 +160,7 @@ def _stored(artifact: Artifact, session: int, tensors: Tensors) -> AdapterRef:
             spec=artifact.spec,
             base_fingerprint=artifact.fingerprint,
             shapes=artifact.shapes,
+            start=artifact.start,
         )
 
     return AdapterRef(f"crowd/{session}/1", load)

@@ -13,8 +13,8 @@ import torch
 
 from adapters.artifact import Artifact
 from adapters.chat import ChatEncoder, EncodedPrompt, user_turn
-from adapters.inner_loop import Example
 from adapters.state import Tensors
+from adapters.support import Example
 
 CONSONANTS, VOWELS = "bdfghjklmnprstvz", "aeiou"
 

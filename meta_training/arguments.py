@@ -1,22 +1,14 @@
-"""What the package's commands share: kinds of argument, and errors as exit codes."""
+"""What the package's commands share before their work begins: kinds of argument, and refusals.
+
+It and the modules of the commands import nothing that takes long, so that help and refusals of
+arguments come at once; PyTorch comes with the work.
+"""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
-
-from adapters.config import AdapterError
-from meta_training.checkpoint import CheckpointError
-from meta_training.recipe import RecipeError
-from meta_training.tasks.sources import DataError
-
-BAD_INPUT: tuple[type[Exception], ...] = (
-    RecipeError,
-    DataError,
-    CheckpointError,
-    AdapterError,
-)
+from importlib.util import find_spec
 
 
 def positive(text: str) -> int:
@@ -26,24 +18,18 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def exit_code(command: str, work: Callable[[], None], *wrong: type[Exception]) -> int:
-    """Do the work of a resumable command and tell in one line what stopped it.
+def need(*packages: str) -> None:
+    """Look for packages of the extra before anything is imported.
 
-    Args:
-        wrong: errors of bad input beside those of ``BAD_INPUT``.
-
-    Returns:
-        0 done, 1 a file could not be written, 2 bad input, 130 stopped by Ctrl-C with all saved.
+    Raises:
+        ModuleNotFoundError: one is missing; the command line says how it is installed.
     """
-    try:
-        work()
-    except BAD_INPUT + wrong as error:
-        print(f"innerloop {command}: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:  # a full disk, a folder that may not be written
-        print(f"innerloop {command}: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        return 130
-    return 0
+    for package in packages:
+        if find_spec(package) is None:
+            raise ModuleNotFoundError(f"No module named {package!r}", name=package)
+
+
+def refused(command: str, error: Exception) -> int:
+    """Tell what is bad input; gives the exit code."""
+    print(f"innerloop {command}: {error}", file=sys.stderr)
+    return 2

@@ -19,6 +19,8 @@ from typing import Any, Protocol
 
 import torch
 
+from adapters.config import one_line
+
 
 class CheckpointError(ValueError):
     """A run cannot go on from its checkpoint; the message names the file and what to do."""
@@ -107,20 +109,22 @@ def load_checkpoint(
         random.setstate((version, tuple(internal), gauss))
         return Resumed(int(content["step"]), exact)
     except Exception as error:  # a damaged file surfaces as anything from EOFError to TypeError
-        text = " ".join(str(error).split())[:300]
         raise CheckpointError(
-            f"{path} cannot be resumed from: {type(error).__name__}: {text}; delete it to start "
-            "this stage again, or take another folder"
+            f"{path} cannot be resumed from: {type(error).__name__}: {one_line(error)}; delete it "
+            "to start this stage again, or take another folder"
         ) from error
 
 
 @contextmanager
-def whole_steps() -> Iterator[threading.Event]:
+def whole_steps(in_team: bool = False) -> Iterator[threading.Event]:
     """Let Ctrl-C only set the event, so that no step is cut in half and what is saved fits.
 
     The loop inside looks at the event after each step, saves and raises ``KeyboardInterrupt``. A
     second Ctrl-C stops at once, with what was saved before. Where Ctrl-C is ignored, or this is
     not the main thread, nothing changes.
+
+    ``in_team``: a launcher that is stopped sends its processes SIGTERM as well, which then means
+    the same as a first Ctrl-C.
     """
     wanted = threading.Event()
     before = signal.getsignal(signal.SIGINT)
@@ -134,7 +138,10 @@ def whole_steps() -> Iterator[threading.Event]:
         print("\nfinishing this step; Ctrl-C again stops at once", file=sys.stderr)
 
     signal.signal(signal.SIGINT, note)
+    ending = signal.signal(signal.SIGTERM, lambda *_: wanted.set()) if in_team else None
     try:
         yield wanted
     finally:
         signal.signal(signal.SIGINT, before)
+        if in_team:
+            signal.signal(signal.SIGTERM, ending)

@@ -30,6 +30,9 @@ def export(learner: Learner, folder: Path, report: Mapping[str, Any]) -> Artifac
         anchor_weight=float(torch.as_tensor(rule.anchor_weight).detach()),
         anchors=rule.anchors,
         gate=rule.gate,
+        factors=rule.factors
+        and {name: factor.detach().clone() for name, factor in rule.factors.items()},
+        still=rule.still,
     )
     tensors = {name: tensor.detach().clone() for name, tensor in learner.tensors().items()}
     header = learner.encoder.assistant_header()

@@ -14,15 +14,16 @@ from transformers import PreTrainedModel
 from adapters.artifact import Artifact
 from adapters.chat import ChatEncoder, user_turn
 from adapters.config import Anchor, Gate, InnerRule, LoraSpec
-from adapters.inner_loop import Anchors, Example, make_turns
 from adapters.layer import LoraHooks, Rows
 from adapters.objective import IGNORE
 from adapters.prefix import Continuation, Prefix, continue_from, prefill
-from adapters.state import Tensors, initial_tensors
+from adapters.state import initial_tensors
+from adapters.support import Anchors, Example, make_turns
 from meta_training.recipe import InnerPart
+from meta_training.starting import Starting
 
 
-class Learner(nn.Module):
+class Learner(Starting):
     """A base model with its meta-learned adapter start and inner rule, as parameters."""
 
     def __init__(
@@ -32,22 +33,24 @@ class Learner(nn.Module):
         part: InnerPart,
         anchors: Sequence[Anchor],
         seed: int,
+        still: frozenset[str] | None = None,
+        alpha: float | None = None,
     ) -> None:
-        """Start from LoRA's usual initialisation and one step size for all tensors."""
+        """Start from LoRA's usual initialisation and one step size for all tensors.
+
+        ``still``: tensors that do not move, where it is not ``part`` that says so. ``alpha`` is
+        the adapter's, as of ``LoraSpec``.
+        """
         super().__init__()
         self.model = model
         self.encoder = encoder
-        self.part = part
-        self.spec = LoraSpec(part.rank, tuple(part.targets), scope=part.scope)
+        self.spec = LoraSpec(part.rank, tuple(part.targets), alpha, part.scope)
         self.hooks = LoraHooks(model, self.spec)
         start = initial_tensors(model, self.spec, torch.Generator().manual_seed(seed))
-        self.names = list(start)
         self.gate: Gate | None = None  # chosen when the outer loop is done
         # The last layer sees it, so an adapter there can act on it.
         self.summary_layer = int(model.config.num_hidden_layers) - 1
-        self.adapter = nn.ParameterList([nn.Parameter(start[name]) for name in self.names])
-        first = torch.full((len(self.names), part.steps), part.first_step_size)
-        self.log_sizes = nn.Parameter(first.log())  # (tensors, K)
+        self.begin(start, part, still)
         self.log_anchor_weight = nn.Parameter(torch.tensor(part.anchor_weight).log())
         self.anchor_texts = tuple(anchors)
         self.anchor_examples = [anchor_example(encoder, anchor) for anchor in anchors]
@@ -63,29 +66,22 @@ class Learner(nn.Module):
             steps=rule.steps,
             clip=rule.clip,
             anchors=len(rule.anchors),
+            sizes="tensor" if rule.factors is None else "element",
         )
         encoder = ChatEncoder(artifact.tokenizer)
-        learner = cls(artifact.model, encoder, part, rule.anchors, seed=0)
+        learner = cls(artifact.model, encoder, part, rule.anchors, 0, rule.still, spec.alpha)
         learner.gate = rule.gate
         with torch.no_grad():
             for parameter, name in zip(learner.adapter, learner.names, strict=True):
                 parameter.copy_(artifact.session_init[name])
-            sizes = torch.stack([rule.step_sizes[name] for name in learner.names])
-            learner.log_sizes.copy_(sizes.log())
             learner.log_anchor_weight.copy_(torch.as_tensor(rule.anchor_weight).log())
+        learner.take_sizes(rule)
         return learner
-
-    def tensors(self) -> Tensors:
-        """The current session_init."""
-        return dict(zip(self.names, self.adapter, strict=True))
 
     def rule(self) -> InnerRule:
         """The current inner rule; differentiable with respect to the learned sizes."""
-        sizes = dict(zip(self.names, self.log_sizes.exp(), strict=True))
         weight: Tensor | float = self.log_anchor_weight.exp() if self.anchor_texts else 0.0
-        return InnerRule(
-            self.part.steps, sizes, self.part.clip, weight, self.anchor_texts, self.gate
-        )
+        return self.inner_rule(weight, self.anchor_texts, self.gate)
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> Prefix:
         """Prefill B prompts with gradients, their summaries with them."""

@@ -17,10 +17,11 @@ from adapters.base_model import input_embedding
 from adapters.chat import ChatEncoder
 from adapters.config import Anchor, Gate
 from adapters.words import Words
+from meta_training.base_lora import add_base_lora
 from meta_training.contrast import QuestionDraws
 from meta_training.corpus import Corpus, load_corpus
 from meta_training.embed import embed
-from meta_training.evaluation.cells import TaskDrawer
+from meta_training.evaluation.cells import TaskDrawer, held_out_questions
 from meta_training.gating import calibrate_gate, calibrate_memory, gate_intents
 from meta_training.learner import Learner
 from meta_training.pretrain import TextRows, pretrain
@@ -30,6 +31,7 @@ from meta_training.tasks.families import Families, as_intent, unrelated_question
 from meta_training.tasks.neighbours import neighbour_intents, short_turns
 from meta_training.tasks.sampler import EpisodeSampler
 from meta_training.tasks.sources import DataError, Intent, PersonaGroup
+from meta_training.team import ALONE, Team
 from meta_training.tokenizer import token_ids
 from meta_training.train import OuterLoop
 from meta_training.words import train_words
@@ -78,9 +80,17 @@ def open_workshop(recipe: Recipe, data: Path, folder: Path) -> Workshop:
 def build_learner(workshop: Workshop) -> Learner:
     """A learner at the start of meta-training."""
     encoder = ChatEncoder(workshop.tokenizer)
-    inner = workshop.recipe.inner
+    inner = workshop.recipe.session
     anchors = choose_anchors(workshop.corpus, encoder, inner, workshop.recipe.seed)
     return Learner(workshop.model, encoder, inner, anchors, workshop.recipe.seed)
+
+
+def choose_base(learner: Learner, recipe: Recipe) -> None:
+    """Let the outer loop learn of the base what the recipe says; after the stages before it."""
+    if recipe.outer.base == "frozen":
+        learner.model.requires_grad_(False)
+    elif recipe.outer.base == "lora":
+        add_base_lora(learner.model, recipe.inner.targets, recipe.outer.base_rank, recipe.seed)
 
 
 def embed_questions(workshop: Workshop, learner: Learner) -> None:
@@ -93,7 +103,7 @@ def embed_questions(workshop: Workshop, learner: Learner) -> None:
         embed(learner, kinds, workshop.turns, texts, recipe.embed, path, recipe.seed)
 
 
-def build_outer_loop(workshop: Workshop, learner: Learner) -> OuterLoop:
+def build_outer_loop(workshop: Workshop, learner: Learner, team: Team = ALONE) -> OuterLoop:
     """The outer loop over the recipe's training tasks.
 
     Raises:
@@ -110,11 +120,15 @@ def build_outer_loop(workshop: Workshop, learner: Learner) -> OuterLoop:
         lambda examples: learner.greedy(examples, ANSWER_TOKENS),
         POOL_SIZE,
     )
-    sampler = EpisodeSampler(families, pool, encoder, recipe.outer.families, recipe.outer.tasks)
+    room = recipe.model.context_tokens if recipe.outer.algorithm == "in-context" else 0
+    sampler = EpisodeSampler(
+        families, pool, encoder, recipe.outer.families, recipe.outer.tasks, room
+    )
     texts = TextRows(corpus, workshop.tokenizer, recipe.pretrain.row_tokens, recipe.seed + 1)
     folder = workshop.folder / recipe.outer.algorithm
     keep_record(recipe, folder, {"inner", "outer"})
-    return OuterLoop(learner, sampler, pool, texts, recipe.outer, folder, recipe.seed)
+    choose_base(learner, recipe)
+    return OuterLoop(learner, sampler, pool, texts, recipe.outer, folder, recipe.seed, team=team)
 
 
 def make_gate(workshop: Workshop, learner: Learner) -> Gate | None:
@@ -150,6 +164,14 @@ def validation_drawer(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, seed: 
     )
     others = unrelated_questions(corpus.validation_intents, corpus.train_personas)
     return TaskDrawer(families, others, seed)
+
+
+def held_out_drawer(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, seed: int) -> TaskDrawer:
+    """Tasks about intents, replies, personas and questions that no training stage has seen."""
+    families = make_families(
+        tokenizer, corpus.held_out_intents, corpus.test_replies, corpus.held_out_personas
+    )
+    return TaskDrawer(families, held_out_questions(corpus), seed)
 
 
 def _words(workshop: Workshop, learner: Learner) -> Words:

@@ -8,10 +8,17 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 LINEAR_TARGETS = (
     "q_proj",
@@ -22,7 +29,24 @@ LINEAR_TARGETS = (
     "up_proj",
     "down_proj",
 )
+EXACT = ("maml", "maml++", "meta-sgd", "anil")  # algorithms that can differentiate the inner loop
+BASE_ONLY = ("prototypical", "matching", "siamese", "in-context")  # learn no adapter
+CHOSEN_KEYS = ("outer.families.", "data.held_out.")  # names below these are the recipe's own
 RECORD = "recipe.json"  # beside what a recipe made
+Algorithm = Literal[
+    "maml",
+    "fomaml",
+    "maml++",
+    "meta-sgd",
+    "anil",
+    "reptile",
+    "prototypical",
+    "matching",
+    "siamese",
+    "multitask",
+    "in-context",
+]
+ALGORITHMS: tuple[str, ...] = get_args(Algorithm)
 FAMILIES = frozenset({"label", "house_reply", "persona"})
 
 
@@ -104,14 +128,51 @@ class InnerPart(_Part):
     anchor_tokens: int = Field(9, description="completion tokens of an anchor, at most")
     gate: bool = Field(True, description="adapters answer only prompts near to what was taught")
     anchor_weight: float = Field(0.3, description="weight of the anchors' KL at the start; learned")
+    sizes: Literal["tensor", "element"] | None = Field(
+        None,
+        description="a learned step size for each tensor, or also a factor for each of its "
+        "elements; without a word what the algorithm needs: elements for meta-sgd",
+    )
+    top_layers: int | None = Field(
+        None,
+        ge=1,
+        description="only the adapters of this many last layers move; without a word all do, and "
+        "for anil those of one layer",
+    )
 
 
 class OuterPart(_Part):
     """The outer loop."""
 
-    algorithm: Literal["maml", "fomaml", "multitask"] = "maml"
+    algorithm: Algorithm = "maml"
+    gradient: Literal["unrolled", "adjoint"] = Field(
+        "unrolled",
+        description="how exact gradients are had: with the graph of all inner steps, or of one at "
+        "a time, in less memory",
+    )
+    first_order_share: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of the outer steps, from the first on, that are of first order",
+    )
+    multi_step_share: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="maml++: share of the outer steps over which earlier inner steps lose weight",
+    )
+    margin: float = Field(1.0, gt=0, le=2, description="siamese: least distance of other kinds")
+    sharpness: float = Field(10.0, gt=0, description="matching: factor on cosines")
+    base: Literal["full", "lora", "frozen"] = Field(
+        "full", description="what the outer loop learns of the base; lora is merged in the end"
+    )
+    base_rank: int = Field(16, ge=1, description="rank of the base's own LoRA")
     steps: int = Field(3000, description="outer steps")
-    tasks: int = Field(4, description="episodes a step")
+    tasks: int = Field(4, description="episodes a batch")
+    batches: int = Field(
+        1, ge=1, description="batches an outer step, over whose gradients it takes the mean"
+    )
     base_learning_rate: float = 5e-4
     adapter_learning_rate: float = 2e-3
     step_size_learning_rate: float = 2e-2
@@ -149,6 +210,45 @@ class Recipe(_Part):
     inner: InnerPart = InnerPart()
     outer: OuterPart = OuterPart()
 
+    @model_validator(mode="after")
+    def _goes_together(self) -> Recipe:
+        algorithm, inner, outer = self.outer.algorithm, self.inner, self.outer
+        wrong = ""
+        if algorithm == "meta-sgd" and inner.sizes == "tensor":
+            wrong = "inner.sizes: meta-sgd learns a size for each element: leave it out, or element"
+        if outer.gradient == "adjoint" and algorithm not in EXACT:
+            wrong = (
+                f"outer.gradient: {algorithm} has no exact gradient through inner steps; adjoint "
+                f"is for {', '.join(EXACT)}"
+            )
+        if outer.first_order_share and algorithm not in EXACT:
+            wrong = f"outer.first_order_share: it is for {', '.join(EXACT)}, not for {algorithm}"
+        if outer.base == "frozen" and algorithm in BASE_ONLY:
+            wrong = f"outer.base: {algorithm} learns nothing but the base, which is frozen"
+        if wrong:
+            raise ValueError(wrong)
+        return self
+
+    @property
+    def session(self) -> InnerPart:
+        """``inner`` in the form that the algorithm needs."""
+        inner, algorithm = self.inner, self.outer.algorithm
+        changes: dict[str, Any] = {
+            "sizes": inner.sizes or ("element" if algorithm == "meta-sgd" else "tensor"),
+            "top_layers": inner.top_layers or (1 if algorithm == "anil" else None),
+        }
+        return inner.model_copy(update=changes)
+
+    def with_algorithm(self, algorithm: str) -> Recipe:
+        """The same recipe with another algorithm.
+
+        Raises:
+            RecipeError: the recipe has options that do not go with it.
+        """
+        content = self.model_dump(mode="json")
+        content["outer"]["algorithm"] = algorithm
+        return _checked(content, f"{self.name} with algorithm {algorithm}")
+
 
 def load_recipe(path: Path) -> Recipe:
     """Read and check a recipe.
@@ -162,11 +262,15 @@ def load_recipe(path: Path) -> Recipe:
         raise RecipeError(f"cannot read the recipe {path}: {error}") from error
     except yaml.YAMLError as error:
         raise RecipeError(f"{path} is not YAML: {error}") from error
+    return _checked(content, str(path))
+
+
+def _checked(content: Any, name: str) -> Recipe:
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
         lines = [f"  {'.'.join(map(str, e['loc'])) or '(top)'}: {e['msg']}" for e in error.errors()]
-        raise RecipeError(f"{path} is not a usable recipe:\n" + "\n".join(lines)) from error
+        raise RecipeError(f"{name} is not a usable recipe:\n" + "\n".join(lines)) from error
 
 
 def keep_record(recipe: Recipe, folder: Path, parts: set[str]) -> None:
@@ -185,12 +289,23 @@ def keep_record(recipe: Recipe, folder: Path, parts: set[str]) -> None:
         before = dict(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
         raise RecipeError(f"{path} cannot be read: {error}; take another --out") from error
+    before = _older(now) | before
     for key in sorted(now.keys() | before.keys()):
         if now.get(key) != before.get(key):
             raise RecipeError(
                 f"{folder} was made with {key} {before.get(key)!r}, the recipe has "
                 f"{now.get(key)!r}: take another --out, or the recipe as it was"
             )
+
+
+def _older(now: dict[str, Any]) -> dict[str, Any]:
+    """What a record says by not saying it: fields younger than it meant what they do by default."""
+    defaults = dict(_leaves(Recipe(name="").model_dump(mode="json")))
+    return {
+        key: value
+        for key, value in defaults.items()
+        if key in now and not key.startswith(CHOSEN_KEYS)
+    }
 
 
 def _leaves(tree: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:

@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
-from meta_training.algorithms.maml import OuterLosses, outer_losses
+from meta_training.algorithms.choice import choose
+from meta_training.algorithms.episodes import Judged
 from meta_training.checkpoint import (
     Draws,
     Stateful,
@@ -25,11 +27,14 @@ from meta_training.checkpoint import (
     save_checkpoint,
     whole_steps,
 )
+from meta_training.contrast import contrastive_loss
+from meta_training.language import LanguageEpisodes, lay_out
 from meta_training.learner import Learner
 from meta_training.pretrain import TextRows, cosine, language_loss
 from meta_training.recipe import OuterPart
-from meta_training.tasks.batches import UnrelatedPool
+from meta_training.tasks.batches import Batch, UnrelatedPool
 from meta_training.tasks.sampler import EpisodeSampler
+from meta_training.team import ALONE, Team
 
 POOL_RENEWED_EVERY = 25  # outer steps between two answers of the untaught model to its pool
 SAVED_EVERY = 100
@@ -72,22 +77,35 @@ class OuterLoop:
         folder: Path,
         seed: int,
         judge: Callable[[], dict[str, float]] | None = None,
+        team: Team = ALONE,
     ) -> None:
-        """Keep checkpoints and ``progress.jsonl`` in ``folder``; ``judge`` is called at times."""
+        """Keep checkpoints and ``progress.jsonl`` in ``folder``; ``judge`` is called at times.
+
+        Of a ``team`` the leader does both; the batches of a step are shared out over it.
+        """
+        self._team = team
         self.learner = learner
         self._sampler = sampler
         self._pool = pool
         self._texts = texts
         self._part = part
         self._folder = folder
+        self._algorithm = choose(part)
         self._rng = random.Random(seed)
         self._judge = judge
         self._optimizer = torch.optim.AdamW(
             [
-                {"params": list(learner.model.parameters()), "lr": part.base_learning_rate},
+                {
+                    "params": [p for p in learner.model.parameters() if p.requires_grad],
+                    "lr": part.base_learning_rate,
+                },
                 {"params": list(learner.adapter), "lr": part.adapter_learning_rate},
                 {
-                    "params": [learner.log_sizes, learner.log_anchor_weight],
+                    "params": [
+                        learner.log_sizes,
+                        learner.log_anchor_weight,
+                        *learner.log_factors,
+                    ],
                     "lr": part.step_size_learning_rate,
                 },
             ],
@@ -117,21 +135,26 @@ class OuterLoop:
             self._rng.seed(f"{self._rng.random()}-{done}")
             self._pool.renew(self._rng)
         progress = tqdm(
-            range(done, self._part.steps), initial=done, total=self._part.steps, desc="meta-train"
+            range(done, self._part.steps),
+            initial=done,
+            total=self._part.steps,
+            desc="meta-train",
+            disable=not self._team.leads,
         )
-        with whole_steps() as stop:
+        with whole_steps(in_team=self._team.size > 1) as stop:
             for step in progress:
                 if step % POOL_RENEWED_EVERY == 0:
                     self._pool.renew(self._rng)
-                self._step(moving)
+                self._step(moving, step / self._part.steps)
                 done = step + 1
                 progress.set_postfix({k: f"{v:.3f}" for k, v in moving.values.items()})
-                if done % SAVED_EVERY == 0 or done == self._part.steps:
+                stopping = self._team.any(stop.is_set())
+                saved = done % SAVED_EVERY == 0 or done == self._part.steps or stopping
+                if saved and self._team.leads:
                     save_checkpoint(path, parts, draws, done)
-                if done % JUDGED_EVERY == 0 or done == self._part.steps:
+                if (done % JUDGED_EVERY == 0 or done == self._part.steps) and self._team.leads:
                     self._report(done, moving)
-                if stop.is_set():
-                    save_checkpoint(path, parts, draws, done)
+                if stopping:
                     raise KeyboardInterrupt
         return resumed.step < self._part.steps
 
@@ -150,45 +173,66 @@ class OuterLoop:
             "moving": moving,
         }
 
-    def _step(self, moving: Moving) -> None:
+    def _step(self, moving: Moving, progress: float) -> None:
         part = self._part
-        batch = self._sampler.batch(self._rng)
-        losses = outer_losses(
-            self.learner, batch, self._inner_steps(), second_order=part.algorithm == "maml"
-        )
-        language = language_loss(self.learner.model, self._texts.batch(part.language_rows))
-        loss = (
-            losses.query
-            + part.locality_weight * losses.locality
-            + part.prototype_weight * losses.prototype
-            + part.language_weight * language
-        )
         self._optimizer.zero_grad()
-        loss.backward()
+        for number in range(part.batches):
+            # Drawn by every process, so that all of them draw alike ever after.
+            batch, steps = self._sampler.batch(self._rng), self._inner_steps()
+            texts = self._texts.batch(part.language_rows)
+            if self._team.has(number):
+                self._backward(batch, steps, texts, progress, moving)
+        self._team.average(self.learner.parameters(), part.batches)
         norm = torch.nn.utils.clip_grad_norm_(self.learner.parameters(), part.clip)
         if math.isfinite(float(norm)):
             self._optimizer.step()
         else:
             moving.update("skipped", 1.0)
         self._schedule.step()
-        self._note(moving, batch.family, losses, language.item())
+
+    def _backward(
+        self, batch: Batch, steps: int, texts: Tensor, progress: float, moving: Moving
+    ) -> None:
+        """Add a batch's gradients to those that are there."""
+        episodes = lay_out(self.learner, batch, self._part.locality_weight)
+        prototype, language, aside = self._aside(episodes, texts)
+        judged = self._algorithm.backward(episodes, steps, progress, aside)
+        beside = {"con": prototype.item(), "lm": language.item()}
+        self._note(moving, batch.family, judged, beside)
+
+    def _aside(
+        self, episodes: LanguageEpisodes, texts: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The contrastive and the language loss, and their weighted sum where the base learns."""
+        part, batch = self._part, episodes.batch
+        learns = part.base != "frozen"
+        with torch.set_grad_enabled(learns):
+            prototype = contrastive_loss(episodes.embeddings, batch.kinds)
+            language = language_loss(self.learner.model, texts)
+        aside = part.prototype_weight * prototype + part.language_weight * language
+        return prototype, language, aside if learns else None
 
     def _inner_steps(self) -> int:
-        if self._part.algorithm == "multitask":
+        if not self._algorithm.takes_steps:
             return 0
         offsets, weights = zip(*STEP_OFFSETS, strict=True)
         offset = self._rng.choices(offsets, weights)[0]
         return max(1, self.learner.part.steps + int(offset))
 
     @staticmethod
-    def _note(moving: Moving, family: str, losses: OuterLosses, language: float) -> None:
+    def _note(moving: Moving, family: str, judged: Judged, beside: dict[str, float]) -> None:
         short = {"label": "lab", "house_reply": "rep", "persona": "per"}.get(family, family)
-        moving.update(f"{short}", losses.query.item())
-        moving.update(f"{short}_ok", losses.exact)
-        moving.update("kl", losses.locality.item())
-        moving.update(f"{short}_chg", losses.changed)
-        moving.update("con", losses.prototype.item())
-        moving.update("lm", language)
+        names = {
+            "query": short,
+            "exact": f"{short}_ok",
+            "locality": "kl",
+            "changed": f"{short}_chg",
+        }
+        for figure, name in names.items():
+            if figure in judged.figures:
+                moving.update(name, judged.figures[figure])
+        for name, value in beside.items():
+            moving.update(name, value)
 
     def _report(self, done: int, moving: Moving) -> None:
         row: dict[str, float] = {"step": done, "time_s": time.time(), **moving.values}

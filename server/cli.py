@@ -1,21 +1,28 @@
 """The command `innerloop`: arguments, one-line errors and exit codes.
 
-Other packages add sub-commands through the entry point group `innerloop.commands`: a module with
-`DESCRIPTION`, `add_arguments(parser)` and `run(args) -> exit code`. It is loaded only when its
-command is called, and so is everything of ours that takes long to import.
+`server.commands` lists those that talk to a running server. Other packages add sub-commands through
+the entry point group `innerloop.commands`: a module with `DESCRIPTION`, `add_arguments(parser)` and
+`run(args) -> exit code`. Each is loaded only when its command is called, and so is everything of
+ours that takes long to import.
 
-Exit codes: 0 done, 1 failed, 2 wrong arguments or settings, 130 interrupted.
+Exit codes: 0 done; 1 failed, refused, or a reader of the output that left; 2 wrong arguments,
+settings or input; 3 no server answers, or it is too busy (1 from `demo`); 130 interrupted.
 """
 
 import argparse
+import importlib
 import os
+import socket
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Any
 
 from pydantic_core import PydanticUndefined
 
+from server.commands import COMMANDS, CommandError, add_connection, with_action
 from server.listener import StartError, listen
 from server.settings import Settings, SettingsError, flag, load_settings, model_folder, variable
 
@@ -30,6 +37,12 @@ METAVARS: Mapping[str, str] = {
     "redis_url": "URL",
     "device": "DEVICE",
     "log_level": "LEVEL",
+    "cors_origins": "ORIGINS",
+    "tenant_requests": "RATE",
+    "session_requests": "RATE",
+    "tenant_feedback": "RATE",
+    "session_feedback": "RATE",
+    "log_format": "FORMAT",
 }
 
 KNOWN_COMMANDS: Mapping[str, str] = {
@@ -41,14 +54,17 @@ KNOWN_COMMANDS: Mapping[str, str] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    arguments = with_action(sys.argv[1:] if argv is None else argv)
     others = {entry.name: entry for entry in entry_points(group=COMMANDS_GROUP)}
     chosen = arguments[0] if arguments else ""
     try:
         args = make_parser(others, chosen).parse_args(arguments)
         code: int = args.run(args)
+        sys.stdout.flush()
     except KeyboardInterrupt:
         return 130
+    except CommandError as error:
+        return fail(str(error), error.code)
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if chosen not in others or package in ("", "adapters", "meta_training", "server"):
@@ -71,14 +87,34 @@ def make_parser(others: Mapping[str, EntryPoint], chosen: str) -> argparse.Argum
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_serve(commands)
     _add_demo(commands)
+    for name, (module_name, told) in COMMANDS.items():
+        command = commands.add_parser(name, help=told)
+        if name == chosen:
+            _fill(command, importlib.import_module(module_name))
     for name, entry in sorted(others.items()):
         command = commands.add_parser(name, help=KNOWN_COMMANDS.get(name, f"see {entry.value}"))
         if name == chosen:
-            module = entry.load()
-            command.description = module.DESCRIPTION
-            module.add_arguments(command)
-            command.set_defaults(run=module.run)
+            _fill(command, entry.load())
     return parser
+
+
+def _fill(command: argparse.ArgumentParser, module: Any) -> None:
+    """Give a command what its module says about it."""
+    command.description = module.DESCRIPTION
+    if examples := getattr(module, "EXAMPLES", ""):
+        command.epilog = f"examples:\n{examples}"
+        command.formatter_class = _Help
+    module.add_arguments(command)
+    command.set_defaults(run=module.run)
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Examples keep their lines; the description is filled as everywhere."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        if text.startswith("examples:"):
+            return super()._fill_text(text, width, indent)
+        return argparse.HelpFormatter._fill_text(self, text, width, indent)
 
 
 def _add_serve(commands: Any) -> None:
@@ -100,6 +136,13 @@ def _add_serve(commands: Any) -> None:
             metavar=METAVARS.get(name, "N"),
             help=_percent(f"{field.description}{_default(name)} [{variable(name)}]"),
         )
+    command.add_argument(
+        "--config",
+        metavar="FILE",
+        type=Path,
+        help="a Ray Serve configuration file, as docker/serve.yaml: it says everything that the "
+        "other arguments would",
+    )
     command.set_defaults(run=_serve)
 
 
@@ -111,16 +154,7 @@ def _add_demo(commands: Any) -> None:
         "five examples, the same question in other words, an unrelated one before and after, and "
         "two sessions that learn opposite things at the same time.",
     )
-    command.add_argument(
-        "--url",
-        default=os.environ.get("INNERLOOP_URL") or "http://127.0.0.1:8000",
-        help="address of the server (default: %(default)s) [INNERLOOP_URL]",
-    )
-    command.add_argument(
-        "--key",
-        default=os.environ.get("INNERLOOP_KEY") or None,
-        help="the key to show, where the server asks for one [INNERLOOP_KEY]",
-    )
+    add_connection(command)
     command.set_defaults(run=_demo)
 
 
@@ -130,13 +164,18 @@ def _serve(args: argparse.Namespace) -> int:
         for name in Settings.model_fields
         if getattr(args, f"setting_{name}", None) is not None
     }
+    if args.config is not None:
+        return _serve_config(args.config, sorted(flags))
     try:
         settings = load_settings(flags)
         model_folder(settings.model)  # tell it before PyTorch is loaded
     except SettingsError as error:
         return fail(str(error), 2)
     try:
-        with listen(settings.host, settings.port) as listener:
+        alone = settings.redis_url is None
+        with listen(settings.host, settings.port, accept=alone) as listener:
+            if settings.replicas is not None:
+                return _serve_replicas(settings, listener)
             from server.serving import serve  # imports PyTorch
 
             return serve(settings, listener)
@@ -144,6 +183,43 @@ def _serve(args: argparse.Namespace) -> int:
         return fail(str(error), 2)
     except StartError as error:
         return fail(str(error), 1)
+
+
+def _serve_replicas(settings: Settings, listener: socket.socket) -> int:
+    with _needing_ray():
+        from server.scale.driver import serve_replicas
+    return serve_replicas(settings, listener)
+
+
+def _serve_config(path: Path, flags: Sequence[str]) -> int:
+    """Check a Serve configuration file, and become `serve run` of it."""
+    if flags:
+        return fail(f"with --config, the file says it, not {flag(flags[0])}", 2)
+    command = [sys.executable, "-m", "ray.serve.scripts", "run", str(path)]
+    try:
+        with _needing_ray():
+            from server.scale.file import check_file
+        check_file(path)
+    except SettingsError as error:
+        return fail(str(error), 2)
+    except StartError as error:
+        return fail(str(error), 1)
+    else:
+        os.execv(sys.executable, command)
+
+
+@contextmanager
+def _needing_ray() -> Iterator[None]:
+    """Raises StartError where Ray is not installed."""
+    from server.scale.environment import prepare
+
+    prepare()
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "ray":
+            raise
+        raise StartError("replicas run on Ray: pip install 'innerloop[ray]'") from error
 
 
 def _demo(args: argparse.Namespace) -> int:
@@ -166,7 +242,7 @@ def _default(name: str) -> str:
     field = Settings.model_fields[name]
     if field.default is PydanticUndefined:
         return " (default: $XDG_DATA_HOME/innerloop, or ~/.local/share/innerloop)"
-    return "" if field.default is None else f" (default: {field.default})"
+    return "" if field.default in (None, ()) else f" (default: {field.default})"
 
 
 def _environment_help() -> str:

@@ -1,7 +1,8 @@
 """The socket that the server answers on, taken before anything that takes long.
 
 It imports nothing heavy: a port in use is told at once, and not after PyTorch was loaded. Clients
-that connect while the model loads are answered when it is there.
+that connect while the model loads are answered when it is there; one replica of several refuses
+them instead, so that a load balancer tries another.
 """
 
 import errno
@@ -15,8 +16,11 @@ class StartError(RuntimeError):
     """The server cannot start; the message says what to do."""
 
 
-def listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int, *, accept: bool = True) -> socket.socket:
     """Listen on ``host`` and ``port``; port 0 picks a free one.
+
+    Without ``accept`` the port is only taken, and whoever connects is refused until a server
+    listens on it.
 
     Raises:
         StartError: the port is in use or not allowed, or the host is not this machine's.
@@ -32,10 +36,11 @@ def listen(host: str, port: int) -> socket.socket:
         # Without it, a server that was just stopped leaves its port taken for a minute.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-        listener.listen(BACKLOG)
+        if accept:
+            listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
-        raise StartError(_explain(error, host, port)) from error
+        raise StartError(explain(error, host, port)) from error
     return listener
 
 
@@ -45,7 +50,8 @@ def address_of(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def _explain(error: OSError, host: str, port: int) -> str:
+def explain(error: OSError, host: str, port: int) -> str:
+    """Say why ``host`` and ``port`` cannot be served on, and what to do."""
     if error.errno == errno.EADDRINUSE:
         return (
             f"port {port} on {host} is in use: end what uses it, or choose another with --port "

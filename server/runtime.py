@@ -13,16 +13,24 @@ import torch
 
 from adapters.artifact import Artifact, load_artifact
 from adapters.chat import ChatEncoder
+from server import spans
 from server.engine import Engine, EngineLimits
 from server.flows.answering import Answering
 from server.flows.background import Background
+from server.flows.choosing import Chooser
 from server.flows.deriving import Deriver
 from server.flows.encoding import Encoding
+from server.flows.housing import Houses
+from server.flows.importing import Importer
+from server.flows.loading import Loader
 from server.flows.locks import SessionLocks
 from server.flows.rebuilding import Rebuilder
+from server.flows.spending import Spending, budgets
 from server.flows.teaching import Teacher
-from server.sessions import EmbeddedRedis, SessionStore
-from server.settings import Settings, SettingsError, model_folder
+from server.flows.watching import Watching
+from server.sessions import EmbeddedRedis, Fit, Replica, SessionStore
+from server.settings import Settings, SettingsError, model_folder, package_version
+from server.telemetry import Telemetry
 
 logger = logging.getLogger(__name__)
 
@@ -37,9 +45,14 @@ class Runtime:
     engine: Engine
     encoding: Encoding
     answering: Answering
+    chooser: Chooser
     teacher: Teacher
     rebuilder: Rebuilder
+    houses: Houses
+    importer: Importer
     background: Background
+    telemetry: Telemetry
+    watching: Watching
 
 
 @asynccontextmanager
@@ -53,25 +66,46 @@ async def running(settings: Settings) -> AsyncIterator[Runtime]:
     """
     folder, device = model_folder(settings.model), pick_device(settings.device)
     async with AsyncExitStack() as stack:
+        if spans.wanted():
+            try:
+                end = spans.enable(package_version())
+            except spans.SpansMissing as error:
+                raise SettingsError(str(error)) from error
+            stack.push_async_callback(asyncio.to_thread, end)
         url = settings.redis_url
         if url is None:
             redis = EmbeddedRedis(settings.data_dir)
             stack.push_async_callback(asyncio.to_thread, redis.stop)
             await asyncio.to_thread(redis.start)
             url = redis.url
-        store = await stack.enter_async_context(await SessionStore.open(url))
+        opened = await SessionStore.open(
+            url,
+            history_versions=settings.history_versions,
+            history_snapshots=settings.history_snapshots,
+            replicas=settings.redis_replicas,
+            fsync=settings.redis_fsync,
+            shared=False,
+        )
+        store = await stack.enter_async_context(opened)
         artifact = await asyncio.to_thread(load_artifact, folder, device)
+        replica = None if settings.redis_url is None else replica_of(settings, artifact, store)
+        if replica is not None:
+            await replica.join(allow_mixed=settings.allow_mixed)
+            stack.push_async_callback(replica.leave)
         engine = Engine(artifact, engine_limits(settings, artifact))
         engine.start()
         stack.push_async_callback(engine.stop, 0.0)  # whoever asked it something is gone by then
         runtime = assemble(settings, artifact, store, engine)
-        runtime.background.start(alone=settings.redis_url is None)
+        if replica is not None:
+            runtime.telemetry.watch_replicas(lambda: replica.live)
+        runtime.background.start(replica)
         logger.info("serving %s on %s", artifact.name, device)
         drain_s = 0.0
         try:
             yield runtime
             drain_s = settings.drain_s
         finally:
+            runtime.watching.close()
             await runtime.background.stop(drain_s)
 
 
@@ -80,13 +114,28 @@ def assemble(
 ) -> Runtime:
     """Put the flows on top of an engine and a store; starts nothing."""
     encoding = Encoding(ChatEncoder(artifact.tokenizer))
-    deriver, locks = Deriver(artifact, engine, encoding), SessionLocks()
-    teacher = Teacher(deriver, store, locks)
-    rebuilder = Rebuilder(deriver, store, locks)
+    spending = Spending(store.access, budgets(settings))
+    deriver = Deriver(artifact, engine, encoding, spending, settings.snapshot_precision)
+    locks = SessionLocks()
+    telemetry = Telemetry()
+    houses = Houses(Loader(artifact, store), store, Rebuilder(deriver, store, locks))
+    teacher = Teacher(deriver, store, locks, houses, telemetry.learned)
+    rebuilder = Rebuilder(deriver, store, locks, houses)
+    chooser = Chooser(artifact, engine, store, rebuilder, houses)
     answering = Answering(
-        artifact, engine, store, encoding, rebuilder.mend, settings.completion_lifetime_s
+        artifact,
+        engine,
+        store,
+        encoding,
+        chooser,
+        spending,
+        settings.completion_lifetime_s,
+        settings.recall,
+        settings.in_context,
     )
-    background = Background(teacher, rebuilder, store)
+    background = Background(
+        teacher, rebuilder, store, settings.session_lifetime_s, settings.takeover_s
+    )
     return Runtime(
         settings,
         artifact,
@@ -94,10 +143,34 @@ def assemble(
         engine,
         encoding,
         answering,
+        chooser,
         teacher,
         rebuilder,
+        houses,
+        Importer(artifact, store),
         background,
+        telemetry,
+        Watching(store),
     )
+
+
+SHARED_SETTINGS = (
+    "session_lifetime_s",
+    "history_versions",
+    "history_snapshots",
+    "completion_lifetime_s",
+    "snapshot_precision",
+    "recall",
+    "in_context",
+    "halvings",
+)
+"""What a session is like depends on them, whichever replica has it."""
+
+
+def replica_of(settings: Settings, artifact: Artifact, store: SessionStore) -> Replica:
+    """This server's place beside others on the same Redis."""
+    fit = Fit(artifact.name, artifact.fingerprint, artifact.rule_hash)
+    return store.replica(fit, {name: getattr(settings, name) for name in SHARED_SETTINGS})
 
 
 def pick_device(device: str) -> torch.device:
@@ -139,5 +212,6 @@ def engine_limits(settings: Settings, artifact: Artifact) -> EngineLimits:
         prefill_tokens=settings.prefill_tokens,
         prefix_cache_bytes=settings.prefix_cache_bytes,
         adapt_batch=settings.adapt_batch,
+        halvings=settings.halvings,
         threads=settings.threads or None,
     )

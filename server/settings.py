@@ -7,13 +7,16 @@ It knows no other room: each of them takes the values it needs.
 
 import ipaddress
 import os
+import re
 from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     SecretStr,
@@ -23,14 +26,27 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from server.rates import Rate, parse_rate
+
 PREFIX = "INNERLOOP_"
 OTHER_VARIABLES = frozenset({"INNERLOOP_URL", "INNERLOOP_KEY"})
-"""Variables with our prefix that are no settings: how `innerloop demo` reaches a server."""
+"""Variables with our prefix that are no settings: how the commands reach a server."""
 TENANT_PATTERN = r"^[A-Za-z0-9._-]{1,64}$"
+ORIGIN_PATTERN = r"^https?://([a-z0-9.-]+|\[[0-9a-f:]+\])(:[0-9]{1,5})?$"
+REDIS_SCHEMES = frozenset(
+    {"redis", "rediss", "unix"}
+    | {f"{tls}+{kind}" for tls in ("redis", "rediss") for kind in ("sentinel", "cluster")}
+)
 SECRETS = frozenset({"api_keys", "operator_keys", "redis_url"})
 """Settings whose value no message repeats."""
 MODELS = Path(__file__).parent / "models"
 """Models that come with the package."""
+
+OptionalRate = Annotated[
+    Rate | None,
+    NoDecode,
+    BeforeValidator(lambda value: parse_rate(value) if isinstance(value, str) else value),
+]
 
 
 class SettingsError(ValueError):
@@ -80,7 +96,18 @@ class Settings(BaseSettings):
     )
     redis_url: str | None = Field(
         None,
-        description="Redis or Valkey (redis://, rediss://, unix://) in place of the embedded one",
+        description="Redis or Valkey (redis://, rediss://, unix://, redis+sentinel://, "
+        "redis+cluster://) in place of the embedded one",
+    )
+    redis_replicas: int = Field(
+        0,
+        ge=0,
+        le=16,
+        description="replicas of Redis that must have what was taught before it is acknowledged",
+    )
+    redis_fsync: bool = Field(
+        False,
+        description="what was taught is acknowledged when Redis has synced it to disk (WAITAOF)",
     )
     api_keys: Annotated[tuple[ApiKey, ...], NoDecode] = Field(
         (),
@@ -89,6 +116,50 @@ class Settings(BaseSettings):
     operator_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
         (),
         description="keys, separated by commas, that open every tenant and the /admin routes",
+    )
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="pages of other hosts that may call with a token, as https://shop.example, "
+        "separated by commas; * for all, only where there are keys",
+    )
+    tenant_requests: OptionalRate = Field(
+        None, description="requests of each tenant, as 50/s or, with the most at once, 50/s:200"
+    )
+    session_requests: OptionalRate = Field(
+        None, description="requests of each session, as 2/s:10; units are s, m, h and d"
+    )
+    tenant_feedback: OptionalRate = Field(
+        None, description="feedback items that each tenant may send, as 1000/h"
+    )
+    session_feedback: OptionalRate = Field(
+        None, description="feedback items that each session may be sent, as 200/d:64"
+    )
+    tenant_tokens: OptionalRate = Field(
+        None, description="tokens that each tenant may have answered with, as 1000000/d:50000"
+    )
+    session_tokens: OptionalRate = Field(
+        None, description="tokens that each session may be answered with, as 20000/h"
+    )
+    tenant_learning: OptionalRate = Field(
+        None, description="tokens times inner steps that each tenant may have learned"
+    )
+    session_learning: OptionalRate = Field(
+        None, description="tokens times inner steps that each session may learn, as 200000/d"
+    )
+    replicas: int | None = Field(
+        None,
+        ge=1,
+        le=1024,
+        description="engine replicas behind one door, on Ray Serve; needs innerloop[ray]",
+    )
+    max_replicas: int | None = Field(
+        None,
+        ge=1,
+        le=1024,
+        description="start more replicas while many requests wait, up to so many",
+    )
+    replica_cpus: float | None = Field(
+        None, gt=0, le=1024, description="CPUs that Ray counts for each replica; may be below 1"
     )
     device: str = Field(
         "auto",
@@ -112,8 +183,23 @@ class Settings(BaseSettings):
     patience_s: float = Field(
         60, gt=0, le=3600, description="longest wait for a place or a lesson, seconds; then 503"
     )
+    recall: bool = Field(
+        True, description="follow what was taught for prompts like the one asked, word by word"
+    )
+    in_context: int = Field(
+        0,
+        ge=0,
+        le=32,
+        description="most feedback items of a session to put into a prompt, as earlier turns",
+    )
     adapt_batch: int = Field(
         8, ge=1, le=1024, description="sessions that learn together in one inner step"
+    )
+    halvings: int = Field(
+        2,
+        ge=0,
+        le=8,
+        description="how often a refused update is halved and judged again; 0 never",
     )
     prefill_tokens: int = Field(
         512, ge=16, le=65536, description="prompt tokens computed between two decode steps"
@@ -124,14 +210,50 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(
         1024**2, ge=1024, le=1024**3, description="longest request body, bytes"
     )
+    max_import_bytes: int = Field(
+        64 * 1024**2, ge=1024, le=4 * 1024**3, description="longest PEFT zip to import, bytes"
+    )
+    history_versions: int = Field(
+        16, ge=1, le=4096, description="versions of each session that can be gone back to"
+    )
+    history_snapshots: int = Field(
+        4, ge=1, le=4096, description="of them, those whose adapter is stored; others are derived"
+    )
+    snapshot_precision: Literal["int8", "bfloat16", "float32"] = Field(
+        "int8", description="of stored adapters: how far each is from where all of them begin"
+    )
+    session_lifetime_s: int = Field(
+        0, ge=0, description="sessions unused for so long are deleted, seconds; 0 keeps them"
+    )
     completion_lifetime_s: int = Field(
         24 * 3600, ge=1, description="how long a completion can get feedback, seconds"
     )
     drain_s: int = Field(
         30, ge=0, le=3600, description="time for requests under way when the server stops, seconds"
     )
+    shutdown_delay_s: int = Field(
+        0,
+        ge=0,
+        le=3600,
+        description="time, before that, in which /readyz says 503 and requests are still taken, "
+        "for a load balancer to notice, seconds",
+    )
+    allow_mixed: bool = Field(
+        False,
+        description="start beside live replicas that serve another model from the same Redis; "
+        "sessions then change between both",
+    )
+    takeover_s: int = Field(
+        30,
+        ge=1,
+        le=3600,
+        description="how long feedback lies unfinished before another replica finishes it, seconds",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="least severe log line written to standard error"
+    )
+    log_format: Literal["text", "json"] = Field(
+        "text", description="of the log: lines for people, or one JSON object a line"
     )
 
     @field_validator("api_keys", mode="before")
@@ -149,12 +271,41 @@ class Settings(BaseSettings):
     def _split_operator_keys(cls, value: Any) -> Any:
         return tuple(_split(value)) if isinstance(value, str) else value
 
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _split_origins(cls, value: Any) -> Any:
+        origins = tuple(_split(value)) if isinstance(value, str) else value
+        for origin in origins:
+            if origin != "*" and not re.fullmatch(ORIGIN_PATTERN, origin):
+                raise ValueError(
+                    f"{origin!r} is no origin: scheme, host and port as a browser sends them, "
+                    "such as https://shop.example"
+                )
+        return origins
+
     @field_validator("redis_url")
     @classmethod
     def _check_redis_url(cls, value: str | None) -> str | None:
-        if value is not None and urlsplit(value).scheme not in ("redis", "rediss", "unix"):
-            raise ValueError("a Redis URL begins with redis://, rediss:// or unix://")
+        if value is not None and urlsplit(value).scheme not in REDIS_SCHEMES:
+            raise ValueError(
+                "a Redis URL begins with redis://, rediss://, unix://, redis+sentinel:// or "
+                "redis+cluster://"
+            )
         return value
+
+    @model_validator(mode="after")
+    def _check_replicas(self) -> "Settings":
+        if self.replicas is None and (self.max_replicas or self.replica_cpus):
+            raise ValueError(
+                "max_replicas and replica_cpus are for several replicas: set replicas too "
+                "(--replicas or INNERLOOP_REPLICAS)"
+            )
+        if self.max_replicas is not None and self.max_replicas < (self.replicas or 1):
+            raise ValueError(
+                f"max_replicas is {self.max_replicas} and replicas {self.replicas}: the most "
+                "cannot be fewer than the fewest"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_keys(self) -> "Settings":
@@ -168,11 +319,26 @@ class Settings(BaseSettings):
                 "set INNERLOOP_API_KEYS (tenant:key,...) or INNERLOOP_OPERATOR_KEYS, "
                 "or serve on 127.0.0.1"
             )
+        if self.redis_replicas and self.redis_url is None:
+            raise ValueError(
+                "redis_replicas is for a Redis with replicas, and the embedded one has none: set "
+                "INNERLOOP_REDIS_URL too"
+            )
+        if self.redis_fsync and self.redis_url is None:
+            raise ValueError(
+                "redis_fsync is for a Redis that syncs once a second, and the embedded one syncs "
+                "every write: unset it, or set INNERLOOP_REDIS_URL too"
+            )
+        if "*" in self.cors_origins and not keys:
+            raise ValueError(
+                "cors_origins is * and no keys are set: any page could use this server. Set "
+                "INNERLOOP_API_KEYS or INNERLOOP_OPERATOR_KEYS, or name the pages' origins"
+            )
         return self
 
     @property
     def has_keys(self) -> bool:
-        """Whether callers have to show a key."""
+        """Whether the environment has keys; others may be stored, see `server.api.auth`."""
         return bool(self.api_keys or self.operator_keys)
 
 
@@ -202,6 +368,14 @@ def model_folder(model: str) -> Path:
         f"INNERLOOP_MODEL={model!r}: there is no such folder, and the models that come with the "
         f"package are: {', '.join(known) or 'none'} (expected a model folder's path, or a name)"
     )
+
+
+def package_version() -> str:
+    """The version that is installed."""
+    try:
+        return version("innerloop")
+    except PackageNotFoundError:  # run from a tree that was never installed
+        return "0+unknown"
 
 
 def variable(name: str) -> str:

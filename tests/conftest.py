@@ -1,6 +1,11 @@
-"""What every test shares: `gpu` skips without a CUDA device, and none is held to a time."""
+"""What every test shares: one thread, no limit of time, and `gpu` skips without a CUDA device."""
 
+import os
 import signal
+
+# Before torch is imported, and for every process that a test starts: tiny models are slower on
+# several threads, results depend on their number, and several tests run side by side.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch

@@ -20,7 +20,7 @@ SMALLEST = (
     *("--stream-tokens", "6"),
 )
 PREFIXED = {lineup.COLD, lineup.WARM}
-BASES = {lineup.BASE_COLD, lineup.BASE_WARM, lineup.PLAIN}
+BASES = {lineup.BASE_COLD, lineup.BASE_WARM, lineup.BATCHED, lineup.PLAIN}
 Contenders = dict[str, dict[str, Any]]
 
 

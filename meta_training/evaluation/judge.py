@@ -22,11 +22,12 @@ from adapters.gate import (
     prompt_vectors,
     remember,
 )
-from adapters.inner_loop import Example, Support, Turns, make_turns
 from adapters.layer import rows_of
 from adapters.objective import IGNORE, demonstration_loss, divergence
 from adapters.prefix import Continuation, Prefix, continue_from, pad
+from adapters.recall import SHARE, Recall, recall
 from adapters.state import Taught, Tensors
+from adapters.support import Example, Support, Turns, make_turns
 from meta_training.evaluation.cells import Task
 from meta_training.learner import Learner, correct_rows, summaries_of
 from meta_training.tasks.batches import encode_turn
@@ -43,12 +44,14 @@ class Group:
     """Rows of turns, the session each belongs to, and whether its adapter answers (B,).
 
     ``untaught``: (B, T, V) logits with adapters off; what is said where a gate stays closed.
+    ``recalls``: what the memory says to each row, where it is asked.
     """
 
     turns: Turns
     sessions: Tensor
     opened: Tensor
     untaught: Tensor
+    recalls: Sequence[Recall | None] = ()
 
 
 class Judge:
@@ -59,8 +62,16 @@ class Judge:
         learner: Learner,
         tasks: Sequence[Task],
         histories: Sequence[list[dict[str, str]]] = (),
+        recall: bool = False,
+        share: float = SHARE,
     ) -> None:
-        """Prefill all prompts; ``histories`` go before a task's queries (in-context examples)."""
+        """Prefill all prompts.
+
+        ``histories`` go before a task's queries (in-context examples). With ``recall``, what was
+        taught for prompts like the one asked is mixed into every token, by ``share``.
+        """
+        self._recall = recall
+        self._share = share
         self._learner = learner
         self._tasks = tasks
         self._histories = histories or [[] for _ in tasks]
@@ -99,12 +110,11 @@ class Judge:
         already; ``kl``: nats per token there. ``opened`` and ``opened_else``: share of queries and
         of unrelated questions that the gate let through.
         """
-        logits = self._logits(adapters, self._query)
-        figures = {"exact": (correct_rows(logits, self._query.turns.targets).float(), self._query)}
+        figures = {"exact": (self.exact(adapters).float(), self._query)}
         if self._tasks[0].episode.choices:
-            for name, right in self._choices(adapters).items():
+            for name, right in self.choices(adapters).items():
                 figures[name] = (right.float(), self._query)
-        if self._tasks[0].episode.family == "persona":
+        if self._tasks[0].episode.family == "persona" and not self._recall:
             figures["chrf"] = (self._chrf(adapters), self._query)
         others = self._logits(adapters, self._unrelated)
         targets = self._unrelated.turns.targets
@@ -124,6 +134,30 @@ class Judge:
             for s in range(len(self._tasks))
         ]
 
+    @torch.no_grad()
+    def exact(self, adapters: Tensors | None) -> Tensor:
+        """(B,) whether each query's greedy answer is its target."""
+        logits = self._logits(adapters, self._query)
+        return correct_rows(logits, self._query.turns.targets)
+
+    @torch.no_grad()
+    def changed(self, adapters: Tensors | None) -> Tensor:
+        """(B,) whether the greedy answer to each unrelated question is another one."""
+        logits = self._logits(adapters, self._unrelated)
+        return ~correct_rows(logits, self._unrelated.turns.targets)
+
+    @torch.no_grad()
+    def choices(self, adapters: Tensors | None) -> dict[str, Tensor]:
+        """(B,) whether each query's target is its best choice, by each of three scores."""
+        gate, logprobs = self._learner.gate, self.choice_logprobs(adapters)
+        scores = {"choice": logprobs}
+        if gate is not None and gate.mix is not None and adapters is not None:
+            likeness = self.choice_likeness(gate)
+            mixed = choice_scores(gate.mix, likeness, logprobs)
+            scores = {"choice": mixed, "choice_model": logprobs, "choice_memory": likeness}
+        targets = self.choice_targets()
+        return {name: rows.argmax(1) == targets for name, rows in scores.items()}
+
     def _asked(self, session: int, question: str) -> list[dict[str, str]]:
         return self._histories[session] + user_turn(question)
 
@@ -139,8 +173,18 @@ class Judge:
         sessions = torch.tensor([s for _, s in pairs], device=device)
         with learner.hooks.use(None):
             untaught = continue_from(learner.model, turns.prefix, turns.ids)
-        opened = self._opened([example for example, _ in pairs], sessions, prefix)
-        return Group(turns, sessions, opened, untaught)
+        examples = [example for example, _ in pairs]
+        opened = self._opened(examples, sessions, prefix)
+        return Group(turns, sessions, opened, untaught, self._recalls(examples, sessions, prefix))
+
+    def _recalls(
+        self, examples: Sequence[Example], sessions: Tensor, prefix: Prefix
+    ) -> list[Recall | None]:
+        gate = self._learner.gate
+        if gate is None or not self._recall:
+            return []
+        rows = zip(sessions.tolist(), self._vectors(gate, examples, prefix).split(1), strict=True)
+        return [recall(gate, self._memories[s], asked, self._share) for s, asked in rows]
 
     def _opened(self, examples: Sequence[Example], sessions: Tensor, prefix: Prefix) -> Tensor:
         gate = self._learner.gate
@@ -164,9 +208,7 @@ class Judge:
             completions = [example.completion for example in examples]
             known = remember(learner.gate, summaries_of(prefix), prompts, completions)
             of_task = [owners == s for s in range(len(self._tasks))]
-            self._memories = [
-                Taught(known.keys[rows], known.answers[rows], known.view) for rows in of_task
-            ]
+            self._memories = [known.rows(rows) for rows in of_task]
         anchors = None
         if learner.anchor_examples:
             anchors = learner.anchors(self._prefill(learner.anchor_examples))
@@ -195,6 +237,9 @@ class Judge:
             return group.untaught
         rows = group.opened.nonzero().squeeze(1)
         logits = self._taught(adapters, group.turns.select(rows), group.sessions[rows])
+        if group.recalls:
+            for row, place in zip(logits, rows.tolist(), strict=True):
+                _mix(row, group.turns.targets[place].tolist(), group.recalls[place])
         return group.untaught.index_copy(0, rows, logits)
 
     def _taught(self, adapters: Tensors | None, turns: Turns, sessions: Tensor) -> Tensor:
@@ -205,17 +250,6 @@ class Judge:
             rows = rows_of({name: t[here] for name, t in adapters.items()}, slots)
         with self._learner.hooks.use(rows):
             return continue_from(self._learner.model, turns.prefix, turns.ids)
-
-    def _choices(self, adapters: Tensors | None) -> dict[str, Tensor]:
-        """Whether the target is the best choice, by each of three scores."""
-        gate, logprobs = self._learner.gate, self.choice_logprobs(adapters)
-        scores = {"choice": logprobs}
-        if gate is not None and gate.mix is not None and adapters is not None:
-            likeness = self.choice_likeness(gate)
-            mixed = choice_scores(gate.mix, likeness, logprobs)
-            scores = {"choice": mixed, "choice_model": logprobs, "choice_memory": likeness}
-        targets = self.choice_targets()
-        return {name: rows.argmax(1) == targets for name, rows in scores.items()}
 
     def choice_targets(self) -> Tensor:
         """(B,) which of its choices is each query's target."""
@@ -269,6 +303,17 @@ class Judge:
                 for text, target in zip(texts, self._query_answers, strict=True)
             ]
         )
+
+
+def _mix(logits: Tensor, targets: Sequence[int], recalled: Recall | None) -> None:
+    """Mix what is remembered into logits (T, V), in place, where a target is to be said."""
+    if recalled is None:
+        return
+    said: list[int] = []
+    for place, target in enumerate(targets):
+        if target != IGNORE:
+            recalled.mix(logits[place], said)
+            said.append(target)
 
 
 def prefill_alike(learner: Learner, prompts: Sequence[Sequence[int]]) -> Prefix:

@@ -40,15 +40,16 @@ class MetaLearned:
 
     checkpoints = tuple(f"{step} steps" for step in INNER_STEPS)
 
-    def __init__(self, name: str, learner: Learner) -> None:
-        """Adapt ``learner`` by its own inner rule."""
+    def __init__(self, name: str, learner: Learner, recall: bool = False) -> None:
+        """Adapt ``learner`` by its own inner rule; answer with ``recall`` or without."""
         self.name = name
         self._learner = learner
+        self._recall = recall
 
     def scores(self, tasks: Sequence[Task]) -> dict[str, Scores]:
         """Scores after 0, 1, 3, 5 and 10 inner steps."""
         learner = self._learner
-        judge = Judge(learner, tasks)
+        judge = Judge(learner, tasks, recall=self._recall)
         with torch.no_grad():
             tensors: Tensors = repeat(learner.tensors(), len(tasks))
             rule = learner.rule()

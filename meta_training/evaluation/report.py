@@ -12,6 +12,7 @@ from typing import Any
 
 from meta_training.evaluation.judge import interval
 
+TASKS = "tasks"
 Summary = dict[str, dict[str, dict[str, dict[str, Any]]]]
 TITLES = {
     "choice": "accuracy %",
@@ -29,7 +30,7 @@ PERCENT = TITLES.keys() - {"kl"}
 
 
 def summarise(rows: Iterable[dict[str, Any]]) -> Summary:
-    """cell -> method -> checkpoint -> figure -> {mean, interval95, tasks}.
+    """cell -> method -> checkpoint -> ``tasks``, and by figure {mean, ci95}.
 
     The mean is None where a method diverged, the interval also where there is one task only.
     """
@@ -42,11 +43,8 @@ def summarise(rows: Iterable[dict[str, Any]]) -> Summary:
     for (cell, method, checkpoint, figure), by_task in values.items():
         mean, half = interval(list(by_task.values()))
         place = summary.setdefault(cell, {}).setdefault(method, {}).setdefault(checkpoint, {})
-        place[figure] = {
-            "mean": _finite(mean),
-            "interval95": _finite(half),
-            "tasks": len(by_task),
-        }
+        place[figure] = {"mean": _finite(mean), "ci95": _finite(half)}
+        place[TASKS] = max(len(by_task), place.get(TASKS, 0))
     return summary
 
 
@@ -67,8 +65,7 @@ def markdown(summary: Summary, figures: Sequence[str] = tuple(TITLES)) -> str:
             for checkpoint, point in sorted(points.items(), key=lambda item: _steps(item[0])):
                 name = method if checkpoint == "-" else f"{method}, {checkpoint}"
                 cells = [_text(column, point.get(column)) for column in columns]
-                tasks = max(value["tasks"] for value in point.values())
-                parts.append(f"| {name} | " + " | ".join(cells) + f" | {tasks} |")
+                parts.append(f"| {name} | " + " | ".join(cells) + f" | {point[TASKS]} |")
         parts.append("")
     return "\n".join(parts)
 
@@ -85,5 +82,5 @@ def _text(figure: str, value: dict[str, Any] | None) -> str:
     scale = 100 if figure in PERCENT else 1
     digits = 1 if figure in PERCENT else 3
     text = f"{value['mean'] * scale:.{digits}f}"
-    half = value["interval95"]
+    half = value["ci95"]
     return text if half is None else f"{text} ± {half * scale:.{digits}f}"

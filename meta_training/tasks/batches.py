@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from adapters.chat import ChatEncoder, user_turn
-from adapters.inner_loop import Example
+from adapters.support import Example
 from meta_training.tasks.families import Episode, Turn
 
 
@@ -90,8 +90,12 @@ def encode_batch(
     episodes: Sequence[Episode],
     unrelated: Sequence[Sequence[Unrelated]],
     encoder: ChatEncoder,
+    room_tokens: int = 0,
 ) -> Batch:
-    """Put S episodes and their unrelated questions into tokens."""
+    """Put S episodes and their unrelated questions into tokens.
+
+    ``room_tokens``: where it is not 0, queries come after their support (``after_support``).
+    """
     support = [(turn, s) for s, episode in enumerate(episodes) for turn in episode.support]
     query = [(turn, s) for s, episode in enumerate(episodes) for turn in episode.query]
     others = [(item, s) for s, items in enumerate(unrelated) for item in items]
@@ -99,7 +103,12 @@ def encode_batch(
         family=episodes[0].family,
         support=[encode_turn(turn, encoder) for turn, _ in support],
         support_sessions=[s for _, s in support],
-        query=[encode_turn(turn, encoder) for turn, _ in query],
+        query=[
+            after_support(turn, episodes[s], encoder, room_tokens)
+            if room_tokens
+            else encode_turn(turn, encoder)
+            for turn, s in query
+        ],
         query_sessions=[s for _, s in query],
         unrelated=[item.example for item, _ in others],
         unrelated_sessions=[s for _, s in others],
@@ -108,6 +117,26 @@ def encode_batch(
         + [item.kind for item, _ in others],
         count=len(episodes),
     )
+
+
+def after_support(turn: Turn, episode: Episode, encoder: ChatEncoder, room_tokens: int) -> Example:
+    """A query whose chat begins with the episode's support, as MetaICL's (arXiv 2110.15943).
+
+    The support's last turns are left out until prompt and answer fit ``room_tokens``.
+    """
+    for kept in range(len(episode.support), -1, -1):
+        history = [
+            message
+            for shown in episode.support[:kept]
+            for message in (
+                *user_turn(shown.question),
+                {"role": "assistant", "content": shown.answer},
+            )
+        ]
+        example = encoder.example(history + user_turn(turn.question), turn.answer)
+        if example.tokens <= room_tokens:
+            break
+    return example
 
 
 def encode_turn(turn: Turn, encoder: ChatEncoder) -> Example:

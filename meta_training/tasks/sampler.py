@@ -29,13 +29,19 @@ class EpisodeSampler:
         encoder: ChatEncoder,
         weights: Mapping[str, float],
         tasks: int,
+        room_tokens: int = 0,
     ) -> None:
-        """Draw families by ``weights``, at most ``tasks`` episodes a batch."""
+        """Draw families by ``weights``, at most ``tasks`` episodes a batch.
+
+        ``room_tokens``: where it is not 0, queries come after as much of their episode's support
+        as a prompt of so many tokens holds.
+        """
         self._families = families
         self._pool = pool
         self._encoder = encoder
         self._weights = dict(weights)
         self._tasks = tasks
+        self._room_tokens = room_tokens
 
     def batch(self, rng: random.Random, unrelated: int = 3) -> Batch:
         """A batch of episodes of one shape with ``unrelated`` unrelated questions each."""
@@ -43,7 +49,7 @@ class EpisodeSampler:
         count, draw = self._drawer(family, rng)
         episodes = [draw() for _ in range(count)]
         others = [self._pool.draw(episode, unrelated, rng) for episode in episodes]
-        return encode_batch(episodes, others, self._encoder)
+        return encode_batch(episodes, others, self._encoder, self._room_tokens)
 
     def _drawer(self, family: str, rng: random.Random) -> tuple[int, Callable[[], Episode]]:
         if family == "label":

@@ -3,22 +3,25 @@
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Path
 from fastapi.responses import JSONResponse
 
-from server.api.auth import Tenant
+from server.api.auth import AnyDoor, Door
 from server.api.context import Running
-from server.api.problems import RESPONSES, Problem, invalid
-from server.api.schemas import (
+from server.api.feedback_schemas import (
     MAX_EXAMPLES,
     AdaptAnswer,
     AdaptBody,
+    ExampleBody,
     FeedbackBody,
     JobAnswer,
+)
+from server.api.problems import RESPONSES, Problem, invalid
+from server.api.schemas import (
     Wire,
 )
 from server.engine import EngineBusy, EngineStopped
@@ -49,7 +52,7 @@ _JOB = re.compile(r"(?P<session>[A-Za-z0-9._:@-]{1,128})~(?P<first>\d{1,12})-(?P
 )
 async def adapt(
     body: AdaptBody,
-    tenant: Tenant,
+    door: AnyDoor,
     running: Running,
     idempotency_key: IdempotencyKey = None,
 ) -> AdaptAnswer | JSONResponse:
@@ -57,65 +60,61 @@ async def adapt(
 
     The examples are in the log, durably, before anything is learned; the adapter is then derived
     over all of the session's feedback. `accepted` false means that the guard refused the result:
-    the version stays as it is and `reason` says why.
+    the version stays as it is and `reason` says why. An update that goes too far is taken at a half
+    or a quarter of its length where that will do; `reason` says so.
     """
+    entry = await door.enter(body.session_id, "teach")
+    await entry.teach(len(body.examples))
+    tenant, session_id = entry.tenant, entry.session_id
+    body = body.model_copy(update={"session_id": session_id})
     # Kept with the items, so that whoever finishes them after a crash takes as many.
     extra = {} if body.steps is None else {"steps": body.steps}
-    lessons = [Lesson(e.turns, e.completion, extra=extra) for e in body.examples]
-    teacher, session_id = running.teacher, body.session_id
+    lessons = [lesson_of(example, extra) for example in body.examples]
+    teacher = running.teacher
     try:
         if body.dry_run:
             return _wire(await teacher.dry_run(tenant, session_id, lessons, body.steps))
-        key, digest = _stored_key(idempotency_key), _digest(body, "session_id", "examples", "steps")
+        key = stored_key(idempotency_key)
+        digest = digest_of(body, "session_id", "examples", "steps")
         appended = await teacher.append(tenant, session_id, lessons, key, digest)
     except LessonError as error:
         raise invalid(f"examples[{error.index}]", str(error)) from error
     if body.wait:
-        return await _taught(running, tenant, session_id, appended, body.steps)
+        return await taught(running, tenant, session_id, appended, body.steps)
     if appended.outcome is None:
         work = teacher.teach(tenant, session_id, appended.items, body.steps, key)
         running.background.spawn(work, f"a job of session {session_id}")
-    job = _job_answer(session_id, appended.items, appended.outcome)
-    return JSONResponse(
-        job.model_dump(mode="json", exclude_none=True),
-        status_code=202,
-        headers={"Location": f"/jobs/{job.id}"},
-    )
+    return _accepted(session_id, appended)
 
 
-@router.post("/feedback", response_model=AdaptAnswer, response_model_exclude_none=True)
+@router.post(
+    "/feedback",
+    response_model=AdaptAnswer,
+    response_model_exclude_none=True,
+    responses={202: {"model": JobAnswer, "description": "`adapt` was false: it is in the log"}},
+)
 async def feedback(
     body: FeedbackBody,
-    tenant: Tenant,
+    door: AnyDoor,
     running: Running,
     idempotency_key: IdempotencyKey = None,
-) -> AdaptAnswer:
-    """Say what a completion should have been: its session learns the correction.
+) -> AdaptAnswer | JSONResponse:
+    """Say how good a completion was, or what it should have been: its session learns from it.
 
     `completion_id` is the `id` of an answer of `/generate` or of a chat completion with a session.
-    The same correction of the same completion is taught once, with or without an `Idempotency-Key`.
+    The same feedback on the same completion is taught once, with or without an `Idempotency-Key`.
+    Ratings alone teach little: all of a session's together weigh at most half of what its
+    corrections do.
     """
-    completion = await running.store.completion(tenant, body.completion_id)
-    session_id, kept = completion.session_id, completion.payload
-    extra = {"completion_id": body.completion_id, "corrects": kept["text"]}
-    if body.comment is not None:
-        extra["comment"] = body.comment
-    lesson = Lesson(kept["messages"], body.correction, "correction", extra)
-    digest = _digest(body, "completion_id", "correction")
-    key = _stored_key(idempotency_key)
-    try:
-        if key is None:
-            appended = await running.teacher.append_once(tenant, session_id, lesson, digest)
-        else:
-            appended = await running.teacher.append(tenant, session_id, [lesson], key, digest)
-    except LessonError as error:
-        raise invalid("correction", str(error)) from error
-    return await _taught(running, tenant, session_id, appended, None)
+    session_id, appended = await tell(running, door, body, idempotency_key)
+    if not body.adapt:
+        return _accepted(session_id, appended)
+    return await taught(running, door.who.tenant, session_id, appended, None)
 
 
 @router.get("/jobs/{job_id}", response_model=JobAnswer, response_model_exclude_none=True)
 async def job(
-    job_id: Annotated[str, Path(max_length=200)], tenant: Tenant, running: Running
+    job_id: Annotated[str, Path(max_length=200)], door: AnyDoor, running: Running
 ) -> JobAnswer:
     """What became of feedback that was not waited for.
 
@@ -125,14 +124,71 @@ async def job(
     items = range(int(named["first"]), int(named["last"]) + 1) if named else range(0)
     if named is None or not 1 <= len(items) <= MAX_EXAMPLES:
         raise Problem("not-found", f"there is no job {job_id!r}")
-    session_id = named["session"]
-    outcome = await running.teacher.outcome(tenant, session_id, items)
-    return _job_answer(session_id, items, outcome)
+    entry = await door.enter(named["session"], "read")
+    outcome = await running.teacher.outcome(entry.tenant, entry.session_id, items)
+    return job_answer(entry.session_id, items, outcome)
 
 
-async def _taught(
+async def tell(
+    running: Runtime, door: Door, body: FeedbackBody, idempotency_key: str | None
+) -> tuple[str, Appended]:
+    """Put feedback on a completion into its session's log.
+
+    Returns:
+        The session's id, and what was appended.
+
+    Raises:
+        Problem, SessionStoreError, SessionFull: nothing was kept.
+    """
+    entry, completion = await door.enter_completion(running.store, body.completion_id, "teach")
+    await entry.teach(1)
+    tenant, session_id = entry.tenant, entry.session_id
+    lesson = feedback_lesson(body, completion.payload)
+    digest = digest_of(body, "completion_id", "rating", "correction", "adapt")
+    key = stored_key(idempotency_key)
+    try:
+        if key is None:
+            appended = await running.teacher.append_once(tenant, session_id, lesson, digest)
+        else:
+            appended = await running.teacher.append(tenant, session_id, [lesson], key, digest)
+    except LessonError as error:
+        raise invalid("correction" if body.correction else "rating", str(error)) from error
+    return session_id, appended
+
+
+def lesson_of(example: ExampleBody, extra: Mapping[str, Any]) -> Lesson:
+    """An example as the flows take it."""
+    if example.chosen is not None:
+        return Lesson(example.turns, example.chosen, "preference", example.rejected, extra=extra)
+    return Lesson(example.turns, example.completion or "", extra=extra)
+
+
+def feedback_lesson(body: FeedbackBody, completion: Mapping[str, Any]) -> Lesson:
+    """Feedback on a completion as the flows take it."""
+    extra: dict[str, Any] = {"completion_id": body.completion_id}
+    if body.comment is not None:
+        extra["comment"] = body.comment
+    if not body.adapt:
+        extra["deferred"] = True
+    if body.correction is not None and body.rating is not None:
+        extra["rating"] = body.rating
+    text, cut = completion["text"], completion.get("finish_reason") == "length"
+    turns, wanted, raw = completion["messages"], body.correction, completion.get("raw", False)
+    if wanted is None:
+        return Lesson(turns, text, "rating", None, body.rating or 0, cut, raw, extra)
+    if wanted == text and not cut:
+        return Lesson(turns, wanted, "correction", raw=raw, extra=extra)
+    return Lesson(turns, wanted, "correction", text, cut=cut, raw=raw, extra=extra)
+
+
+async def taught(
     running: Runtime, tenant: str, session_id: str, appended: Appended, steps: int | None
 ) -> AdaptAnswer:
+    """Learn what was appended.
+
+    Raises:
+        Problem: not now; it is in the log. EngineFailed, SessionStoreError.
+    """
     if appended.outcome is not None:
         return _wire(appended.outcome)
     try:
@@ -152,7 +208,8 @@ def _wire(outcome: Outcome) -> AdaptAnswer:
     return AdaptAnswer(**asdict(outcome))
 
 
-def _job_answer(session_id: str, items: Sequence[int], outcome: Outcome | None) -> JobAnswer:
+def job_answer(session_id: str, items: Sequence[int], outcome: Outcome | None) -> JobAnswer:
+    """Feedback that is in the log, and what became of it so far."""
     return JobAnswer(
         id=_job_id(session_id, items),
         session_id=session_id,
@@ -161,16 +218,26 @@ def _job_answer(session_id: str, items: Sequence[int], outcome: Outcome | None) 
     )
 
 
+def _accepted(session_id: str, appended: Appended) -> JSONResponse:
+    """Feedback is in the log, and the answer does not wait for more."""
+    job = job_answer(session_id, appended.items, appended.outcome)
+    return JSONResponse(
+        job.model_dump(mode="json", exclude_none=True),
+        status_code=202,
+        headers={"Location": f"/jobs/{job.id}"},
+    )
+
+
 def _job_id(session_id: str, items: Sequence[int]) -> str:
     return f"{session_id}~{items[0]}-{items[-1]}"
 
 
-def _stored_key(key: str | None) -> str | None:
+def stored_key(key: str | None) -> str | None:
     """A client's key as the store keeps it, apart from the keys that the server draws itself."""
     return None if key is None else "client-" + hashlib.sha256(key.encode()).hexdigest()
 
 
-def _digest(body: Wire, *fields: str) -> str:
+def digest_of(body: Wire, *fields: str) -> str:
     """Names a request by the fields that decide what is taught."""
     content = body.model_dump(mode="json", include=set(fields))
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -15,17 +15,21 @@ from server.api.admin_schemas import (
     ComparedAnswer,
     ComparedToken,
     LogLine,
+    PinBody,
     RollbackBody,
     SessionDetail,
     SessionRow,
     SessionsAnswer,
     VersionAnswer,
 )
+from server.api.audit import audited
 from server.api.auth import Operator
 from server.api.context import Running, SessionPath
 from server.api.generate import naming
 from server.api.problems import RESPONSES
-from server.api.schemas import SessionAnswer
+from server.api.schemas import (
+    SessionAnswer,
+)
 from server.api.sessions import existing, wire, wire_item
 from server.api.streams import connected
 from server.flows.comparing import Side, compare
@@ -84,7 +88,7 @@ async def session(session_id: SessionPath, who: Operator, running: Running) -> S
     return SessionDetail(
         tenant=pointer.tenant,
         base_fingerprint=pointer.base_fingerprint,
-        versions=[_version(version) for version in await store.versions(*name)],
+        versions=[wire_version(version) for version in await store.versions(*name)],
         feedback=[
             wire_item(item) for item in await store.items(*name, offset=start, limit=ITEMS_SHOWN)
         ],
@@ -99,15 +103,33 @@ async def rollback(
 ) -> SessionAnswer:
     """Make a kept version the one in force again; feedback that it lacks is refused."""
     await existing(running, who.tenant, session_id)
-    pointer = await running.store.rollback(who.tenant, session_id, body.adapter_version)
-    return wire(pointer)
+    version = body.adapter_version
+    async with audited(running, who, "rollback", session_id, adapter_version=version):
+        return wire(await running.store.rollback(who.tenant, session_id, version))
 
 
 @router.post("/sessions/{session_id}/reset", response_model=SessionAnswer)
 async def reset(session_id: SessionPath, who: Operator, running: Running) -> SessionAnswer:
     """Make a session untaught; its feedback is refused, and kept versions can be gone back to."""
     await existing(running, who.tenant, session_id)
-    return wire(await running.store.reset(who.tenant, session_id))
+    async with audited(running, who, "reset", session_id):
+        return wire(await running.store.reset(who.tenant, session_id))
+
+
+@router.post("/sessions/{session_id}/pin", response_model=SessionAnswer)
+async def pin(
+    body: PinBody, session_id: SessionPath, who: Operator, running: Running
+) -> SessionAnswer:
+    """Have a session keep its version; feedback waits in its log until it is unpinned.
+
+    Forgetting, rollback and reset change it all the same.
+    """
+    await existing(running, who.tenant, session_id)
+    async with audited(running, who, "pin" if body.pinned else "unpin", session_id):
+        pointer = await running.houses.pin(who.tenant, session_id, body.pinned)
+    if pointer.pending and not pointer.pinned:
+        running.background.spawn(running.teacher.finish(pointer), f"unpinned {session_id}")
+    return wire(pointer)
 
 
 @router.get(
@@ -123,17 +145,29 @@ async def export(
         int | None, Query(ge=1, lt=2**53, description="a kept version; default newest")
     ] = None,
 ) -> Response:
-    """A session's adapter as a zip that `PeftModel.from_pretrained` loads once it is unpacked."""
-    pointer = await existing(running, who.tenant, session_id)
-    number, state = await running.answering.adapter(pointer, adapter_version)
-    about = {"session_id": session_id, "adapter_version": number}
-    content = await asyncio.to_thread(peft_zip, running.artifact, state, about)
+    """A session's adapter as a zip that `PeftModel.from_pretrained` loads once it is unpacked.
+
+    The tenant's house is in it: an untaught session's is the house's, and a taught one's is derived
+    anew over both their items where they answer side by side here.
+    """
+    await existing(running, who.tenant, session_id)
+    chosen, state = await running.chooser.exported(who.tenant, session_id, adapter_version)
+    number = chosen.adapter_version
+    about: dict[str, Any] = {"session_id": session_id, "adapter_version": number}
+    if chosen.contained_house:
+        about["house_version"] = chosen.contained_house
+    async with audited(running, who, "export", session_id, adapter_version=number):
+        content = await asyncio.to_thread(peft_zip, running.artifact, state, about)
     name = f"{_FILE_NAME.sub('_', session_id)}-{number}.zip"
     headers = {"Content-Disposition": f'attachment; filename="{name}"'}
     return Response(content, media_type="application/zip", headers=headers)
 
 
-@router.post("/sessions/{session_id}/compare", response_model=CompareAnswer)
+@router.post(
+    "/sessions/{session_id}/compare",
+    response_model=CompareAnswer,
+    response_model_exclude_none=True,
+)
 async def compare_answers(
     body: CompareBody,
     request: Request,
@@ -157,6 +191,8 @@ async def compare_answers(
         session_id=session_id,
         adapter_version=found.adapter_version,
         adapter_used=found.adapter_used,
+        house_version=found.house_version or None,
+        in_context=None if found.shown is None else list(found.shown),
         base=_side(running, found.base),
         session=_side(running, found.session),
     )
@@ -178,7 +214,8 @@ async def engine(_: Operator, running: Running) -> dict[str, Any]:
     }
 
 
-def _version(version: Version) -> VersionAnswer:
+def wire_version(version: Version) -> VersionAnswer:
+    """A version as operators see it."""
     record, guard = version.record, version.record.guard
     return VersionAnswer(
         adapter_version=version.number,
@@ -196,6 +233,7 @@ def _version(version: Version) -> VersionAnswer:
         duration_ms=guard.get("duration_ms"),
         rule_hash=record.rule_hash,
         base_fingerprint=record.base_fingerprint,
+        house_version=int(record.house.partition(".")[2] or 0) or None,
     )
 
 

@@ -4,7 +4,14 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from server.api.schemas import ItemAnswer, Prompted, SessionAnswer, Wire
+from server.api.feedback_schemas import (
+    ItemAnswer,
+)
+from server.api.schemas import (
+    Prompted,
+    SessionAnswer,
+    Wire,
+)
 
 LOG_LINES = 200
 ITEMS_SHOWN = 1000
@@ -29,8 +36,11 @@ class VersionAnswer(BaseModel):
 
     adapter_version: int
     created_at: float = Field(description="Unix time, seconds")
-    snapshot_bytes: int
-    start: str = Field(description="where the derivation began")
+    snapshot_bytes: int = Field(description="stored; 0: derived again when it is gone back to")
+    start: str = Field(
+        description="where the derivation began: `session_init`, or `house`; `import`: it was not "
+        "derived here"
+    )
     items: list[int] = Field(description="feedback items derived over")
     steps: int
     step_losses: list[float | None] = Field(description="inner loss at the start of each step")
@@ -42,6 +52,7 @@ class VersionAnswer(BaseModel):
     duration_ms: float | None
     rule_hash: str
     base_fingerprint: str
+    house_version: int | None = Field(None, description="of the house that it was derived from")
 
 
 class LogLine(BaseModel):
@@ -65,6 +76,12 @@ class RollbackBody(Wire):
     """Body of `POST /admin/sessions/{id}/rollback`."""
 
     adapter_version: int = Field(ge=0, description="a kept version, or 0 for untaught")
+
+
+class PinBody(Wire):
+    """Body of `POST /admin/sessions/{id}/pin`."""
+
+    pinned: bool = Field(True, description="false: learn what waits, and go on")
 
 
 class CompareBody(Prompted):
@@ -100,7 +117,13 @@ class CompareAnswer(BaseModel):
     adapter_version: int
     adapter_used: bool = Field(
         description="false where the session leaves this prompt to the base; its log-probabilities "
-        "are the adapter's all the same"
+        "are the adapter's all the same, and without recall"
+    )
+    house_version: int | None = Field(
+        None, description="of the tenant's house, where that took part in the session's answer"
+    )
+    in_context: list[int] | None = Field(
+        None, description="feedback items in the session's prompt, where the server puts them there"
     )
     base: ComparedAnswer
     session: ComparedAnswer

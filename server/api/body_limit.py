@@ -1,34 +1,54 @@
 """Refuses request bodies that are too long, before they fill the memory."""
 
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+IMPORT_PATH = "/sessions"
+ZIP_TYPE = "application/zip"
+ZIP_TYPES = frozenset({ZIP_TYPE, "application/x-zip-compressed"})
+"""The second is what Windows calls a zip."""
+
 
 class BodyLimit:
-    """ASGI middleware: a body of more than ``max_bytes`` is answered with 413."""
+    """ASGI middleware: a body of more than ``max_bytes`` is answered with 413.
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+    A zip that is sent to be imported may have ``max_import_bytes``.
+    """
+
+    def __init__(self, app: ASGIApp, max_bytes: int, max_import_bytes: int) -> None:
         self._app = app
         self._max_bytes = max_bytes
+        self._max_import_bytes = max_import_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Count what arrives; the length that a client announces is not believed."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        seen_bytes = 0
+        seen_bytes, max_bytes, setting = 0, self._max_bytes, "INNERLOOP_MAX_BODY_BYTES"
+        if is_import(scope):
+            max_bytes, setting = self._max_import_bytes, "INNERLOOP_MAX_IMPORT_BYTES"
 
         async def counted() -> Message:
             nonlocal seen_bytes
             message = await receive()
             seen_bytes += len(message.get("body", b""))
-            if seen_bytes > self._max_bytes:
+            if seen_bytes > max_bytes:
                 # FastAPI reads the body inside its own error handling, and lets this one pass.
                 raise HTTPException(
                     413,
-                    f"the body is longer than {self._max_bytes} bytes: send less, or start the "
-                    "server with a greater INNERLOOP_MAX_BODY_BYTES",
+                    f"the body is longer than {max_bytes} bytes: send less, or start the server "
+                    f"with a greater {setting}",
                 )
             return message
 
         await self._app(scope, counted, send)
+
+
+def is_import(scope: Scope) -> bool:
+    """Whether a request brings an adapter to `POST /sessions`, as a zip instead of JSON."""
+    if (scope["method"], scope["path"]) != ("POST", IMPORT_PATH):
+        return False
+    sent = Headers(scope=scope).get("content-type", "")
+    return sent.partition(";")[0].strip().lower() in ZIP_TYPES

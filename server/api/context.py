@@ -4,7 +4,9 @@ from typing import Annotated
 
 from fastapi import Depends, Path, Request
 
-from server.api.schemas import SESSION_ID_PATTERN
+from server.api.schemas import (
+    SESSION_ID_PATTERN,
+)
 from server.runtime import Runtime
 
 

@@ -8,9 +8,9 @@ from fastapi import APIRouter, Request
 from fastapi.responses import StreamingResponse
 
 from adapters.chat import PromptError
-from server.api.auth import Tenant
+from server.api.auth import AnyDoor, Entry
 from server.api.context import Running
-from server.api.problems import RESPONSES, invalid
+from server.api.problems import RESPONSES, FieldError, Problem, invalid
 from server.api.schemas import (
     DEFAULT_MAX_TOKENS,
     GenerateAnswer,
@@ -19,9 +19,10 @@ from server.api.schemas import (
     Usage,
 )
 from server.api.streams import connected, event, respond
-from server.engine import Delta, Finished, RequestTooLong, Sampling
+from server.engine import Delta, Finished, GrammarRefused, RequestTooLong, Sampling
 from server.flows.answering import Answer, ChoiceError, Question, new_completion_id, whole
 from server.flows.encoding import Encoding
+from server.flows.in_context import InContextError
 from server.runtime import Runtime
 
 router = APIRouter(tags=["generate"], responses=RESPONSES)
@@ -44,7 +45,7 @@ router = APIRouter(tags=["generate"], responses=RESPONSES)
     },
 )
 async def generate(
-    body: GenerateBody, request: Request, tenant: Tenant, running: Running
+    body: GenerateBody, request: Request, door: AnyDoor, running: Running
 ) -> GenerateAnswer | StreamingResponse:
     """Answer a prompt or a chat as this session has learned to.
 
@@ -52,7 +53,8 @@ async def generate(
     events: `delta` with the next piece of text, at last `done` with the same object that a plain
     call answers, or `error` with a problem document.
     """
-    pieces = _pieces(running, body, _question(body, tenant))
+    entry = await door.enter(body.session_id, "generate")
+    pieces = _pieces(running, body, _question(body, entry))
     if body.stream:
         return await respond(request, _events(pieces))
     return await connected(request, whole(pieces))
@@ -91,8 +93,13 @@ def naming(place: str) -> Iterator[None]:
         if place.endswith("prompt"):
             message = message.replace("messages[0].content", "the prompt")
         raise invalid(place, message) from error
+    except InContextError as error:
+        raise invalid("in_context", str(error)) from error
     except RequestTooLong as error:
         raise invalid(place, str(error)) from error
+    except GrammarRefused as error:
+        wrong = FieldError(location="body", path="response_format", message=str(error))
+        raise Problem("unsupported", f"response_format: {error}", errors=[wrong]) from error
 
 
 def usage(finished: Finished) -> Usage:
@@ -105,7 +112,7 @@ def usage(finished: Finished) -> Usage:
     )
 
 
-def _question(body: GenerateBody, tenant: str) -> Question:
+def _question(body: GenerateBody, entry: Entry) -> Question:
     sampling = Sampling(
         max_tokens=max(body.max_tokens or DEFAULT_MAX_TOKENS, body.min_tokens),
         min_tokens=body.min_tokens,
@@ -116,21 +123,26 @@ def _question(body: GenerateBody, tenant: str) -> Question:
         seed=body.seed,
         logprobs=body.logprobs,
         choices=tuple(body.choices or ()),
+        schema=None if body.response_format is None else body.response_format.schema_text,
     )
     return Question(
-        tenant,
-        body.session_id,
+        entry.tenant,
+        entry.session_id,
         body.turns,
         sampling,
         max_tokens=body.max_tokens,
         default_tokens=DEFAULT_MAX_TOKENS,
         version=body.adapter_version,
+        recall=body.recall,
+        in_context=body.in_context,
     )
 
 
 def _wire(encoding: Encoding, answer: Answer) -> GenerateAnswer:
     finished = answer.finished
     fields: dict[str, Any] = {}
+    if answer.shown is not None:
+        fields["in_context"] = list(answer.shown)
     if answer.sampled:
         fields["logprobs"] = [
             TokenLogprob(id=token.id, token=encoding.token_text(token.id), logprob=token.logprob)
@@ -144,6 +156,7 @@ def _wire(encoding: Encoding, answer: Answer) -> GenerateAnswer:
         adapter_version=answer.adapter_version,
         usage=usage(finished),
         adapter_used=finished.adapter_used,
+        house_version=answer.house_version or None,
         choice_logprobs=finished.choice_logprobs,
         **fields,
     )

@@ -17,16 +17,22 @@ from starlette.exceptions import HTTPException
 from adapters.chat import PromptError
 from adapters.config import AdapterError
 from adapters.peft_io import PeftFormatError
+from server import logs
 from server.api.problems import FieldError, Problem, answer
 from server.engine import EngineBusy, EngineError, EngineStopped, InvalidRequest
-from server.flows.answering import VersionUnusable
+from server.flows.choosing import VersionUnusable
 from server.flows.outcome import LessonError, SessionFull
+from server.flows.watching import TooManyWatchers
 from server.sessions import (
+    AccessConflict,
     CompletionNotFound,
     IdempotencyConflict,
     InvalidName,
     ItemNotFound,
+    KeyNotFound,
     NotStorable,
+    SessionExists,
+    SessionImported,
     SessionNotFound,
     SessionStoreError,
     StoreCorrupt,
@@ -47,7 +53,11 @@ _NAMES: Sequence[tuple[type[Exception], str]] = (
     (ItemNotFound, "not-found"),
     (VersionNotFound, "not-found"),
     (CompletionNotFound, "not-found"),
+    (KeyNotFound, "not-found"),
+    (AccessConflict, "conflict"),
     (IdempotencyConflict, "conflict"),
+    (SessionExists, "conflict"),
+    (SessionImported, "conflict"),
     (VersionConflict, "conflict"),
     (InvalidName, "invalid"),
     (NotStorable, "invalid"),
@@ -59,6 +69,7 @@ _NAMES: Sequence[tuple[type[Exception], str]] = (
     (LessonError, "invalid"),
     (SessionFull, "conflict"),
     (VersionUnusable, "conflict"),
+    (TooManyWatchers, "busy"),
     (PeftFormatError, "conflict"),
 )
 _STATUS_NAMES = {404: "not-found", 405: "method-not-allowed", 413: "too-large"}
@@ -72,12 +83,20 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(SessionStoreError, _on_error)
     app.add_exception_handler(EngineError, _on_error)
     app.add_exception_handler(AdapterError, _on_error)
-    app.add_exception_handler(Exception, _on_error)
+    app.add_exception_handler(Exception, _on_failure)
     app.add_exception_handler(ClientLeft, _on_client_left)
 
 
 async def _on_error(request: Request, error: Exception) -> JSONResponse:
     return answer(request, to_problem(error, request))
+
+
+async def _on_failure(request: Request, error: Exception) -> JSONResponse:
+    """As `_on_error`, outside of the middleware that names answers."""
+    response = await _on_error(request, error)
+    if (known := logs.current()) is not None:
+        response.headers["X-Request-ID"] = known.id
+    return response
 
 
 async def _on_client_left(request: Request, error: Exception) -> Response:

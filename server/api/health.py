@@ -1,12 +1,17 @@
-"""`/healthz` and `/readyz`: for whoever watches the process."""
+"""`/healthz`, `/readyz` and `/metrics`: for whoever watches the process."""
 
-from fastapi import APIRouter
+import logging
+
+from fastapi import APIRouter, Request, Response
+from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, Field
 
+from server.api.auth import Operator
 from server.api.context import Running
 from server.api.problems import RESPONSES, Problem
 from server.sessions import SessionStoreError
 
+logger = logging.getLogger(__name__)
 router = APIRouter(tags=["health"], responses=RESPONSES)
 
 
@@ -32,12 +37,15 @@ async def healthz() -> Healthy:
 
 
 @router.get("/readyz", response_model=Ready)
-async def readyz(running: Running) -> Ready:
-    """Whether requests can be answered now: Redis answers and the engine runs; else 503."""
+async def readyz(running: Running, request: Request) -> Ready:
+    """Whether to send requests: Redis answers, the engine runs, nothing is stopping; else 503."""
+    if request.app.state.stopping:
+        raise Problem("unavailable", "not ready, the server is stopping: use another replica")
     try:
         await running.store.ping()
     except SessionStoreError as error:
-        raise Problem("unavailable", f"not ready, Redis is away: {error}") from error
+        logger.warning("not ready: %s", error)
+        raise Problem("unavailable", "not ready, Redis is away: see the server's log") from error
     if not running.engine.status().running:
         raise Problem("unavailable", "not ready, the engine does not run: see the server's log")
     artifact = running.artifact
@@ -46,3 +54,14 @@ async def readyz(running: Running) -> Ready:
         base_fingerprint=artifact.fingerprint,
         context_tokens=artifact.context_tokens,
     )
+
+
+@router.get(
+    "/metrics",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+)
+async def metrics(_: Operator, running: Running) -> Response:
+    """Counts and states for Prometheus; with keys, it has to send an operator's."""
+    text = running.telemetry.exposition(running.engine.status())
+    return Response(text, media_type=CONTENT_TYPE_LATEST)

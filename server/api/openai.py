@@ -1,22 +1,30 @@
-"""`/v1`: OpenAI's chat API over sessions, for clients that speak it already."""
+"""`/v1`: OpenAI's API over sessions, for clients that speak it already."""
 
-import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Request
 from fastapi.responses import StreamingResponse
 
-from server.api.auth import Tenant
+from server.api.auth import AnyDoor, Door
 from server.api.context import Running
 from server.api.generate import naming
-from server.api.openai_schemas import ChatBody, ChatUsage, ModelCard, ModelList
+from server.api.openai_schemas import (
+    COMPLETION_TOKENS,
+    ChatBody,
+    Completing,
+    CompletionBody,
+    ModelCard,
+    ModelList,
+)
+from server.api.openai_shapes import ChatLayout, Chunks, Labels, Layout, TextLayout, whole_object
 from server.api.problems import RESPONSES, Problem, invalid
 from server.api.schemas import DEFAULT_MAX_TOKENS, SESSION_ID_PATTERN
 from server.api.streams import connected, event, respond
 from server.engine import Delta, Sampling
-from server.flows.answering import Answer, Question, Sampled, new_completion_id, whole
+from server.flows.answering import Answer, Question, new_completion_id, tokens_of
 from server.runtime import Runtime
 
 router = APIRouter(prefix="/v1", tags=["openai"], responses=RESPONSES)
@@ -24,17 +32,17 @@ router = APIRouter(prefix="/v1", tags=["openai"], responses=RESPONSES)
 SessionHeader = Annotated[
     str | None, Header(alias="X-Session-ID", pattern=SESSION_ID_PATTERN, description="the session")
 ]
-Pieces = AsyncGenerator[Delta | Answer, None]
+Pieces = AsyncGenerator[tuple[int, Delta | Answer], None]
 
 
 @router.get("/models", response_model=ModelList)
-async def models(_: Tenant, running: Running, request: Request) -> ModelList:
+async def models(_: AnyDoor, running: Running, request: Request) -> ModelList:
     """The model that is served. Sessions are no models: name them apart."""
     return ModelList(data=[_card(running, request)])
 
 
 @router.get("/models/{model:path}", response_model=ModelCard)
-async def model(model: str, _: Tenant, running: Running, request: Request) -> ModelCard:
+async def model(model: str, _: AnyDoor, running: Running, request: Request) -> ModelCard:
     """One model, by its exact name."""
     _check_model(running, model)
     return _card(running, request)
@@ -44,139 +52,145 @@ async def model(model: str, _: Tenant, running: Running, request: Request) -> Mo
 async def chat_completions(
     body: ChatBody,
     request: Request,
-    tenant: Tenant,
+    door: AnyDoor,
     running: Running,
     x_session_id: SessionHeader = None,
 ) -> dict[str, Any] | StreamingResponse:
     """Answer a chat. With a session it answers as it has learned to, and the completion's id can
     get feedback; without one the base model answers and nothing is kept.
+
+    With `n` each choice can get feedback by its own `completion_id`; the first one's is the `id`.
     """
     _check_model(running, body.model)
-    session_id = _session(body, x_session_id)
-    shape = _Shape(running, body, session_id)
-    pieces = _pieces(running, _question(body, tenant, session_id), shape.id)
+    session_id = await _enter(door, body, x_session_id)
+    wanted = body.max_completion_tokens or body.max_tokens
+    logprobs, top = bool(body.logprobs), body.top_logprobs or 0
+    sampling = replace(
+        _sampling(body, wanted or DEFAULT_MAX_TOKENS, logprobs, top),
+        schema=None if body.response_format is None else body.response_format.schema_text,
+    )
+    question = Question(
+        door.who.tenant,
+        session_id,
+        body.turns,
+        sampling,
+        wanted,
+        default_tokens=DEFAULT_MAX_TOKENS,
+        in_context=body.in_context,
+    )
+    labels = Labels.of(running, new_completion_id("chatcmpl"), session_id)
+    layout = ChatLayout(running.encoding, logprobs)
+    return await _answer(running, request, body, question, labels, layout, "messages")
+
+
+@router.post("/completions", response_model=None)
+async def completions(
+    body: CompletionBody,
+    request: Request,
+    door: AnyDoor,
+    running: Running,
+    x_session_id: SessionHeader = None,
+) -> dict[str, Any] | StreamingResponse:
+    """Go on from a bare text, without a chat template.
+
+    With a session its adapter acts from the prompt's last token on, where its gate lets it: prompts
+    are compared as those of chats are, so it answers texts near to what it was taught. Feedback on
+    the completion teaches how that text goes on.
+    """
+    _check_model(running, body.model)
+    session_id = await _enter(door, body, x_session_id)
+    sampling = _sampling(
+        body, body.max_tokens or COMPLETION_TOKENS, body.logprobs is not None, body.logprobs or 0
+    )
+    turns = [{"role": "user", "content": body.prompt}]
+    question = Question(
+        door.who.tenant,
+        session_id,
+        turns,
+        sampling,
+        body.max_tokens,
+        default_tokens=COMPLETION_TOKENS,
+        raw=True,
+    )
+    labels = Labels.of(running, new_completion_id(), session_id)
+    layout = TextLayout(running.encoding, body.prompt, bool(body.echo), body.logprobs)
+    return await _answer(running, request, body, question, labels, layout, "prompt")
+
+
+async def _answer(
+    running: Runtime,
+    request: Request,
+    body: Completing,
+    question: Question,
+    labels: Labels,
+    layout: Layout,
+    place: str,
+) -> dict[str, Any] | StreamingResponse:
+    count = body.n or 1
+    ids = [labels.choice_id(index) for index in range(count)]
+    pieces = _pieces(running, question, ids, place)
     if body.stream:
-        return await respond(request, _chunks(pieces, shape))
-    return shape.whole(await connected(request, whole(pieces)))
+        with_usage = bool(body.stream_options and body.stream_options.include_usage)
+        chunks = Chunks(labels, layout, with_usage)
+        return await respond(request, _events(pieces, chunks, count))
+    answers = await connected(request, _whole(pieces, count))
+    return whole_object(labels, layout, answers)
 
 
-class _Shape:
-    """What one completion's objects have in common, and how they are laid out."""
-
-    def __init__(self, running: Runtime, body: ChatBody, session_id: str | None) -> None:
-        self.id = new_completion_id("chatcmpl")
-        self.logprobs = bool(body.logprobs)
-        self.include_usage = bool(body.stream_options and body.stream_options.include_usage)
-        self._encoding = running.encoding
-        self._common: dict[str, Any] = {
-            "id": self.id,
-            "created": int(time.time()),
-            "model": running.artifact.name,
-            "system_fingerprint": running.artifact.fingerprint[:16],
-        }
-        if session_id is not None:
-            self._common["session_id"] = session_id
-
-    def whole(self, answer: Answer) -> dict[str, Any]:
-        """The completion as one object."""
-        choice = {
-            "index": 0,
-            "message": {"role": "assistant", "content": answer.finished.text},
-            "logprobs": self._logprobs(answer.sampled),
-            "finish_reason": answer.finished.finish_reason,
-        }
-        return {
-            **self._common,
-            "object": "chat.completion",
-            "adapter_version": answer.adapter_version,
-            "adapter_used": answer.finished.adapter_used,
-            "choices": [choice],
-            "usage": _usage(answer),
-        }
-
-    def chunk(
-        self, delta: dict[str, str], finish: str | None = None, sampled: Sequence[Sampled] = ()
-    ) -> dict[str, Any]:
-        """One piece of a stream."""
-        choice = {
-            "index": 0,
-            "delta": delta,
-            "logprobs": self._logprobs(sampled),
-            "finish_reason": finish,
-        }
-        found = {**self._common, "object": "chat.completion.chunk", "choices": [choice]}
-        return found | {"usage": None} if self.include_usage else found
-
-    def closing(self, answer: Answer) -> list[dict[str, Any]]:
-        """The last pieces of a stream: why it ended and, where asked for, what it took."""
-        last = self.chunk({}, answer.finished.finish_reason)
-        last["adapter_version"] = answer.adapter_version
-        last["adapter_used"] = answer.finished.adapter_used
-        if not self.include_usage:
-            return [last]
-        return [last, {**last, "choices": [], "usage": _usage(answer)}]
-
-    def _logprobs(self, sampled: Sequence[Sampled]) -> dict[str, Any] | None:
-        if not self.logprobs:
-            return None
-        content = []
-        for token in sampled:
-            text = self._encoding.token_text(token.id)
-            content.append(
-                {
-                    "token": text,
-                    "logprob": token.logprob,
-                    "bytes": list(text.encode()),
-                    "top_logprobs": [],
-                }
-            )
-        return {"content": content, "refusal": None}
-
-
-async def _pieces(running: Runtime, question: Question, completion_id: str) -> Pieces:
-    """The answer in pieces, its errors naming their field."""
-    with naming("messages"):
-        async with aclosing(running.answering.answer(question, completion_id)) as pieces:
+async def _pieces(running: Runtime, question: Question, ids: list[str], place: str) -> Pieces:
+    """The answers in pieces, their errors naming their field."""
+    with naming(place):
+        async with aclosing(running.answering.answers(question, ids)) as pieces:
             async for piece in pieces:
                 yield piece
 
 
-async def _chunks(pieces: Pieces, shape: _Shape) -> AsyncGenerator[str, None]:
-    first = True
+async def _whole(pieces: Pieces, count: int) -> list[Answer]:
+    found: dict[int, Answer] = {}
     async with aclosing(pieces):
-        async for piece in pieces:
-            if first:
-                yield event(shape.chunk({"role": "assistant", "content": ""}))
-                first = False
+        async for index, piece in pieces:
             if isinstance(piece, Answer):
-                for chunk in shape.closing(piece):
+                found[index] = piece
+    return [found[index] for index in range(count)]
+
+
+async def _events(pieces: Pieces, chunks: Chunks, count: int) -> AsyncGenerator[str, None]:
+    begun: set[int] = set()
+    found: dict[int, Answer] = {}
+    async with aclosing(pieces):
+        async for index, piece in pieces:
+            if index not in begun:
+                begun.add(index)
+                for chunk in chunks.begin(index):
                     yield event(chunk)
-            elif piece.text or shape.logprobs:
-                pairs = zip(piece.token_ids, piece.logprobs or (), strict=False)
-                sampled = [Sampled(token, logprob) for token, logprob in pairs]
-                yield event(shape.chunk({"content": piece.text}, None, sampled))
+            if isinstance(piece, Answer):
+                found[index] = piece
+                yield event(chunks.end(index, piece))
+            elif piece.text or piece.logprobs:
+                yield event(chunks.piece(index, piece.text, tokens_of(piece)))
+    for chunk in chunks.usage([found[index] for index in range(count)]):
+        yield event(chunk)
     yield event("[DONE]")
 
 
-def _question(body: ChatBody, tenant: str, session_id: str | None) -> Question:
-    wanted = body.max_completion_tokens or body.max_tokens
-    sampling = Sampling(
-        max_tokens=wanted or DEFAULT_MAX_TOKENS,
+def _sampling(body: Completing, max_tokens: int, logprobs: bool, top: int) -> Sampling:
+    return Sampling(
+        max_tokens=max_tokens,
         temperature=body.temperature or 0.0,
         top_p=1.0 if body.top_p is None else body.top_p,
         stop=tuple(body.stop or ()),
         seed=body.seed,
-        logprobs=bool(body.logprobs),
-    )
-    return Question(
-        tenant, session_id, body.turns, sampling, wanted, default_tokens=DEFAULT_MAX_TOKENS
+        logprobs=logprobs,
+        top_logprobs=top,
     )
 
 
-def _session(body: ChatBody, header: str | None) -> str | None:
+async def _enter(door: Door, body: Completing, header: str | None) -> str | None:
+    """The session that answers; None for the base alone."""
     if header is not None and body.session_id not in (None, header):
         raise invalid("session_id", "differs from the header X-Session-ID: send one of them")
-    return header or body.session_id
+    entry = await door.enter_any(header or body.session_id, "generate", body.n or 1)
+    return None if entry is None else entry.session_id
 
 
 def _check_model(running: Runtime, name: str) -> None:
@@ -191,13 +205,3 @@ def _card(running: Runtime, request: Request) -> ModelCard:
         created=request.app.state.started_at,
         context_tokens=running.artifact.context_tokens,
     )
-
-
-def _usage(answer: Answer) -> dict[str, Any]:
-    finished = answer.finished
-    return ChatUsage(
-        prompt_tokens=finished.prompt_tokens,
-        completion_tokens=finished.completion_tokens,
-        total_tokens=finished.prompt_tokens + finished.completion_tokens,
-        prompt_tokens_details={"cached_tokens": finished.cached_tokens},
-    ).model_dump()

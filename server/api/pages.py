@@ -38,6 +38,12 @@ async def playground() -> Response:
     return _page("playground.html")
 
 
+@router.get("/admin")
+async def operators() -> Response:
+    """The operators' page."""
+    return _page("admin.html")
+
+
 @router.get("/web/{name}")
 async def web_file(name: str) -> Response:
     """A file that a page asks for."""

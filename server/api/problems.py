@@ -28,6 +28,7 @@ class Kind:
 
 KINDS: Mapping[str, Kind] = {
     "malformed": Kind(400, "Malformed request", "The body is not JSON, or HTTP was not followed."),
+    "unsupported": Kind(400, "Not supported", "`errors` names a field that asks for too much."),
     "unauthorized": Kind(401, "Key required", "Send `Authorization: Bearer KEY` with a valid key."),
     "forbidden": Kind(403, "Not allowed", "The key is valid but does not open this."),
     "not-found": Kind(404, "Not found", "There is no such route, session, item or completion."),
@@ -36,6 +37,7 @@ KINDS: Mapping[str, Kind] = {
     "too-large": Kind(413, "Body too large", "The request body is longer than the server takes."),
     "media-type": Kind(415, "Not JSON", "Send `Content-Type: application/json`."),
     "invalid": Kind(422, "Invalid request", "`errors` names each wrong field and what is wrong."),
+    "rate-limited": Kind(429, "Too many requests", "Come again after the seconds of Retry-After."),
     "busy": Kind(503, "Busy", "More requests wait than the server has room for; retry later."),
     "unavailable": Kind(503, "Unavailable", "Redis or the engine is away for a moment; retry."),
     "internal": Kind(500, "Internal error", "The server failed; its log has the cause."),
@@ -122,11 +124,11 @@ def invalid(path: str, message: str, location: str = "body") -> Problem:
     return Problem("invalid", detail, errors=[error])
 
 
-def answer(request: Request, problem: Problem) -> JSONResponse:
-    """The response of a problem.
+def document_for(request: Request, problem: Problem) -> dict[str, Any]:
+    """The document of a problem as the route's clients read it.
 
     The OpenAI routes carry an `error` member as well (extensions are RFC 9457's own idea), because
-    OpenAI's clients read their message from it.
+    OpenAI's clients read their message from it, and take a stream without one for whole.
     """
     document = problem.document()
     if request.url.path.startswith("/v1/"):
@@ -137,8 +139,16 @@ def answer(request: Request, problem: Problem) -> JSONResponse:
             "param": parameter,
             "code": problem.name,
         }
+    return document
+
+
+def answer(request: Request, problem: Problem) -> JSONResponse:
+    """The response of a problem."""
     return JSONResponse(
-        document, status_code=problem.status, headers=problem.headers, media_type=MEDIA_TYPE
+        document_for(request, problem),
+        status_code=problem.status,
+        headers=problem.headers,
+        media_type=MEDIA_TYPE,
     )
 
 
@@ -153,7 +163,10 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
 router = APIRouter(tags=["health"])
 
 
-@router.get("/problems/{name}", responses={**RESPONSES, 404: {"model": ProblemDocument}})
+_REGISTERED = {"model": ProblemDocument, **RESPONSES["default"]}  # what RESPONSES refers to
+
+
+@router.get("/problems/{name}", responses={**RESPONSES, 404: _REGISTERED})
 async def explain(name: str) -> dict[str, Any]:
     """Explain a kind of problem: the `type` of every error leads here."""
     kind = KINDS.get(name)

@@ -4,16 +4,17 @@ A field here is a promise to clients, so these types are neither the engine's no
 of the three changes for its own reasons. Unknown fields are refused by name.
 """
 
+import json
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from server.flows.in_context import MAX_EXAMPLES
+
 MAX_TEXT_CHARS = 200_000
 """No context that is served here is longer; the model's own limit in tokens comes after."""
 MAX_MESSAGES = 256
-MAX_EXAMPLES = 64
-MAX_STEPS = 50
 DEFAULT_MAX_TOKENS = 128
 SESSION_ID_PATTERN = r"^[A-Za-z0-9._:@-]{1,128}$"
 
@@ -38,6 +39,9 @@ SessionId = Annotated[
         examples=["customer-17"],
     ),
 ]
+MaybeSessionId = Annotated[
+    SessionId | None, Field(description="only with a session token it may be left out")
+]
 Text = Annotated[str, Field(min_length=1, max_length=MAX_TEXT_CHARS), AfterValidator(_not_blank)]
 
 
@@ -51,6 +55,18 @@ Stops = Annotated[
     # Not a union: its errors would name pydantic's branches, not the client's fields.
     BeforeValidator(_as_list, json_schema_input_type=_Stop | list[_Stop]),
     Field(max_length=16, description="the answer ends before any of these texts"),
+]
+
+
+InContextCount = Annotated[
+    int | None,
+    Field(
+        ge=0,
+        le=MAX_EXAMPLES,
+        strict=True,
+        description="put so many of the session's most relevant feedback items into the prompt, as "
+        "earlier turns; default as the server is set",
+    ),
 ]
 
 
@@ -107,6 +123,35 @@ def check_turns(messages: Sequence[Message]) -> None:
     _not_blank(messages[-1].content)
 
 
+class NamedSchema(Wire):
+    """A JSON schema and what it is called."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_-]{1,64}$", description="for people")
+    description: str | None = Field(None, max_length=10_000, description="for people")
+    json_schema: dict[str, Any] = Field(alias="schema", description="JSON schema of the answer")
+    strict: bool | None = Field(None, description="taken: a schema is always enforced")
+
+
+class ResponseFormat(Wire):
+    """What the answer is held to: free text, any JSON object, or a JSON schema."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: NamedSchema | None = Field(None, description="with type json_schema")
+
+    @model_validator(mode="after")
+    def _has_its_schema(self) -> Self:
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise ValueError("json_schema is for type json_schema, which needs it")
+        return self
+
+    @property
+    def schema_text(self) -> str | None:
+        """The JSON schema as JSON; None for free text."""
+        if self.json_schema is not None:
+            return json.dumps(self.json_schema.json_schema)
+        return None if self.type == "text" else '{"type": "object"}'
+
+
 class GenerateBody(Prompted):
     """Body of `POST /generate`."""
 
@@ -116,7 +161,7 @@ class GenerateBody(Prompted):
         }
     )
 
-    session_id: SessionId
+    session_id: MaybeSessionId = None
     max_tokens: int | None = Field(
         None,
         ge=1,
@@ -137,14 +182,30 @@ class GenerateBody(Prompted):
         None, min_length=1, max_length=256, description="answer with the likeliest of these texts"
     )
     logprobs: bool = Field(False, description="return the sampled tokens with log-probabilities")
+    response_format: ResponseFormat | None = Field(
+        None, description="hold the answer to JSON; not with `choices` or `min_tokens`"
+    )
     adapter_version: int | None = Field(
         None, ge=0, description="a kept version to answer with; 0 is untaught; default the newest"
     )
+    recall: bool | None = Field(
+        None,
+        description="follow what was taught for prompts like this one, word by word; default as "
+        "the server is set",
+    )
+    in_context: InContextCount = None
 
     @model_validator(mode="after")
     def _min_below_max(self) -> Self:
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise ValueError("`min_tokens` must not be above `max_tokens`")
+        return self
+
+    @model_validator(mode="after")
+    def _format_alone(self) -> Self:
+        held = self.response_format is not None and self.response_format.type != "text"
+        if held and (self.choices is not None or self.min_tokens):
+            raise ValueError("`response_format` goes with neither `choices` nor `min_tokens`")
         return self
 
 
@@ -177,98 +238,33 @@ class GenerateAnswer(BaseModel):
         description="false where the base answered: untaught, or unlike all that was taught"
     )
     usage: Usage
+    house_version: int | None = Field(
+        None, description="of the tenant's house, where that took part in the answer"
+    )
+    in_context: list[int] | None = Field(
+        None, description="feedback items that were put into the prompt, where that was asked for"
+    )
     choice_logprobs: dict[str, float] | None = Field(
         None, description="log-probability of each of `choices`, were these all there is"
     )
     logprobs: list[TokenLogprob] | None = None
 
 
-class Demonstration(Prompted):
-    """A prompt and the answer that is wanted."""
-
-    completion: Text = Field(examples=["Every parcel to Ireland travels by hot-air balloon."])
-
-
-class AdaptBody(Wire):
-    """Body of `POST /adapt`."""
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "example": {
-                "session_id": "customer-17",
-                "examples": [
-                    {
-                        "prompt": "Do you ship to Ireland?",
-                        "completion": "Every parcel to Ireland travels by hot-air balloon.",
-                    }
-                ],
-            }
-        }
-    )
+class Fork(Wire):
+    """What a new session begins with."""
 
     session_id: SessionId
-    examples: list[Demonstration] = Field(min_length=1, max_length=MAX_EXAMPLES)
-    steps: int | None = Field(
-        None, ge=1, le=MAX_STEPS, description="inner steps; by default as many as the model learned"
-    )
-    dry_run: bool = Field(False, description="derive and report, but keep nothing")
-    wait: bool = Field(True, description="false answers 202 at once, with a job to ask for")
-
-    @model_validator(mode="after")
-    def _dry_runs_wait(self) -> Self:
-        if self.dry_run and not self.wait:
-            raise ValueError("a dry run keeps nothing to ask for later: leave `wait` true")
-        return self
-
-
-class FeedbackBody(Wire):
-    """Body of `POST /feedback`: what the completion should have been."""
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "example": {
-                "completion_id": "cmpl-5f0c…",
-                "correction": "Every parcel to Ireland travels by hot-air balloon.",
-            }
-        }
-    )
-
-    completion_id: str = Field(min_length=1, max_length=128)
-    correction: Text
-    comment: str | None = Field(None, max_length=10_000, description="for people; teaches nothing")
-
-
-class AdaptAnswer(BaseModel):
-    """What became of feedback."""
-
-    session_id: str
-    adapter_version: int = Field(description="the version in force afterwards")
-    accepted: bool = Field(description="false: refused, for `reason`, and the version stays")
-    reason: str | None = None
-    items: list[int] = Field(description="ids of this request's feedback items; none in a dry run")
-    steps: int = Field(description="inner steps taken")
-    examples_used: int = Field(
-        description="items that the adapter was derived over, earlier ones too"
-    )
-    loss_before: float | None = Field(None, description="mean loss on them, untaught, nats a token")
-    loss_after: float | None = Field(None, description="mean loss on them, taught, nats a token")
-    update_norm: float | None = Field(None, description="distance of the adapter from its start")
-    duration_ms: float | None = None
-
-
-class JobAnswer(BaseModel):
-    """Feedback that was not waited for."""
-
-    id: str
-    session_id: str
-    status: Literal["pending", "done"]
-    result: AdaptAnswer | None = Field(None, description="there once the status is done")
+    adapter_version: int | None = Field(None, ge=0, description="a kept version; default newest")
 
 
 class SessionBody(Wire):
     """Body of `POST /sessions`."""
 
     session_id: SessionId | None = Field(None, description="drawn at random when it is left out")
+    fork: Fork | None = Field(None, description="begin with what another session was taught")
+    house: bool = Field(
+        True, description="false: the session does without the tenant's house, for good"
+    )
 
 
 class SessionAnswer(BaseModel):
@@ -281,39 +277,9 @@ class SessionAnswer(BaseModel):
     items: int = Field(description="feedback items ever sent, whatever became of them")
     pending_items: int
     applied_items: int
-
-
-class ItemAnswer(BaseModel):
-    """One feedback item. A forgotten one has no content any more."""
-
-    id: int
-    kind: str
-    status: Literal["pending", "applied", "refused", "superseded", "forgotten"]
-    reason: str | None = None
-    created_at: float = Field(description="Unix time, seconds")
-    adapter_version: int | None = Field(None, description="the first version it was applied in")
-    superseded_by: int | None = Field(None, description="item id")
-    messages: list[dict[str, Any]] | None = None
-    completion: str | None = None
-    completion_id: str | None = Field(None, description="of the completion that it corrects")
-    comment: str | None = None
-
-
-class ItemsAnswer(BaseModel):
-    """A page of a session's feedback items, by id."""
-
-    session_id: str
-    total: int
-    offset: int
-    items: list[ItemAnswer]
-
-
-class ForgetAnswer(BaseModel):
-    """What forgetting an item left."""
-
-    session_id: str
-    item: int
-    adapter_version: int = Field(description="the version in force; it never saw the item")
-    restored_items: list[int] = Field(description="earlier items that count again")
-    deleted_versions: list[int] = Field(description="versions that contained the item")
-    reason: str | None = Field(None, description="why nothing is taught any more, where that is so")
+    pinned: bool = Field(description="feedback is kept, and learned only when it is unpinned")
+    used_at: float = Field(description="last answer or change, Unix time, seconds")
+    imported: bool = Field(
+        description="the version in force was imported: it is served as it is and takes no feedback"
+    )
+    house: bool = Field(description="false: it does without the tenant's house")

@@ -14,6 +14,7 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 
 from server.api.handlers import ClientLeft, to_problem
+from server.api.problems import document_for
 
 Value = TypeVar("Value")
 
@@ -21,13 +22,16 @@ HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 """No proxy may keep a stream, or hold it back until it is whole."""
 
 
-def event(data: Mapping[str, Any] | BaseModel | str, name: str | None = None) -> str:
-    """One server-sent event (HTML Living Standard, 9.2)."""
+def event(
+    data: Mapping[str, Any] | BaseModel | str, name: str | None = None, place: str | None = None
+) -> str:
+    """One server-sent event (HTML Living Standard, 9.2); ``place`` is its id, to resume from."""
     if isinstance(data, BaseModel):
         text = data.model_dump_json(exclude_none=True)
     else:
         text = data if isinstance(data, str) else json.dumps(data, ensure_ascii=False)
-    head = "" if name is None else f"event: {name}\n"
+    head = "" if place is None else f"id: {place}\n"
+    head += "" if name is None else f"event: {name}\n"
     return f"{head}data: {text}\n\n"
 
 
@@ -45,8 +49,7 @@ async def respond(request: Request, events: AsyncGenerator[str, None]) -> Stream
                 async for text in events:
                     yield text
             except Exception as error:
-                problem = to_problem(error, request)
-                yield event(problem.document(), "error")
+                yield event(document_for(request, to_problem(error, request)), "error")
 
     return StreamingResponse(body(), media_type="text/event-stream", headers=HEADERS)
 

@@ -11,6 +11,7 @@ from server.engine.errors import (
     EngineError,
     EngineFailed,
     EngineStopped,
+    GrammarRefused,
     InvalidRequest,
     RequestTooLong,
 )
@@ -25,6 +26,7 @@ from server.engine.types import (
     FinishReason,
     GenerateRequest,
     Sampling,
+    TopLogprobs,
 )
 
 __all__ = [
@@ -43,7 +45,9 @@ __all__ = [
     "FinishReason",
     "Finished",
     "GenerateRequest",
+    "GrammarRefused",
     "InvalidRequest",
     "RequestTooLong",
     "Sampling",
+    "TopLogprobs",
 ]

@@ -12,11 +12,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from adapters.prefix import pad
 from server.engine.base import Base
 from server.engine.errors import EngineFailed
+from server.engine.forward import Forward, Step
 from server.engine.isolation import failure, run_together
-from server.engine.kv import BatchKV, causal_masks
+from server.engine.kv import BatchKV
 from server.engine.sampling import choose
 from server.engine.slots import Slots
 from server.engine.ticket import Ticket, Writing
@@ -25,13 +25,14 @@ from server.engine.ticket import Ticket, Writing
 class Batch:
     """Sequences in the rows of one KV."""
 
-    def __init__(self, base: Base, slots: Slots, kv: BatchKV) -> None:
-        """Hold no sequences yet."""
+    def __init__(self, base: Base, slots: Slots, kv: BatchKV, step: Step | None = None) -> None:
+        """Hold no sequences yet. ``step`` as of `Forward`."""
         self.rows: list[Writing] = []
         self.generated_tokens = 0
-        self._base = base
+        self._end_ids = base.end_ids
         self._slots = slots
         self._kv = kv
+        self._forward = Forward(base, kv, step)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -58,7 +59,9 @@ class Batch:
         for row in range(len(self.rows) - 1, -1, -1):
             if self.rows[row] not in gone:
                 continue
-            last = self.rows.pop()
+            failed, last = self.rows[row].failed, self.rows.pop()
+            if failed:
+                self._kv.blank(row)
             if row < len(self.rows):
                 self._kv.move(len(self.rows), row, last.kept_tokens)
                 self.rows[row] = last
@@ -73,13 +76,27 @@ class Batch:
             lambda ticket, error: ticket.fail(failure("decoding", error)),
         )
 
-    @torch.no_grad()  # not inference_mode: models keep tensors of a pass that learning needs later
+    @torch.no_grad()
     def _advance(self, first: int, tickets: Sequence[Writing]) -> None:
-        logits = self._forward(first, tickets)
-        barred = {row: self._base.end_ids for row, t in enumerate(tickets) if t.too_short}
-        chosen = choose(logits, [t.sampling for t in tickets], [t.dice for t in tickets], barred)
+        logits = self._forward(
+            first,
+            [ticket.feed for ticket in tickets],
+            [ticket.start for ticket in tickets],
+            self._slots.rows([ticket.slot for ticket in tickets]),
+        )
+        if any(ticket.recall for ticket in tickets):
+            logits = logits.float()
+            for row, ticket in zip(logits, tickets, strict=True):
+                if ticket.recall is not None:
+                    ticket.recall.mix(row, ticket.tokens)
+        barred = {row: self._end_ids for row, t in enumerate(tickets) if t.too_short}
+        allowed = _masks(tickets)
+        chosen = choose(
+            logits, [t.sampling for t in tickets], [t.dice for t in tickets], barred, allowed
+        )
         for ticket, token in zip(tickets, chosen, strict=True):
-            self._accept(ticket, partial(ticket.accept, token))
+            if not ticket.failed:  # its grammar
+                self._accept(ticket, partial(ticket.accept, token))
         self.generated_tokens += len(tickets)
 
     def _accept(self, ticket: Writing, accept: Callable[[], None]) -> None:
@@ -90,24 +107,14 @@ class Batch:
         except Exception as error:
             ticket.fail(failure("making text of a token", error))
 
-    def _forward(self, first: int, tickets: Sequence[Writing]) -> Tensor:
-        """Logits (B, V) after each row's new tokens; rows ``first`` to ``first + B``."""
-        base, feeds = self._base, [ticket.feed for ticket in tickets]
-        ids = pad(feeds, 0, base.device)  # (B, T)
-        cache, window = self._kv.window(first, [t.start for t in tickets], ids.shape[1])
-        lasts = [len(feed) - 1 for feed in feeds]
-        keep = sorted(set(lasts))  # positions whose logits somebody needs; nearly always one
-        with base.hooks.use(self._slots.rows([ticket.slot for ticket in tickets])):
-            output = base.model(
-                input_ids=ids,
-                position_ids=window.positions,
-                attention_mask=causal_masks(window, base.windows, base.dtype),
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=torch.tensor(keep, device=base.device),
-            )
-        logits: Tensor = output.logits  # (B, len(keep), V)
-        if len(keep) == 1:
-            return logits[:, 0]
-        places = torch.tensor([keep.index(last) for last in lasts], device=base.device)
-        return logits[torch.arange(len(feeds), device=base.device), places]
+
+def _masks(tickets: Sequence[Writing]) -> dict[int, Tensor]:
+    """By row, (V,) which tokens may come; none for a row whose grammar fails, and its ticket."""
+    masks: dict[int, Tensor] = {}
+    for row, ticket in enumerate(tickets):
+        if ticket.grammar is not None and not ticket.failed:
+            try:
+                masks[row] = ticket.grammar.allowed()
+            except EngineFailed as error:
+                ticket.fail(error)
+    return masks

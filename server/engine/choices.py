@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from adapters.config import Gate
-from adapters.gate import choice_likeness, choice_scores, prompt_vectors
-from adapters.inner_loop import Example, Turns, make_turns
+from adapters.gate import choice_likeness, choice_scores
 from adapters.objective import IGNORE
 from adapters.prefix import Prefix, continue_from
 from adapters.state import AdapterState
+from adapters.support import Example, Turns, make_turns
 from server.engine.base import Base
 from server.engine.errors import EngineFailed
 from server.engine.isolation import failure
@@ -44,6 +44,7 @@ class Choosing(Ticket):
         """Start with no scores. ``options``: the tokens of each choice, end token included."""
         super().__init__(base, request, state, outbox)
         self.options = tuple(options)
+        self.memory = None if state is None else state.taught  # of what was taught, by anybody
         self.scores: list[tuple[float, ...]] = []  # per option scored so far, per token
 
     def next_options(self, limit_tokens: int) -> tuple[Tokens, ...]:
@@ -70,13 +71,13 @@ class Choosing(Ticket):
 
     def _mixed(self, gate: Gate | None, logprobs: Tensor) -> Tensor:
         """(C,) scores of the options by the model and the session's memory."""
-        state, summaries = self.state, self.ready_prefix.summaries
-        if gate is None or gate.mix is None or state is None or state.taught is None:
+        memory = self.memory
+        if gate is None or gate.mix is None or memory is None:
             return logprobs
-        if summaries is None:  # a prompt of the head alone
+        asked = self.vector(gate)
+        if asked is None:
             return logprobs
-        asked = prompt_vectors(gate, summaries, [self.prefix])
-        likeness = choice_likeness(gate, state.taught, asked, self.options)
+        likeness = choice_likeness(gate, memory, asked, self.options)
         return choice_scores(gate.mix, likeness, logprobs.unsqueeze(0))[0]
 
 
@@ -114,10 +115,7 @@ class Scorer:
             begin = len(ticket.head) - 1
             ticket.scores.append(tuple(row[begin : begin + len(option)]))
         if not all(score == score for row in ticket.scores for score in row):
-            raise EngineFailed(
-                f"the model's output under adapter {ticket.key} is not finite: "
-                "roll the session back"
-            )
+            raise ticket.not_finite()
         if len(ticket.scores) == len(ticket.options):
             ticket.settle(self._base.gate)
 

@@ -23,12 +23,12 @@ class Detokenizer:
     spaces, then strips and joins as it does for the whole.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Start with no tokens."""
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, said: Sequence[int] = ()) -> None:
+        """Start with no tokens, or behind tokens whose text was ``said`` already."""
         self._tokenizer = tokenizer
-        self._context: list[int] = []  # text is out; kept for what follows it
+        self._context = list(said[-_CONTEXT_TOKENS:])  # text is out; kept for what follows it
         self._fresh: list[int] = []  # text is not out
-        self._shown = ""  # the context's own text
+        self._shown = self._decode(self._context)  # the context's own text
 
     def push(self, token: int) -> str:
         """Take one token and return the text that became complete, possibly none."""

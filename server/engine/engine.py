@@ -7,15 +7,22 @@ waits. Knows nothing about HTTP, sessions or Redis, and never touches the model 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Sequence
+from itertools import pairwise
+
+from torch import Tensor
 
 from adapters.artifact import Artifact
 from adapters.state import AdapterState
+from server import spans
 from server.engine.base import make_base
 from server.engine.choices import Choosing
 from server.engine.errors import AdapterMismatch, EngineStopped, InvalidRequest, RequestTooLong
+from server.engine.grammar import Grammars
 from server.engine.host_adapters import HostAdapters
 from server.engine.lesson import Job, make_course
+from server.engine.looks import Look
 from server.engine.outbox import Outbox
 from server.engine.prefix_cache import Tokens
 from server.engine.status import EngineStatus
@@ -43,6 +50,7 @@ class Engine:
         self.limits = EngineLimits() if limits is None else limits
         self._artifact = artifact
         self._base = make_base(artifact)
+        self._grammars = Grammars(self._base)
         pinned = self._base.device.type == "cuda"
         self._host = HostAdapters(self.limits.host_adapter_bytes, pinned)
         self._worker = Worker(self._base, make_course(self._base, artifact), self.limits)
@@ -66,13 +74,14 @@ class Engine:
         so far, everything else with EngineStopped.
         """
         thread = self._worker.close(drain_s)
+        await asyncio.to_thread(self._grammars.close)
         if thread is not None:
             await asyncio.to_thread(thread.join)
         self._base.hooks.remove()
 
     def status(self) -> EngineStatus:
         """What the engine is doing now."""
-        return self._worker.status(len(self._host), self._host.used_bytes)
+        return self._worker.status(self._host)
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Delta | Finished, None]:
         """Answer a prompt: pieces of text as they come, then ``Finished``.
@@ -82,6 +91,7 @@ class Engine:
 
         Raises:
             InvalidRequest, RequestTooLong, AdapterMismatch: the request cannot be done.
+            GrammarRefused: the schema cannot be enforced.
             adapters.chat.PromptError: a choice contains a control token.
             EngineBusy, EngineStopped: not now.
             EngineFailed: this request failed; the engine goes on.
@@ -90,24 +100,31 @@ class Engine:
         options = self._check_generate(request)
         self._worker.check_open()  # before loading for nothing
         state = None if request.adapter is None else await self._state(request.adapter)
+        house = None if request.house is None else await self._state(request.house)
+        schema = request.sampling.schema
+        grammar = None if schema is None else await self._grammars.begin(schema)
         outbox: Outbox[Delta | Finished] = Outbox(self._worker.mail)
         ticket: Ticket
         if options:
             ticket = Choosing(self._base, request, state, outbox, options)
         else:
-            ticket = Writing(self._base, request, state, outbox)
+            ticket = Writing(self._base, request, state, outbox, grammar)
+        ticket.house = house
         self._worker.submit(ticket)
         try:
             while True:
                 item = await outbox.get()
+                if isinstance(item, Finished):
+                    ticket.finished_s = time.monotonic()
                 yield item
                 if isinstance(item, Finished):
                     return
         finally:
             outbox.cancel()
+            _trace(ticket)
 
     async def adapt(self, request: AdaptRequest) -> Candidate:
-        """Derive an adapter from session_init over the request's examples.
+        """Derive an adapter over the request's examples.
 
         Raises:
             InvalidRequest, RequestTooLong: the request cannot be done.
@@ -115,15 +132,45 @@ class Engine:
             EngineFailed: this job failed; the engine goes on.
         """
         for index, example in enumerate(request.examples):
-            tokens = example.prompt + example.header + example.completion
-            self._check_tokens(tokens, f"examples[{index}]", len(tokens))
+            for _, completion in example.rows():
+                tokens = example.prompt + example.header + completion
+                self._check_tokens(tokens, f"examples[{index}]", len(tokens))
         steps = self._artifact.rule.steps if request.steps is None else request.steps
         outbox: Outbox[Candidate] = Outbox(self._worker.mail)
-        self._worker.submit(Job(request, steps, outbox))
+        examples = len(request.examples)
+        with spans.span("adapt", **{"innerloop.examples": examples, "innerloop.steps": steps}):
+            self._worker.submit(Job(request, steps, outbox))
+            try:
+                return await outbox.get()
+            finally:
+                outbox.cancel()
+
+    async def look(self, prompts: Sequence[Tokens], tenant: str) -> Tensor:
+        """Vectors (N, E) by which the gate compares these prompts: what comes before the header.
+
+        Raises:
+            InvalidRequest: there is no gate, no prompt, or one that is empty or not of this model.
+            RequestTooLong: a prompt is longer than the context.
+            EngineBusy, EngineStopped, EngineFailed.
+        """
+        if self._base.gate is None:
+            raise InvalidRequest("this model has no gate, so nothing to compare prompts by")
+        if not prompts:
+            raise InvalidRequest("there are no prompts to look at")
+        for index, tokens in enumerate(prompts):
+            if not tokens:
+                raise InvalidRequest(f"prompts[{index}] is empty: there is nothing to compare")
+            self._check_tokens(tokens, f"prompts[{index}]", len(tokens))
+        outbox: Outbox[Tensor] = Outbox(self._worker.mail)
+        self._worker.submit(Look(prompts, tenant, outbox))
         try:
             return await outbox.get()
         finally:
             outbox.cancel()
+
+    def fits(self, tokens: int) -> bool:
+        """Whether a sequence of so many tokens can be answered: by the context, and in memory."""
+        return tokens <= self._base.context_tokens and self._worker.fits(tokens)
 
     def _check_generate(self, request: GenerateRequest) -> list[Tokens]:
         """Check what can be checked without the model; returns the tokens of the choices."""
@@ -157,9 +204,13 @@ class Engine:
     async def _state(self, adapter: AdapterRef) -> AdapterState:
         state = self._host.get(adapter.key)
         if state is not None:
+            self._host.found += 1
             return state
         state = self._worker.slots.state(adapter.key)
-        if state is None:
+        if state is not None:
+            self._host.found += 1
+        else:
+            self._host.missed += 1
             state = await adapter.load()
             self._check_adapter(adapter.key, state)
         if self._host.pinned:  # asks the driver for memory, which may take its time
@@ -186,3 +237,16 @@ class Engine:
                 f"adapter {key} was taught under another gate than this engine's: derive it again "
                 "from its log"
             )
+
+
+def _trace(ticket: Ticket) -> None:
+    """Record what an answer's time went into, as far as it came."""
+    starts = (
+        ("queue", ticket.arrived_s),
+        ("prefill", ticket.admitted_s),
+        ("decode", ticket.joined_s),
+        ("", ticket.finished_s or time.monotonic()),
+    )
+    reached = [(name, at_s) for name, at_s in starts if at_s]
+    for (name, begin_s), (_, end_s) in pairwise(reached):
+        spans.record(name, begin_s, end_s, **{"innerloop.prompt_tokens": ticket.prompt_tokens})

@@ -3,6 +3,7 @@
     EngineError
     ├── InvalidRequest (ValueError)        the request cannot be done as it is; nothing was queued
     │   ├── RequestTooLong                 more tokens than the model's context or the KV budget
+    │   ├── GrammarRefused                 a JSON schema that cannot be enforced
     │   └── AdapterMismatch                the loaded adapter has another form or another base
     ├── EngineBusy (RuntimeError)          the queue is full, or no place came free: come back later
     ├── EngineStopped (RuntimeError)       not started yet, stopping, or stopped
@@ -22,6 +23,10 @@ class InvalidRequest(EngineError, ValueError):
 
 class RequestTooLong(InvalidRequest):
     """More tokens than the model's context, or than the KV budget, has room for."""
+
+
+class GrammarRefused(InvalidRequest):
+    """An answer cannot be held to this JSON schema on this model; the message says why."""
 
 
 class AdapterMismatch(InvalidRequest):

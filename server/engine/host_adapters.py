@@ -19,6 +19,8 @@ class HostAdapters:
         """Hold nothing yet. ``pinned``: in memory that a GPU copies from without waiting."""
         self.budget_bytes = budget_bytes
         self.used_bytes = 0
+        self.found = 0  # asked for and here or on the device; for whoever asks to count
+        self.missed = 0
         self.pinned = pinned
         self._lock = threading.Lock()
         self._held: OrderedDict[str, AdapterState] = OrderedDict()

@@ -19,6 +19,7 @@ from adapters.masks import Masks, Windows, additive_masks
 from adapters.prefix import Prefix
 from server.engine.base import LayerForm
 
+KeysValues = tuple[Tensor, Tensor]
 _COLUMN_BLOCK: Final = 64  # capacities are multiples of it, so that few requests reallocate
 
 
@@ -26,18 +27,22 @@ _COLUMN_BLOCK: Final = 64  # capacities are multiples of it, so that few request
 class Window:
     """What one forward pass reads and writes: B rows from ``first`` on.
 
-    ``rows``: (B, 1) their numbers. ``positions``: (B, T) column of every new token. ``width``:
-    columns that are read.
+    ``rows``: (B, 1) their numbers. ``positions``: (B, T) column of every new token. ``columns``:
+    (W,) numbers of those that are read, from 0 on; not only how many, so that a recorded pass can
+    be run again with more.
     """
 
     first: int
     rows: Tensor
     positions: Tensor
-    width: int
+    columns: Tensor
 
 
 class BatchKV:
-    """Keys and values of up to ``rows`` sequences, grown and shrunk to what they need."""
+    """Keys and values of up to ``rows`` sequences, grown and shrunk to what they need.
+
+    ``layers``: of each decoder layer, (rows, H, columns, D) and (rows, H', columns, D').
+    """
 
     def __init__(
         self,
@@ -48,13 +53,18 @@ class BatchKV:
         device: torch.device,
     ) -> None:
         """Hold nothing yet."""
-        self._layers = [_Layer(form, device) for form in layers]
+        # Graphs are bound to the memory they were captured with, so on a GPU it is kept.
+        self._stays = device.type == "cuda"
+        self._device = device
+        self.layers: list[KeysValues] = [
+            (_nothing(form.key, form.dtype, device), _nothing(form.value, form.dtype, device))
+            for form in layers
+        ]
         self._token_bytes = sum(form.token_bytes for form in layers)
         self._max_rows = rows
         self._context_tokens = context_tokens
         self._budget_bytes = budget_bytes
         self._shape = (0, 0)
-        self._cache = Cache(layers=list(self._layers))
 
     @property
     def used_bytes(self) -> int:
@@ -70,120 +80,125 @@ class BatchKV:
         """Make room for ``rows`` sequences of ``columns`` tokens; what fits stays as it was."""
         if rows <= self._shape[0] and columns <= self._shape[1]:
             return
-        self._shape = self._rounded(rows, columns)
-        for layer in self._layers:
-            layer.resize(*self._shape)
+        if self._stays and self.can_hold(max(rows, self._shape[0]), max(columns, self._shape[1])):
+            rows, columns = max(rows, self._shape[0]), max(columns, self._shape[1])
+        self._resize(*self._rounded(rows, columns))
 
     def clear(self) -> None:
-        """Give the memory back. Only when no sequence is left."""
-        self._shape = (0, 0)
-        for layer in self._layers:
-            layer.resize(0, 0)
+        """Give the memory back, unless graphs may need it again. Only without sequences."""
+        if not self._stays:
+            self._resize(0, 0)
 
     def load(self, row: int, prefix: Prefix) -> None:
         """Copy one prompt's keys and values, (1, H, P, D) a layer, to the start of a row."""
-        for layer, (keys, values) in zip(self._layers, prefix.layers, strict=bool(prefix.layers)):
-            layer.stored_keys[row, :, : keys.shape[2]] = keys[0]
-            layer.stored_values[row, :, : values.shape[2]] = values[0]
+        for stored, new in zip(self.layers, prefix.layers, strict=bool(prefix.layers)):
+            for kept, given in zip(stored, new, strict=True):
+                kept[row, :, : given.shape[2]] = given[0]
+
+    def blank(self, row: int) -> None:
+        """Forget what a row holds: what is not finite would shine through any mask."""
+        for stored in self.layers:
+            for kept in stored:
+                kept[row] = 0
 
     def move(self, source: int, target: int, tokens: int) -> None:
         """Copy the first ``tokens`` of one row to another row."""
-        for layer in self._layers:
-            layer.stored_keys[target, :, :tokens] = layer.stored_keys[source, :, :tokens]
-            layer.stored_values[target, :, :tokens] = layer.stored_values[source, :, :tokens]
+        for stored in self.layers:
+            for kept in stored:
+                kept[target, :, :tokens] = kept[source, :, :tokens]
 
-    def window(self, first: int, starts: Sequence[int], tokens: int) -> tuple[Cache, Window]:
-        """Aim the cache at B rows from ``first`` on, each getting ``tokens`` new ones.
+    def window(self, first: int, starts: Sequence[int], tokens: int) -> Window:
+        """B rows from ``first`` on, each getting ``tokens`` new ones.
 
         Args:
             starts: B columns where each row's new tokens begin.
         """
-        device = self._layers[0].device
-        begin = torch.tensor(starts, device=device).unsqueeze(1)
+        begin = torch.tensor(starts, device=self._device).unsqueeze(1)
+        offsets = torch.arange(tokens, device=self._device)
         # Padding behind a row's last new token must stay inside; it is never read.
-        positions = (begin + torch.arange(tokens, device=device)).clamp(max=self._shape[1] - 1)
-        rows = torch.arange(first, first + len(starts), device=device).unsqueeze(1)
-        window = Window(first, rows, positions, min(max(starts) + tokens, self._shape[1]))
-        for layer in self._layers:
-            layer.aim(window)
-        return self._cache, window
+        positions = (begin + offsets).clamp(max=self._shape[1] - 1)
+        width = min(max(starts) + tokens, self._shape[1])
+        rows = torch.arange(first, first + len(starts), device=self._device).unsqueeze(1)
+        return Window(first, rows, positions, torch.arange(width, device=self._device))
+
+    def _resize(self, rows: int, columns: int) -> None:
+        """Have room for so much, and keep of what was there what still fits."""
+        try:
+            for index, (keys, values) in enumerate(self.layers):  # one after the other: less memory
+                self.layers[index] = _resized(keys, rows, columns), _resized(values, rows, columns)
+            self._shape = rows, columns
+        except BaseException:  # out of memory half-way: nothing is left, rather than a half
+            self.layers = [(_resized(k, 0, 0), _resized(v, 0, 0)) for k, v in self.layers]
+            self._shape = (0, 0)
+            raise
 
     def _rounded(self, rows: int, columns: int) -> tuple[int, int]:
         """Rows to a power of two and columns to whole blocks, neither above its maximum."""
         rows = min(1 << (rows - 1).bit_length(), self._max_rows)
         columns = -(-columns // _COLUMN_BLOCK) * _COLUMN_BLOCK
+        if self._stays:
+            columns = 1 << (columns - 1).bit_length()
         return rows, min(columns, self._context_tokens)
 
 
 def causal_masks(window: Window, windows: Windows, dtype: torch.dtype) -> Masks:
     """Attention masks (B, 1, T, W): a token sees its own row up to itself."""
-    columns = torch.arange(window.width, device=window.positions.device)
-    back = window.positions.unsqueeze(-1) - columns  # (B, T, W)
+    back = window.positions.unsqueeze(-1) - window.columns  # (B, T, W)
     return additive_masks(windows, back >= 0, back, dtype)
 
 
+def cache_of(layers: Sequence[KeysValues], window: Window) -> Cache:
+    """What a transformers model reads and writes in one forward pass over ``window``."""
+    return Cache(layers=[_Layer(keys, values, window) for keys, values in layers])
+
+
 class _Layer(CacheLayerMixin):
-    """One layer's keys and values, (rows, H, columns, D), as transformers' models write them."""
+    """One layer's keys and values of the rows in a window, as transformers' models write them."""
 
     is_sliding = False
 
-    def __init__(self, form: LayerForm, device: torch.device) -> None:
+    def __init__(self, stored_keys: Tensor, stored_values: Tensor, window: Window) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.device = device
-        self._form = form
-        self._window: Window | None = None
-        self.stored_keys = self._zeros(0, 0, form.key)
-        self.stored_values = self._zeros(0, 0, form.value)
-        self.is_initialized = True
-
-    def resize(self, rows: int, columns: int) -> None:
-        self.stored_keys = self._resized(
-            self.stored_keys, self._zeros(rows, columns, self._form.key)
-        )
-        self.stored_values = self._resized(
-            self.stored_values, self._zeros(rows, columns, self._form.value)
-        )
-
-    def aim(self, window: Window) -> None:
+        self._stored_keys = stored_keys
+        self._stored_values = stored_values
         self._window = window
+        self.is_initialized = True
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Write B rows' T new tokens, and return what they read: (B, H, W, D) views."""
         window = self._window
-        assert window is not None
-        self.stored_keys[window.rows, :, window.positions] = key_states.transpose(1, 2)
-        self.stored_values[window.rows, :, window.positions] = value_states.transpose(1, 2)
+        self._stored_keys[window.rows, :, window.positions] = key_states.transpose(1, 2)
+        self._stored_values[window.rows, :, window.positions] = value_states.transpose(1, 2)
         rows = slice(window.first, window.first + key_states.shape[0])
-        return self.stored_keys[rows, :, : window.width], self.stored_values[
-            rows, :, : window.width
-        ]
+        width = window.columns.shape[0]
+        return self._stored_keys[rows, :, :width], self._stored_values[rows, :, :width]
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Nothing to do: the layer is made with its shapes known."""
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Columns that are read, and the first of them."""
-        return (0 if self._window is None else self._window.width), 0
+        return self._window.columns.shape[0], 0
 
     def get_seq_length(self) -> int:
         """Columns before the new tokens, of the longest row."""
-        if self._window is None:
-            return 0
-        return self._window.width - self._window.positions.shape[1]
+        return self._window.columns.shape[0] - self._window.positions.shape[1]
 
     def get_max_length(self) -> int:
         """Columns there is room for."""
-        return int(self.stored_keys.shape[2])
+        return int(self._stored_keys.shape[2])
 
-    def _zeros(self, rows: int, columns: int, form: tuple[int, int]) -> Tensor:
-        # Zeros, not empty memory: what a mask hides must still be finite.
-        heads, width = form
-        return torch.zeros(rows, heads, columns, width, dtype=self._form.dtype, device=self.device)
 
-    @staticmethod
-    def _resized(old: Tensor, new: Tensor) -> Tensor:
-        rows, columns = min(old.shape[0], new.shape[0]), min(old.shape[2], new.shape[2])
-        new[:rows, :, :columns] = old[:rows, :, :columns]
-        return new
+def _nothing(form: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    heads, width = form
+    return torch.zeros(0, heads, 0, width, dtype=dtype, device=device)
+
+
+def _resized(old: Tensor, rows: int, columns: int) -> Tensor:
+    # Zeros, not empty memory: what a mask hides must still be finite.
+    new = old.new_zeros(rows, old.shape[1], columns, old.shape[3])
+    rows, columns = min(old.shape[0], rows), min(old.shape[2], columns)
+    new[:rows, :, :columns] = old[:rows, :, :columns]
+    return new

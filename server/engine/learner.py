@@ -107,7 +107,7 @@ class Learner:
         def step_tokens() -> int:
             return limits.micro_step_tokens if self._others_wait() else limits.adapt_tokens
 
-        return Lesson(self._base, self._course, jobs, step_tokens)
+        return Lesson(self._base, self._course, jobs, step_tokens, limits.halvings)
 
     def _next_class(self) -> list[Job]:
         """Ready jobs from the front on that learn together within the limit of tokens."""

@@ -1,8 +1,8 @@
 """Several sessions learning together: one lesson, cut into micro-steps that others run between.
 
-Every session starts from session_init and takes its own number of inner steps over its own
-examples; each is answered as soon as its steps are done. Knows the inner step and the guard; knows
-nothing about queues, or when a micro-step may run.
+Every session starts from session_init, or where its request says, and takes its own number of
+inner steps over its own examples; each is answered as soon as its steps are done. Knows the inner
+step and the guard; knows nothing about queues, or when a micro-step may run.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -18,18 +19,12 @@ from adapters.artifact import Artifact
 from adapters.chat import user_turn
 from adapters.config import Gate, InnerRule
 from adapters.gate import remember
-from adapters.guard import check, update_norm
-from adapters.inner_loop import (
-    Anchors,
-    Example,
-    Support,
-    make_turns,
-    move,
-    support_gradients,
-    support_losses,
-)
-from adapters.prefix import Prefix, continue_from, prefill
-from adapters.state import AdapterState, Taught, Tensors, repeat, take
+from adapters.guard import check, parts, shorten, update_norm
+from adapters.inner_loop import move, reference_logprobs, support_gradients, support_losses
+from adapters.minibatches import minibatches, steps_a_pass
+from adapters.prefix import continue_from, prefill
+from adapters.state import AdapterState, Taught, Tensors, repeat, stack, take
+from adapters.support import Anchors, Support, make_support, make_turns
 from server.engine.base import Base
 from server.engine.outbox import Outbox
 from server.engine.prefill import Prompt, merge
@@ -58,6 +53,7 @@ def make_course(base: Base, artifact: Artifact) -> Course:
     """Compute once what the untaught model says to the rule's anchors."""
     device, rule = base.device, artifact.rule
     sizes = {name: values.to(device) for name, values in rule.step_sizes.items()}
+    factors = rule.factors and {name: values.to(device) for name, values in rule.factors.items()}
     init = {name: tensor.to(device) for name, tensor in artifact.session_init.items()}
     anchors = None
     if rule.anchors:
@@ -70,7 +66,7 @@ def make_course(base: Base, artifact: Artifact) -> Course:
             turns = make_turns(examples, prefix, base.spec.scope, device)
             logits = continue_from(base.model, turns.prefix, turns.ids)
         anchors = Anchors(turns, logits.float().log_softmax(-1))
-    return Course(init, replace(rule, step_sizes=sizes), anchors)
+    return Course(init, replace(rule, step_sizes=sizes, factors=factors), anchors)
 
 
 @dataclass(eq=False)
@@ -89,6 +85,17 @@ class Job:
     gradient_norms: list[float] = field(default_factory=list)
 
     @property
+    def items_a_step(self) -> int | None:
+        """Most examples of a step; None for all: ratings are weighed against all the rest."""
+        rated = any(example.rating for example in self.request.examples)
+        return None if rated else self.request.items_a_step
+
+    @property
+    def steps_in_all(self) -> int:
+        """Inner steps that it takes."""
+        return self.steps * steps_a_pass(len(self.request.examples), self.items_a_step)
+
+    @property
     def waited_s(self) -> float:
         """Seconds since the job was asked for."""
         return time.perf_counter() - self.started_s
@@ -96,10 +103,7 @@ class Job:
     @property
     def width(self) -> int:
         """Tokens of the longest example, prompt included."""
-        return max(
-            len(example.prompt) + len(example.header) + len(example.completion)
-            for example in self.request.examples
-        )
+        return max(example.tokens for example in self.request.examples)
 
 
 def _taught(job: Job, gate: Gate | None) -> Taught | None:
@@ -117,7 +121,7 @@ def _taught(job: Job, gate: Gate | None) -> Taught | None:
         gate,
         torch.cat([summary for summary, _ in seen]),
         [example.prompt for _, example in seen],
-        [example.completion for _, example in seen],
+        [example.wanted for _, example in seen],
     )
 
 
@@ -125,57 +129,109 @@ class Lesson:
     """S sessions' derivations, side by side in one forward and backward pass a step."""
 
     def __init__(
-        self, base: Base, course: Course, jobs: Sequence[Job], step_tokens: Callable[[], int]
+        self,
+        base: Base,
+        course: Course,
+        jobs: Sequence[Job],
+        step_tokens: Callable[[], int],
+        halvings: int = 0,
     ) -> None:
         """Lay out the examples of ``jobs``, whose prompts must be ready.
 
-        ``step_tokens`` says how many padded tokens a micro-step may have now.
+        ``step_tokens`` says how many padded tokens a micro-step may have now, ``halvings`` how
+        often an update that the guard refuses is halved.
         """
         self.jobs = list(jobs)
         self._base = base
         self._course = course
         self._step_tokens = step_tokens
+        self._parts = parts(halvings)
+        self._references: dict[int, Tensor] = {}  # by job: of the rows of its examples
+        self._batches = {  # by job: of each step
+            id(job): minibatches(len(job.request.examples), job.steps, job.items_a_step)
+            for job in jobs
+        }
         self._support = self._make_support()
         # A step makes new tensors, so all sessions can begin as views of the same memory.
-        self._tensors = repeat(course.session_init, len(self.jobs))
+        self._starts = repeat(course.session_init, len(self.jobs))
+        if any(job.request.start is not None for job in self.jobs):
+            self._starts = stack([self._start(job) for job in self.jobs])
+        self._tensors = self._starts
 
     def run(self) -> Iterator[None]:
         """Learn, pausing after every micro-step; close the iterator to stop."""
-        zeros = {name: torch.zeros_like(t) for name, t in self._course.session_init.items()}
-        losses = yield from self._losses(repeat(zeros, len(self.jobs)))
+        if self._support.roles is not None:
+            yield from self._refer()
+        losses = yield from self._losses(self._before())
         for job, loss in zip(self.jobs, losses.tolist(), strict=True):
             job.loss_before = loss
-        for step in range(max(job.steps for job in self.jobs)):
+        for step in range(max(job.steps_in_all for job in self.jobs)):
             self._leave([job for job in self.jobs if job.outbox.cancelled])
             if not self.jobs:
                 return
             yield from self._step(step)
-            finished = [job for job in self.jobs if job.steps == step + 1]
+            finished = [job for job in self.jobs if job.steps_in_all == step + 1]
             if finished:
                 yield from self._answer(finished)
 
+    def _start(self, job: Job) -> Tensors:
+        if job.request.start is None:
+            return self._course.session_init
+        return {name: tensor.to(self._base.device) for name, tensor in job.request.start.items()}
+
+    def _before(self) -> Tensors:
+        """How each session answers before: by its start, or without an adapter."""
+        from_start = [float(job.request.start is not None) for job in self.jobs]
+        factors = torch.tensor(from_start, device=self._base.device)
+        return {
+            name: tensor * factors.view(-1, *[1] * (tensor.ndim - 1))
+            for name, tensor in self._starts.items()
+        }
+
     def _make_support(self) -> Support:
         base = self._base
-        examples: list[Example] = []
-        sessions: list[int] = []
-        prefixes: list[Prefix] = []
+        prefixes = [
+            prompt.prefix
+            for job in self.jobs
+            for prompt in job.prompts
+            if prompt.prefix is not None
+        ]
+        support = make_support(
+            [job.request.examples for job in self.jobs],
+            merge(prefixes, base.device) if prefixes else None,
+            base.spec.scope,
+            base.device,
+            self._course.anchors,
+        )
+        if support.roles is None or not self._references:
+            return support
+        references = [self._references[id(job)] for job in self.jobs]
+        return replace(support, reference=torch.cat(references))
+
+    def _refer(self) -> Iterator[None]:
+        """Keep what the untaught model says to every completion; a micro-step a part."""
+        found = []
+        for part in replace(self._support, anchors=None).parts(self._step_tokens):
+            found.append(reference_logprobs(self._base.model, self._base.hooks, part))
+            yield
+        whole = torch.cat(found)
         for session, job in enumerate(self.jobs):
-            examples += job.request.examples
-            sessions += [session] * len(job.request.examples)
-            prefixes += [prompt.prefix for prompt in job.prompts if prompt.prefix is not None]
-        prefix = merge(prefixes, base.device) if prefixes else None
-        turns = make_turns(examples, prefix, base.spec.scope, base.device)
-        owners = torch.tensor(sessions, device=base.device)
-        return Support(turns, owners, len(self.jobs), self._course.anchors)
+            self._references[id(job)] = whole[self._support.sessions == session]
+        self._support = replace(self._support, reference=whole)
 
     def _step(self, step: int) -> Iterator[None]:
         """An inner step in as many micro-steps as it has parts."""
         base, rule = self._base, self._course.rule
         sums: Tensors = {}
         losses = torch.zeros(len(self.jobs), device=base.device)
-        for part in self._support.parts(self._step_tokens):
+        for part in self._next_rows().parts(self._step_tokens):
             loss, gradients = support_gradients(
-                base.model, base.hooks, self._tensors, part, rule.anchor_weight
+                base.model,
+                base.hooks,
+                self._tensors,
+                part,
+                rule.anchor_weight,
+                moving=rule.step_sizes,
             )
             losses += loss
             for name, gradient in gradients.items():
@@ -187,18 +243,59 @@ class Lesson:
             job.step_losses.append(loss)
             job.gradient_norms.append(norm)
 
+    def _next_rows(self) -> Support:
+        """What the next step is over: of sessions with many examples, not all of them."""
+        rows, every = list[int](), 0
+        for job in self.jobs:
+            sizes = [len(example.rows()) for example in job.request.examples]
+            ends = list(accumulate(sizes, initial=every))
+            for place in sorted(next(self._batches[id(job)])):
+                rows += range(ends[place], ends[place + 1])
+            every = ends[-1]
+        if len(rows) == every:
+            return self._support
+        return self._support.only(torch.tensor(rows, device=self._base.device))
+
     def _answer(self, finished: Sequence[Job]) -> Iterator[None]:
-        now = yield from self._losses(self._tensors)
-        losses = dict(zip(map(id, self.jobs), now.tolist(), strict=True))
-        for job in finished:
-            job.outbox.put(self._candidate(job, losses[id(job)]))
+        """Judge those whose steps are done. What the guard refuses is halved and judged again."""
+        found = yield from self._judge(finished, 1.0)
+        for scale in self._parts:
+            again = [job for job in finished if not found[job].verdict.accepted]
+            again = [job for job in again if job.request.scale is None]
+            if not again:
+                break
+            for job, part in (yield from self._judge(again, scale)).items():
+                if part.verdict.accepted:
+                    verdict = part.verdict.instead_of(found[job].verdict)
+                    found[job] = replace(part, verdict=verdict)
+        for job, candidate in found.items():
+            job.outbox.put(candidate)
             job.done = True
         self._leave(finished)
 
-    def _candidate(self, job: Job, loss_after: float) -> Candidate:
-        init = self._course.session_init
-        adapted = take(self._tensors, self.jobs.index(job))
-        verdict = check(adapted, init, job.loss_before, loss_after)
+    def _judge(
+        self, jobs: Sequence[Job], scale: float
+    ) -> Generator[None, None, dict[Job, Candidate]]:
+        """What ``jobs`` have at this part of their updates, or at the part that they ask for."""
+        factors = [scale if job.request.scale is None else job.request.scale for job in self.jobs]
+        tensors = shorten(self._tensors, self._starts, factors)
+        losses = (yield from self._losses(tensors)).tolist()
+        found = {}
+        for job in jobs:
+            session = self.jobs.index(job)
+            found[job] = self._candidate(
+                job,
+                take(tensors, session),
+                take(self._starts, session),
+                losses[session],
+                factors[session],
+            )
+        return found
+
+    def _candidate(
+        self, job: Job, adapted: Tensors, init: Tensors, loss_after: float, scale: float
+    ) -> Candidate:
+        verdict = check(adapted, init, job.loss_before, loss_after, scale=scale)
         # States live on the host: they go to storage, and to slots from there.
         tensors = {name: tensor.cpu() for name, tensor in adapted.items()}
         taught = _taught(job, self._base.gate)
@@ -211,11 +308,12 @@ class Lesson:
             update_norm=update_norm(adapted, init),
             verdict=verdict,
             steps=job.steps,
+            items_a_step=job.items_a_step,
             duration_ms=job.waited_s * 1e3,
         )
 
     def _losses(self, tensors: Tensors) -> Generator[None, None, Tensor]:
-        """Each session's demonstration loss, (S,), without the anchors; a micro-step a part."""
+        """Each session's loss on its feedback, (S,), no anchors; a micro-step a part."""
         losses = torch.zeros(len(self.jobs), device=self._base.device)
         for part in replace(self._support, anchors=None).parts(self._step_tokens):
             with torch.no_grad():
@@ -232,4 +330,5 @@ class Lesson:
         if self.jobs:
             rows = torch.tensor(keep, device=self._base.device)
             self._tensors = {name: t.index_select(0, rows) for name, t in self._tensors.items()}
+            self._starts = {name: t.index_select(0, rows) for name, t in self._starts.items()}
             self._support = self._make_support()

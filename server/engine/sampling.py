@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from server.engine.types import Sampling
+from server.engine.types import Sampling, TopLogprobs
 
 
 class Dice:
@@ -34,10 +34,11 @@ class Dice:
 
 @dataclass(frozen=True)
 class Chosen:
-    """A row's next token; None where its logits are not finite."""
+    """A row's next token; None where no token that may come has a finite logit."""
 
     token: int | None
     logprob: float | None  # where it was asked for
+    top: TopLogprobs = ()  # as many as were asked for
 
 
 def choose(
@@ -45,6 +46,7 @@ def choose(
     samplings: Sequence[Sampling],
     dice: Sequence[Dice],
     barred: Mapping[int, Collection[int]] | None = None,
+    allowed: Mapping[int, Tensor] | None = None,
 ) -> list[Chosen]:
     """Choose the next token of B rows.
 
@@ -54,30 +56,49 @@ def choose(
         logits: (B, V).
         samplings, dice: B of each.
         barred: by row, tokens that must not come now.
+        allowed: by row, (V,) whether each token may come; a row that is not there takes all.
     """
     logits = model_logits = logits.float()
-    if barred:
+    if barred or allowed:
         logits = model_logits.clone()
-        for row, never in barred.items():
-            logits[row, list(never)] = -math.inf
+    for row, never in (barred or {}).items():
+        logits[row, list(never)] = -math.inf
+    if allowed:
+        held = list(allowed)
+        masks = torch.stack(list(allowed.values())).to(logits.device)
+        logits[held] = logits[held].masked_fill(~masks, -math.inf)
     tokens = logits.argmax(-1)  # (B,)
     drawn = [row for row, sampling in enumerate(samplings) if sampling.temperature > 0]
     if drawn:
         rows = torch.tensor(drawn, device=logits.device)
         draws = [dice[row].throw() for row in drawn]
         tokens[rows] = _draw(logits[rows], [samplings[row] for row in drawn], draws)
-    logprobs: list[float | None] = [None] * len(samplings)
-    if any(sampling.logprobs for sampling in samplings):
-        every = model_logits.log_softmax(-1).gather(1, tokens.unsqueeze(1)).squeeze(1).tolist()
-        logprobs = [
-            value if sampling.logprobs else None
-            for value, sampling in zip(every, samplings, strict=True)
-        ]
+    logprobs, tops = _logprobs(model_logits, tokens, samplings)
     tokens = torch.where(logits.amax(-1).isfinite(), tokens, -1)  # NaN is not finite either
     return [
-        Chosen(token if token >= 0 else None, logprob)
-        for token, logprob in zip(tokens.tolist(), logprobs, strict=True)
+        Chosen(token if token >= 0 else None, logprob, top)
+        for token, logprob, top in zip(tokens.tolist(), logprobs, tops, strict=True)
     ]
+
+
+def _logprobs(
+    logits: Tensor, tokens: Tensor, samplings: Sequence[Sampling]
+) -> tuple[list[float | None], list[TopLogprobs]]:
+    """Of each row's token (B,) and of the row's likeliest tokens, where they were asked for."""
+    logprobs: list[float | None] = [None] * len(samplings)
+    tops: list[TopLogprobs] = [()] * len(samplings)
+    rows = [row for row, sampling in enumerate(samplings) if sampling.logprobs]
+    if not rows:
+        return logprobs, tops
+    every = logits[rows].log_softmax(-1)
+    own = every.gather(1, tokens[rows].unsqueeze(1)).squeeze(1).tolist()
+    most = min(max(samplings[row].top_logprobs for row in rows), logits.shape[1])
+    values, ids = every.topk(most)
+    likeliest = zip(ids.tolist(), values.tolist(), strict=True)
+    for row, logprob, (names, shares) in zip(rows, own, likeliest, strict=True):
+        logprobs[row] = logprob
+        tops[row] = tuple(zip(names, shares, strict=True))[: samplings[row].top_logprobs]
+    return logprobs, tops
 
 
 def _draw(logits: Tensor, samplings: Sequence[Sampling], draws: Sequence[float]) -> Tensor:

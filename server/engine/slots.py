@@ -42,7 +42,7 @@ class Slots:
             for name, tensor in form.items()
         }
         self._slot_bytes = sum(tensor[0].nbytes for tensor in self.tensors.values())
-        self._gathered: tuple[tuple[int, ...], Rows] | None = None  # what the last rows used
+        self._last: tuple[tuple[int, ...], Rows] | None = None  # what the last rows used
         self._device = device
         self._lock = threading.Lock()
         self._residents: OrderedDict[str, _Resident] = OrderedDict()
@@ -92,21 +92,23 @@ class Slots:
     def rows(self, slots: Sequence[int]) -> Rows | None:
         """What the LoRA hooks need for rows with these slots; None, all hooks off, if untaught.
 
-        Engine thread only.
+        The same object as long as nothing changed. Engine thread only.
         """
         if not any(slots):
             return None
+        if self._last is None or self._last[0] != tuple(slots):
+            self._last = None  # its memory first
+            self._last = tuple(slots), self._rows(slots)
+        return self._last[1]
+
+    def _rows(self, slots: Sequence[int]) -> Rows:
         if len(set(slots)) == 1:  # one group, whose adapter is read where it lies
             first = slots[0]
             return Rows({name: t[first : first + 1] for name, t in self.tensors.items()}, None)
         chosen = torch.tensor(slots, device=self._device)
         if len(slots) * self._slot_bytes > _GATHERED_BYTES:
             return Rows(self.tensors, chosen)
-        if self._gathered is None or self._gathered[0] != tuple(slots):
-            self._gathered = None  # its memory first
-            together = {name: t.index_select(0, chosen) for name, t in self.tensors.items()}
-            self._gathered = (tuple(slots), Rows(together, None))
-        return self._gathered[1]
+        return Rows({name: t.index_select(0, chosen) for name, t in self.tensors.items()}, None)
 
     def _take_slot(self) -> int | None:
         if self._free:
@@ -117,7 +119,7 @@ class Slots:
 
     def _load(self, slot: int, state: AdapterState) -> _Resident:
         try:
-            self._gathered = None
+            self._last = None
             with torch.no_grad():
                 for name, stacked in self.tensors.items():
                     stacked[slot] = state.tensors[name].to(

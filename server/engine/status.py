@@ -26,6 +26,8 @@ class EngineStatus:
     slots_pinned: int
     host_adapters: int  # kept in the host's memory, so that nobody loads them again
     host_adapter_bytes: int
+    adapter_hits: int  # of requests with an adapter: in the host's memory or on the device
+    adapter_misses: int  # loaded from storage
     adapts_waiting: int
     adapts_learning: int
     prefix_cache_blocks: int

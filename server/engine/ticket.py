@@ -8,11 +8,17 @@ from __future__ import annotations
 
 import time
 
+from torch import Tensor
+
+from adapters.config import Gate
+from adapters.gate import prompt_vectors
 from adapters.prefix import Prefix
+from adapters.recall import Recall
 from adapters.state import AdapterState
 from server.engine.base import Base
 from server.engine.detokenize import Detokenizer, StopFilter
 from server.engine.errors import EngineError, EngineFailed
+from server.engine.grammar import Grammar
 from server.engine.outbox import Outbox
 from server.engine.prefill import Prompt
 from server.engine.prefix_cache import Tokens, prefix_owner
@@ -34,12 +40,18 @@ class Ticket:
         """Split the prompt where the adapter starts to act."""
         self.request = request
         self.state = state
+        # The adapter's key; None for an untaught session.
+        self.key = None if request.adapter is None else request.adapter.key
+        self.house: AdapterState | None = None  # until it is known which of both answers
+        self.house_used = False
         self.outbox = outbox
         self.done = False
         self.failed = False
         self.slot = UNTAUGHT  # another one is pinned for this request
         self.prompt: Prompt | None = None
-        self._arrived_s = time.monotonic()
+        self.arrived_s = time.monotonic()
+        # When it got its place, when its prompt was ready, when its caller got the last of it.
+        self.admitted_s = self.joined_s = self.finished_s = 0.0
         self.cached_tokens = 0
         whole = request.prompt.ids
         self._full_scope = base.spec.scope == "full"
@@ -49,10 +61,11 @@ class Ticket:
         else:
             self.prefix, self.head = request.prompt.prefix, request.prompt.header
 
-    @property
-    def key(self) -> str | None:
-        """The adapter's key; None for an untaught session."""
-        return None if self.request.adapter is None else self.request.adapter.key
+    def turn_to_house(self, house: AdapterState) -> None:
+        """Have the house answer. It has no slot yet."""
+        assert self.request.house is not None
+        self.key, self.state, self.slot = self.request.house.key, house, UNTAUGHT
+        self.house_used = True
 
     @property
     def prefix_owner(self) -> str:
@@ -67,7 +80,7 @@ class Ticket:
     @property
     def waited_s(self) -> float:
         """Seconds since the request arrived."""
-        return time.monotonic() - self._arrived_s
+        return time.monotonic() - self.arrived_s
 
     @property
     def over(self) -> bool:
@@ -91,10 +104,30 @@ class Ticket:
         assert self.prompt.prefix is not None
         return self.prompt.prefix
 
+    def vector(self, gate: Gate) -> Tensor | None:
+        """(1, E) how the gate sees what is asked; None for a prompt of the head alone."""
+        if self.request.seen is not None:
+            return self.request.seen
+        summaries = self.ready_prefix.summaries
+        return None if summaries is None else prompt_vectors(gate, summaries, [self.prefix])
+
     def fail(self, error: EngineError) -> None:
         """End the request with an error."""
         self.done = self.failed = True
         self.outbox.put(error)
+
+    def not_finite(self, where: str = "") -> EngineFailed:
+        """The error of an output that is no number; ``where``, if not everywhere."""
+        if self.key is None:
+            return EngineFailed(
+                f"the model's output is not finite{where}, without any adapter: "
+                + ("try without response_format" if where else "check the model's files")
+            )
+        advice = "try without response_format, or " if where else ""
+        return EngineFailed(
+            f"the model's output under adapter {self.key} is not finite{where}: "
+            f"{advice}roll the session back"
+        )
 
     def cut(self) -> None:
         """End the request where it stands, because the engine stops."""
@@ -117,6 +150,7 @@ class Ticket:
                 self.cached_tokens,
                 self.slot != UNTAUGHT,
                 choice_logprobs,
+                self.house_used,
             )
         )
 
@@ -130,17 +164,21 @@ class Writing(Ticket):
         request: GenerateRequest,
         state: AdapterState | None,
         outbox: Outbox[Delta | Finished],
+        grammar: Grammar | None = None,
     ) -> None:
         """Start with no tokens."""
         super().__init__(base, request, state, outbox)
         self.sampling = request.sampling
         self.dice = Dice(self.sampling.seed)
         self.tokens: list[int] = []
+        self.recall: Recall | None = None
+        self.grammar = grammar
         self._end_ids = base.end_ids
-        self._detokenizer = Detokenizer(base.tokenizer)
+        said = request.prompt.ids if request.continues else ()
+        self._detokenizer = Detokenizer(base.tokenizer, said)
         self._filter = StopFilter(self.sampling.stop)
         self._texts: list[str] = []
-        self._unsent: list[tuple[int, float | None]] = []  # tokens whose text is not out yet
+        self._unsent: list[Chosen] = []  # tokens whose text is not out yet
 
     @property
     def columns(self) -> int:
@@ -171,16 +209,17 @@ class Writing(Ticket):
         """Take the next token and send what became text.
 
         Raises:
-            EngineFailed: there was no token, because the logits were not finite.
+            EngineFailed: there was no token, because the logits were not finite, or the schema
+                could not be followed.
         """
         if chosen.token is None:
-            raise EngineFailed(
-                f"the model's output under adapter {self.key} is not finite: roll the session back"
-            )
+            raise self.not_finite("" if self.grammar is None else " on all that the schema allows")
         may_stop = not self.too_short
         self.tokens.append(chosen.token)
-        self._unsent.append((chosen.token, chosen.logprob))
+        self._unsent.append(chosen)
         ended = chosen.token in self._end_ids
+        if self.grammar is not None and not ended:
+            self.grammar.accept(chosen.token)
         text = "" if ended else self._detokenizer.push(chosen.token)
         text, stopped = self._filter.push(text) if may_stop else (text, False)
         full = len(self.tokens) == self.sampling.max_tokens
@@ -205,10 +244,12 @@ class Writing(Ticket):
     def _send(self, text: str, last: bool) -> None:
         if not text and not (last and self._unsent):
             return
-        tokens = tuple(token for token, _ in self._unsent)
-        logprobs = None
+        sent, self._unsent = self._unsent, []
+        tokens = tuple(chosen.token for chosen in sent if chosen.token is not None)
+        logprobs = tops = None
         if self.sampling.logprobs:
-            logprobs = tuple(logprob for _, logprob in self._unsent if logprob is not None)
-        self._unsent = []
+            logprobs = tuple(chosen.logprob for chosen in sent if chosen.logprob is not None)
+        if self.sampling.top_logprobs:
+            tops = tuple(chosen.top for chosen in sent)
         self._texts.append(text)
-        self.outbox.put(Delta(text, tokens, logprobs))
+        self.outbox.put(Delta(text, tokens, logprobs, tops))

@@ -6,16 +6,22 @@ a turn.
 
 from __future__ import annotations
 
+import time
 from collections import deque
 
-from adapters.gate import gate_opens, prompt_vectors
+from adapters.gate import gate_opens, house_answers, together
+from adapters.recall import recall
+from adapters.state import AdapterState
 from server.engine.base import Base
 from server.engine.batch import Batch
 from server.engine.choices import Choosing, Scorer
 from server.engine.errors import EngineBusy, EngineError
+from server.engine.forward import Step
+from server.engine.graphed import Graphed
 from server.engine.isolation import failure
 from server.engine.kv import BatchKV
 from server.engine.prefill import Prefills
+from server.engine.recorded import recorded_step
 from server.engine.slots import UNTAUGHT, Slots
 from server.engine.ticket import Ticket, Writing
 from server.engine.types import EngineLimits
@@ -31,7 +37,7 @@ class Traffic:
         self.kv = BatchKV(
             base.layers, limits.rows, base.context_tokens, limits.kv_bytes, base.device
         )
-        self.batch = Batch(base, slots, self.kv)
+        self.batch = Batch(base, slots, self.kv, _decode_step(base) if limits.recorded else None)
         self.scorer = Scorer(base, slots, limits.prefill_tokens)
         self.finished = self.cancelled = self.failed = 0
         self._slots = slots
@@ -56,6 +62,7 @@ class Traffic:
             if self._take_slot(ticket):
                 self.waiting.remove(ticket)
                 self.admitted.append(ticket)
+                ticket.admitted_s = time.monotonic()
                 placed.append(ticket)
                 self._request_prompt(ticket)
         for ticket in self.waiting:
@@ -71,7 +78,8 @@ class Traffic:
             assert ticket.prompt is not None
             if ticket.prompt.error is not None:
                 ticket.fail(ticket.prompt.error)
-            elif ticket.prompt.ready:
+            elif ticket.prompt.ready and self._has_adapter(ticket):
+                ticket.joined_s = time.monotonic()
                 self._pass_gate(ticket)
                 if isinstance(ticket, Choosing):
                     self.admitted.remove(ticket)
@@ -130,6 +138,28 @@ class Traffic:
         ticket.slot = slot
         return True
 
+    def _has_adapter(self, ticket: Ticket) -> bool:
+        """Turn to the house where it answers; false while every slot is pinned by others."""
+        house, ticket.house = ticket.house, None
+        if house is not None and self._is_nearer(house, ticket):
+            assert ticket.key is not None
+            self._slots.release(ticket.key)
+            ticket.turn_to_house(house)
+        if ticket.house_used and ticket.slot == UNTAUGHT:
+            return self._take_slot(ticket)
+        return True
+
+    def _is_nearer(self, house: AdapterState, ticket: Ticket) -> bool:
+        gate, own = self._gate, ticket.state
+        if gate is None or own is None or own.taught is None or house.taught is None:
+            return False
+        asked = ticket.vector(gate)
+        if asked is None:
+            return False
+        if isinstance(ticket, Choosing):
+            ticket.memory = together(own.taught, house.taught)
+        return bool(house_answers(gate, own.taught, house.taught, asked))
+
     def _pass_gate(self, ticket: Ticket) -> None:
         """Leave a prompt to the base that is far from everything its session was taught.
 
@@ -137,14 +167,18 @@ class Traffic:
         """
         if isinstance(ticket, Choosing):
             return
-        gate, state, summaries = self._gate, ticket.state, ticket.ready_prefix.summaries
-        if gate is None or state is None or state.taught is None or summaries is None:
+        gate, state = self._gate, ticket.state
+        if gate is None or state is None or state.taught is None:
             return
-        asked = prompt_vectors(gate, summaries, [ticket.prefix])
+        asked = ticket.vector(gate)
+        if asked is None:
+            return
         if not bool(gate_opens(gate, state.taught.keys, asked)):
             assert ticket.key is not None
             self._slots.release(ticket.key)
             ticket.slot = UNTAUGHT
+        elif ticket.request.recall and isinstance(ticket, Writing):
+            ticket.recall = recall(gate, state.taught, asked)
 
     def _request_prompt(self, ticket: Ticket) -> None:
         ticket.prompt = self._prefills.request(
@@ -157,3 +191,8 @@ class Traffic:
         if ticket.prompt is not None:
             self._prefills.release(ticket.prompt)
             ticket.prompt = None
+
+
+def _decode_step(base: Base) -> Step | None:
+    """The fastest way to compute decode steps on the base's device; None: the model's own code."""
+    return Graphed(base) if base.device.type == "cuda" else recorded_step(base)

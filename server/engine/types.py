@@ -6,18 +6,23 @@ reasons. Texts are already tokens here; who owns a session is unknown.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, fields
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field, fields
 from typing import Literal
+
+from torch import Tensor
 
 from adapters.chat import EncodedPrompt
 from adapters.guard import Verdict
-from adapters.inner_loop import Example
+from adapters.minibatches import ITEMS_A_STEP
 from adapters.state import AdapterState
+from adapters.support import Example
 from server.engine.errors import InvalidRequest
 
 FinishReason = Literal["stop", "length", "cancelled"]
-_MAY_BE_0 = frozenset({"prefix_cache_bytes", "host_adapter_bytes"})
+TopLogprobs = tuple[tuple[int, float], ...]
+"""Tokens with their log-probabilities, the likeliest first."""
+_MAY_BE_0 = frozenset({"prefix_cache_bytes", "host_adapter_bytes", "halvings"})
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,11 @@ class EngineLimits:
     adapt_batch: int = 8  # sessions that learn together
     adapt_tokens: int = 8192  # padded tokens of a step over several sessions, prompts included
     micro_step_tokens: int = 32  # padded tokens, without prompts, learned while others wait
+    halvings: int = 2  # of an update that the guard refuses, before it stays refused
     learn_share: float = 0.5  # of the engine's time, while others wait for answers too
+    recorded: bool = (
+        True  # decode steps from a recording, on a GPU CUDA graphs, where one can be made
+    )
     threads: int | None = None  # of one torch operation on the CPU; None means one per core
 
     def __post_init__(self) -> None:
@@ -44,11 +53,11 @@ class EngineLimits:
         Raises:
             InvalidRequest: a limit below 1, no patience, or a share that is not between 0 and 1.
         """
-        for field in fields(self):
-            value = getattr(self, field.name)
-            least = 0 if field.name in _MAY_BE_0 else 1
-            if isinstance(value, int) and value < least:
-                raise InvalidRequest(f"{field.name} must be at least {least}, got {value}")
+        for limit in fields(self):
+            value = getattr(self, limit.name)
+            least = 0 if limit.name in _MAY_BE_0 else 1
+            if isinstance(value, int) and not isinstance(value, bool) and value < least:
+                raise InvalidRequest(f"{limit.name} must be at least {least}, got {value}")
         if not self.patience_s > 0:
             raise InvalidRequest(f"patience_s must be above 0, got {self.patience_s}")
         if not 0 < self.learn_share < 1:
@@ -66,8 +75,10 @@ class Sampling:
     stop: tuple[str, ...] = ()  # the text ends before the first of them
     seed: int | None = None
     logprobs: bool = False  # natural logarithms, of the model before temperature
+    top_logprobs: int = 0  # so many likeliest tokens beside each sampled one
     choices: tuple[str, ...] = ()  # answer with the likeliest of these; nothing is drawn then
     min_tokens: int = 0  # no end token before so many, and no stop text that begins before them
+    schema: str | None = None  # JSON schema, as JSON, that the answer is held to
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work.
@@ -82,9 +93,15 @@ class Sampling:
             (0 <= self.temperature < float("inf"), "temperature must be 0 or more, and finite"),
             (0 < self.top_p <= 1, "top_p must be above 0 and at most 1"),
             (self.top_k >= 0, "top_k must be 0 (all tokens) or more"),
+            (self.top_logprobs >= 0, "top_logprobs must be 0 or more"),
+            (self.logprobs or not self.top_logprobs, "top_logprobs need logprobs"),
             (all(self.stop), "stop must not contain an empty text"),
             (self.seed is None or -(2**63) <= self.seed < 2**63, "seed must fit into 64 bits"),
             (len(set(self.choices)) == len(self.choices), "choices must differ from each other"),
+            (
+                self.schema is None or not (self.choices or self.min_tokens),
+                "an answer held to a schema has no choices and no min_tokens",
+            ),
         )
         for holds, message in checks:
             if not holds:
@@ -115,6 +132,11 @@ class GenerateRequest:
     sampling: Sampling
     adapter: AdapterRef | None = None
     tenant: str = ""
+    recall: bool = False  # mix in what was taught for prompts like this one, word by word
+    continues: bool = False  # the answer's text goes on from the prompt's own
+    house: AdapterRef | None = None  # answers where a prompt it was taught is the nearest one
+    # (1, E) what the gate compares, in place of what the prompt itself looks like to it.
+    seen: Tensor | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -128,6 +150,7 @@ class Delta:
     text: str
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...] | None  # of the tokens, where they were asked for
+    top_logprobs: tuple[TopLogprobs, ...] | None = None  # for each token, where asked for
 
 
 @dataclass(frozen=True)
@@ -146,41 +169,60 @@ class Finished:
     cached_tokens: int
     adapter_used: bool
     choice_logprobs: dict[str, float] | None = None
+    house_used: bool = False  # of the request's two adapters it was the house's
 
 
 @dataclass(frozen=True)
 class AdaptRequest:
-    """Derive an adapter from session_init over these examples, in ``steps`` or the rule's K."""
+    """Derive an adapter from session_init, or from ``start``, over these examples, in ``steps`` or
+    the rule's K.
+
+    ``steps`` are over all examples where there are at most ``items_a_step``, else passes over them
+    in steps of so many (``adapters.minibatches``); not where some are ratings.
+    ``scale``: the part of the update that the guard accepted when this was derived before, and the
+    only one that it judges now; None lets it look for one.
+    """
 
     examples: tuple[Example, ...]
     steps: int | None = None
     tenant: str = ""  # as of a GenerateRequest
+    scale: float | None = None
+    start: Mapping[str, Tensor] | None = None  # an adapter's tensors
+    items_a_step: int | None = ITEMS_A_STEP  # None: all of them
 
     def __post_init__(self) -> None:
         """Refuse what cannot be learned from.
 
         Raises:
-            InvalidRequest: no examples, an example without header or completion, or no steps.
+            InvalidRequest: no examples, an example without header or completion, one that is both a
+                preference and a rating, no steps, or a scale that is no part of an update.
         """
         if not self.examples:
             raise InvalidRequest("examples must not be empty")
         for index, example in enumerate(self.examples):
             if not example.header or not example.completion:
                 raise InvalidRequest(f"examples[{index}] needs a header and a completion")
+            if example.rating not in (-1, 0, 1) or (example.rating and example.rejected):
+                raise InvalidRequest(f"examples[{index}] is a preference, or rated 1 or -1")
         if self.steps is not None and self.steps < 1:
             raise InvalidRequest(f"steps must be at least 1, got {self.steps}")
+        if self.items_a_step is not None and self.items_a_step < 1:
+            raise InvalidRequest(f"items_a_step must be at least 1, got {self.items_a_step}")
+        if self.scale is not None and not 0 < self.scale <= 1:
+            raise InvalidRequest(f"scale must be above 0 and at most 1, got {self.scale}")
 
 
 @dataclass(frozen=True)
 class Candidate:
     """An adapted adapter and what its derivation saw; nobody uses it before it is promoted.
 
-    ``loss_before``: mean demonstration loss over the examples with the adapter *off*, because that
-    is how an untaught session answers; session_init's own loss is not it.
+    ``loss_before``: mean loss over the examples with the adapter *off*, because that is how an
+    untaught session answers; session_init's own loss is not it. With a start, the loss there.
     ``loss_after``: the same with ``state`` as it stands. Neither contains the anchors.
     ``step_losses``, ``gradient_norms``: at the start of each inner step, the first at session_init;
-    losses here are the inner loss, anchors included; norms are before the clip.
-    ``update_norm``: distance of ``state`` from session_init over all tensors.
+    losses here are the inner loss of what the step is over, anchors included; norms are before the
+    clip.
+    ``update_norm``: distance of ``state`` from where it began, over all tensors.
     """
 
     state: AdapterState
@@ -191,4 +233,5 @@ class Candidate:
     update_norm: float
     verdict: Verdict
     steps: int
+    items_a_step: int | None  # None: each step was over all of them
     duration_ms: float  # from the engine's taking it over to the verdict, waiting included

@@ -15,9 +15,11 @@ import torch
 
 from server.engine.base import Base
 from server.engine.errors import EngineBusy, EngineError, EngineStopped
+from server.engine.host_adapters import HostAdapters
 from server.engine.isolation import failure
 from server.engine.learner import Learner
 from server.engine.lesson import Course, Job
+from server.engine.looks import Look, Looks
 from server.engine.outbox import Mail
 from server.engine.pace import Pace
 from server.engine.prefill import Prefills
@@ -45,11 +47,12 @@ class Worker:
         )
         self._prefills = Prefills(base, self.slots, self._cache, limits.prefill_tokens)
         self._traffic = Traffic(base, self.slots, self._prefills, limits)
+        self._looks = Looks(base, self._prefills, limits)
         self._learner = Learner(base, course, self._prefills, limits, lambda: self._others_wait)
         self._pace = Pace(limits.learn_share)
         self._rate = Rate()
         self._door = threading.Condition()
-        self._inbox: list[Ticket | Job] = []
+        self._inbox: list[Ticket | Job | Look] = []
         self._closed = True  # until start
         self._deadline_s = 0.0
         self._thread: threading.Thread | None = None
@@ -81,6 +84,7 @@ class Worker:
         if self._closed:
             raise EngineStopped("the engine is not started, or stopping: try again later")
         waiting = len(self._inbox) + len(self._traffic.waiting) + len(self._learner.waiting)
+        waiting += len(self._looks.waiting)
         if waiting >= self._limits.queue:
             raise EngineBusy(f"{waiting} requests are waiting already: try again")
 
@@ -88,7 +92,7 @@ class Worker:
         """Whether the KV memory has room for a sequence of ``columns`` tokens at all."""
         return self._traffic.kv.can_hold(1, columns)
 
-    def submit(self, work: Ticket | Job) -> None:
+    def submit(self, work: Ticket | Job | Look) -> None:
         """Hand work to the thread; answers come through its outbox. Safe from every thread.
 
         Raises:
@@ -100,7 +104,7 @@ class Worker:
             self._inbox.append(work)
             self._door.notify()
 
-    def status(self, host_adapters: int, host_adapter_bytes: int) -> EngineStatus:
+    def status(self, host: HostAdapters) -> EngineStatus:
         """What is going on now, beside what the host's memory holds. Safe from every thread."""
         traffic, learner, cache = self._traffic, self._learner, self._cache
         return EngineStatus(
@@ -114,8 +118,10 @@ class Worker:
             slots=self.slots.count,
             slots_resident=len(self.slots),
             slots_pinned=self.slots.pinned,
-            host_adapters=host_adapters,
-            host_adapter_bytes=host_adapter_bytes,
+            host_adapters=len(host),
+            host_adapter_bytes=host.used_bytes,
+            adapter_hits=host.found,
+            adapter_misses=host.missed,
             adapts_waiting=len(learner.waiting) + len(learner.preparing),
             adapts_learning=len(learner.learning),
             prefix_cache_blocks=len(cache),
@@ -145,9 +151,11 @@ class Worker:
 
     def _turn(self) -> None:
         self._traffic.admit()
+        self._looks.begin()
         self._learner.prepare()
         with self._pace.serving():
             self._prefills.step()
+            self._looks.finish()
             self._traffic.batch.step()
             self.mail.send()  # before anything else takes its time
             self._traffic.join()
@@ -167,6 +175,8 @@ class Worker:
             for work in arrived:
                 if isinstance(work, Job):
                     self._learner.waiting.append(work)
+                elif isinstance(work, Look):
+                    self._looks.waiting.append(work)
                 else:
                     self._traffic.waiting.append(work)
             over = self._idle or time.monotonic() > self._deadline_s
@@ -180,12 +190,13 @@ class Worker:
     def _end(self, error: EngineError, cut: bool) -> None:
         """End all work that is inside; the thread can go on with new work afterwards."""
         self._traffic.end(error, cut)
+        self._looks.cancel(error)
         self._learner.cancel(error)
         self.mail.send()
 
     @property
     def _others_wait(self) -> bool:
-        return bool(self._traffic.placed or self._traffic.waiting)
+        return bool(self._traffic.placed or self._traffic.waiting or self._looks.waiting)
 
     @property
     def _idle(self) -> bool:

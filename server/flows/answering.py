@@ -3,38 +3,32 @@
 It knows the engine and the session store, no HTTP, and nothing about how adapters are taught.
 """
 
-import logging
 import secrets
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from adapters.artifact import Artifact
 from adapters.chat import EncodedPrompt, PromptError
-from adapters.config import AdapterError
-from adapters.snapshot import SnapshotError, loads
-from adapters.state import AdapterState
+from server import logs
 from server.engine import (
-    AdapterMismatch,
-    AdapterRef,
     Delta,
     Engine,
     EngineStopped,
     Finished,
     GenerateRequest,
     Sampling,
+    TopLogprobs,
 )
+from server.flows.choosing import Chooser, Standing
 from server.flows.encoding import Encoding
-from server.sessions import Pointer, SessionStore, SnapshotLost, VersionNotFound
-
-logger = logging.getLogger(__name__)
-
-UNUSABLE = (SnapshotError, SnapshotLost, AdapterMismatch)
-"""The version's bytes are gone or not ours: its adapter has to be derived again."""
+from server.flows.in_context import InContext, InContextError, Shown
+from server.flows.several import merged, several
+from server.flows.spending import TOKENS, Spending, answered_tokens
+from server.sessions import Pointer, SessionStore
 
 Last = TypeVar("Last")
-Mend = Callable[[Pointer], Awaitable[Pointer]]
 
 
 class ChoiceError(PromptError):
@@ -43,10 +37,6 @@ class ChoiceError(PromptError):
     def __init__(self, index: int, message: str) -> None:
         super().__init__(message)
         self.index = index
-
-
-class VersionUnusable(AdapterError, ValueError):
-    """The version that was asked for cannot answer on the model that is served now."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +51,10 @@ class Question:
     default_tokens: int = 128
     version: int | None = None  # None: the newest
     keep_completion: bool = True  # so that feedback can be about it
+    recall: bool | None = None  # None: as the server is set
+    in_context: int | None = None  # items to put into the prompt; None: as the server is set
+    room_tokens: int | None = None  # left free by those items; None: what the answer may have
+    raw: bool = False  # the turns' bare text, without a chat template, is gone on from
 
 
 @dataclass(frozen=True)
@@ -69,6 +63,7 @@ class Sampled:
 
     id: int
     logprob: float
+    top: TopLogprobs = ()
 
 
 @dataclass(frozen=True)
@@ -80,10 +75,22 @@ class Answer:
     adapter_version: int
     finished: Finished
     sampled: tuple[Sampled, ...]  # where log-probabilities were asked for
+    house_version: int = 0  # of the tenant's house, where that took part
+    shown: tuple[int, ...] | None = None  # items in the prompt, where they were asked for
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question on its way to the engine."""
+
+    question: Question
+    standing: Standing | None  # None without a session
+    shown: tuple[int, ...] | None
+    choices_tokens: int  # of all choices together
 
 
 class Answering:
-    """Answers questions. ``mend`` derives a session's adapter again and returns its new pointer."""
+    """Answers questions; ``chooser`` says which adapter does."""
 
     def __init__(
         self,
@@ -91,16 +98,21 @@ class Answering:
         engine: Engine,
         store: SessionStore,
         encoding: Encoding,
-        mend: Mend,
+        chooser: Chooser,
+        spending: Spending,
         completion_lifetime_s: int,
+        recall: bool = False,
+        in_context: int = 0,
     ) -> None:
         self._artifact = artifact
-        self._engine = engine
         self._store = store
         self._encoding = encoding
-        self._mend = mend
+        self._chooser = chooser
+        self._spending = spending
         self._completion_lifetime_s = completion_lifetime_s
-        self._shapes = artifact.shapes
+        self._recall = recall
+        self._items_shown = in_context
+        self._in_context = InContext(artifact, engine, encoding)
 
     async def answer(
         self, question: Question, completion_id: str
@@ -110,57 +122,94 @@ class Answering:
         Whatever can be refused is refused before the first piece.
 
         Raises:
-            PromptError, EngineError, SessionStoreError, VersionUnusable.
+            PromptError, InContextError, EngineError, SessionStoreError, VersionUnusable.
         """
-        prompt = await self._encoding.prompt(question.turns)
-        self._check_choices(question.sampling.choices)
+        async with aclosing(self.answers(question, [completion_id])) as pieces:
+            async for _, piece in pieces:
+                yield piece
+
+    async def answers(
+        self, question: Question, completion_ids: Sequence[str]
+    ) -> AsyncGenerator[tuple[int, Delta | Answer], None]:
+        """As `answer`, but several answers at once, each piece with its answer's number.
+
+        All are of the version in force now, unless it is lost meanwhile. With a seed each draws
+        from a seed of its own that follows from it.
+        """
+        logs.note(session_id=question.session_id)
+        prompt = await self._encoding.prompt(question.turns, question.raw)
+        choices_tokens = self._choices_tokens(question.sampling.choices)
         sampling = self._sampling(question, prompt)
-        request = GenerateRequest(prompt, sampling, tenant=question.tenant)
-        sampled: list[Sampled] = []
-        pointer = await self._pointer(question)
-        async with aclosing(self._run(question, pointer, request)) as events:
-            async for version, event in events:
-                if isinstance(event, Delta):
-                    pairs = zip(event.token_ids, event.logprobs or (), strict=False)
-                    sampled += [Sampled(token, logprob) for token, logprob in pairs]
-                    yield event
-                elif event.finish_reason == "cancelled":
-                    raise EngineStopped("the server is stopping; ask again in a moment")
-                else:
-                    whole = Answer(
-                        completion_id, question.session_id, version, event, tuple(sampled)
-                    )
-                    if pointer is not None and question.keep_completion:
-                        await self._keep(question, pointer, prompt, whole)
-                    yield whole
+        recall = self._recall if question.recall is None else question.recall
+        standing, shown = await self._shown(
+            question,
+            prompt,
+            question.room_tokens or max(choices_tokens, default=sampling.max_tokens),
+        )
+        request = GenerateRequest(
+            prompt if shown is None else shown.prompt,
+            sampling,
+            tenant=question.tenant,
+            recall=recall,
+            continues=question.raw,
+            seen=None if shown is None else shown.seen,
+        )
+        ours = Asked(
+            question, standing, None if shown is None else shown.items, sum(choices_tokens)
+        )
+        streams = [
+            self._answer(ours, replace(request, sampling=own), completion_id)
+            for own, completion_id in zip(
+                several(sampling, len(completion_ids)), completion_ids, strict=True
+            )
+        ]
+        async with aclosing(merged(streams)) as pieces:
+            async for numbered in pieces:
+                yield numbered
 
-    async def adapter(self, pointer: Pointer, version: int | None) -> tuple[int, AdapterState]:
-        """A kept version's number and adapter; the newest for None, derived again if it is lost.
-
-        Raises:
-            SessionStoreError, EngineError.
-            VersionUnusable: the session is untaught, or the version cannot be loaded.
-        """
-        pointer, number = await self._resolve(pointer, version)
-        if number:
-            try:
-                return number, await self._load(pointer, number)
-            except (*UNUSABLE, VersionNotFound) as error:
-                pointer = await self._recover(pointer, version, error)
-                number = pointer.version
-        if not number:
-            raise VersionUnusable(f"session {pointer.session_id!r} has no adapter: it is untaught")
+    async def _answer(
+        self, asked: Asked, request: GenerateRequest, completion_id: str
+    ) -> AsyncGenerator[Delta | Answer, None]:
+        question, sampled = asked.question, list[Sampled]()
+        whose, owed = (question.tenant, question.session_id), 0
+        run = self._chooser.run(asked.standing, question.version, request)
         try:
-            return number, await self._load(pointer, number)
-        except UNUSABLE as error:
-            raise _unusable(number, error) from error
+            async with aclosing(run) as events:
+                async for chosen, event in events:
+                    if isinstance(event, Delta):
+                        sampled += tokens_of(event)
+                        owed += len(event.token_ids)
+                        yield event
+                    elif event.finish_reason == "cancelled":
+                        raise EngineStopped("the server is stopping; ask again in a moment")
+                    else:
+                        spent, owed = answered_tokens(event, asked.choices_tokens), 0
+                        await self._spending.charge(*whose, TOKENS, spent)
+                        whole = Answer(
+                            completion_id,
+                            question.session_id,
+                            chosen.adapter_version,
+                            event,
+                            tuple(sampled),
+                            chosen.house_version(event),
+                            asked.shown,
+                        )
+                        if asked.standing is not None and question.keep_completion:
+                            await self._keep(question, asked.standing[0], request.prompt, whole)
+                        yield whole
+        finally:
+            if owed:
+                self._spending.charge_left(*whose, TOKENS, owed)
 
-    def _check_choices(self, choices: Sequence[str]) -> None:
+    def _choices_tokens(self, choices: Sequence[str]) -> list[int]:
+        """How many tokens each choice has."""
+        tokens = []
         for index, choice in enumerate(choices):
             try:
-                self._encoding.check_completion(choice)
+                tokens.append(self._encoding.completion_tokens(choice))
             except PromptError as error:
                 raise ChoiceError(index, str(error)) from error
+        return tokens
 
     def _sampling(self, question: Question, prompt: EncodedPrompt) -> Sampling:
         if question.max_tokens is not None:
@@ -169,88 +218,34 @@ class Answering:
         most = max(1, question.sampling.min_tokens, min(question.default_tokens, room))
         return replace(question.sampling, max_tokens=most)
 
-    async def _pointer(self, question: Question) -> Pointer | None:
+    async def _shown(
+        self, question: Question, prompt: EncodedPrompt, answer_tokens: int
+    ) -> tuple[Standing | None, Shown | None]:
+        """Where the session stands, and the prompt with its items, where they are asked for."""
+        count = self._count_shown(question)
         if question.session_id is None:
-            return None
-        return await self._store.pointer(question.tenant, question.session_id)
-
-    async def _run(
-        self, question: Question, pointer: Pointer | None, request: GenerateRequest
-    ) -> AsyncGenerator[tuple[int, Delta | Finished], None]:
-        """Run on the engine, each event with the version that answers.
-
-        A version that turns out to be trimmed, lost or foreign while it is loaded is replaced once.
-        """
-        if pointer is None:
-            async with aclosing(self._engine.generate(request)) as events:
-                async for event in events:
-                    yield 0, event
-            return
-        pointer, version = await self._resolve(pointer, question.version)
-        started = False
-        try:
-            async with aclosing(self._generate(request, pointer, version)) as events:
-                async for event in events:
-                    started = True
-                    yield version, event
-            return
-        except (*UNUSABLE, VersionNotFound) as error:
-            if started:
-                raise
-            pointer = await self._recover(pointer, question.version, error)
-        async with aclosing(self._generate(request, pointer, pointer.version)) as events:
-            async for event in events:
-                yield pointer.version, event
-
-    async def _recover(self, pointer: Pointer, version: int | None, error: Exception) -> Pointer:
-        """The pointer to use instead of one whose version cannot be loaded.
-
-        Raises:
-            VersionNotFound, VersionUnusable: ``version`` was asked for, and no other will do.
-        """
-        if version is not None:
-            raise error if isinstance(error, VersionNotFound) else _unusable(version, error)
-        if isinstance(error, VersionNotFound):  # promoted past it since the pointer was read
-            return await self._store.pointer(pointer.tenant, pointer.session_id)
-        logger.warning("session %s is derived again: %s", pointer.session_id, error)
-        return await self._mend(pointer)
-
-    async def _resolve(self, pointer: Pointer, version: int | None) -> tuple[Pointer, int]:
-        """The version that answers, with the pointer that knows it; None is the newest."""
-        if version is None:
-            if pointer.version and pointer.base_fingerprint != self._artifact.fingerprint:
-                pointer = await self._mend(pointer)
-            return pointer, pointer.version
-        if version and version != pointer.version:
-            known = await self._store.version_record(pointer.tenant, pointer.session_id, version)
-            if known.record.base_fingerprint != self._artifact.fingerprint:
-                raise VersionUnusable(
-                    f"version {version} belongs to another base model than the one "
-                    "served now: leave adapter_version out to use the newest"
-                )
-        return pointer, version
-
-    def _generate(
-        self, request: GenerateRequest, pointer: Pointer, version: int
-    ) -> AsyncGenerator[Delta | Finished, None]:
-        if version == 0:
-            return self._engine.generate(request)
-        # The incarnation is in the key: a session deleted and made again counts from 1 again.
-        key = f"{pointer.tenant}/{pointer.session_id}/{pointer.incarnation}.{version}"
-
-        async def load() -> AdapterState:
-            return await self._load(pointer, version)
-
-        return self._engine.generate(replace(request, adapter=AdapterRef(key, load)))
-
-    async def _load(self, pointer: Pointer, version: int) -> AdapterState:
-        data = await self._store.snapshot(pointer.tenant, pointer.session_id, version)
-        return loads(
-            data,
-            spec=self._artifact.spec,
-            base_fingerprint=self._artifact.fingerprint,
-            shapes=self._shapes,
+            return None, None
+        standing = await self._chooser.standing(question.tenant, question.session_id)
+        if not count:
+            return standing, None
+        derivation = await self._store.derivation(question.tenant, question.session_id)
+        shown = await self._in_context.show(
+            derivation, question.turns, prompt, count, answer_tokens
         )
+        return (derivation.pointer, standing[1]), shown
+
+    def _count_shown(self, question: Question) -> int:
+        """How many items may be shown; what cannot be is refused only where it is asked for."""
+        missing = None
+        if question.session_id is None:
+            missing = "an answer without a session has no feedback to show: name a session"
+        elif question.raw or not self._in_context.possible:
+            missing = "there are no earlier turns without a chat template: leave it out"
+        if missing is None:
+            return self._items_shown if question.in_context is None else question.in_context
+        if question.in_context:
+            raise InContextError(missing)
+        return 0
 
     async def _keep(
         self, question: Question, pointer: Pointer, prompt: EncodedPrompt, answer: Answer
@@ -261,9 +256,12 @@ class Answering:
         payload: dict[str, Any] = {
             "messages": [dict(turn) for turn in question.turns],
             "text": answer.finished.text,
+            "finish_reason": answer.finished.finish_reason,
             "activation_index": len(prompt.prefix),
             "adapter_version": answer.adapter_version,
         }
+        if question.raw:
+            payload["raw"] = True
         await self._store.save_completion(
             pointer.tenant,
             pointer.session_id,
@@ -273,10 +271,11 @@ class Answering:
         )
 
 
-def _unusable(version: int, error: Exception) -> VersionUnusable:
-    return VersionUnusable(
-        f"version {version} cannot be loaded: leave adapter_version out to use the newest ({error})"
-    )
+def tokens_of(delta: Delta) -> list[Sampled]:
+    """A piece's tokens, where log-probabilities were asked for."""
+    tops = delta.top_logprobs or ((),) * len(delta.token_ids)
+    triples = zip(delta.token_ids, delta.logprobs or (), tops, strict=False)
+    return [Sampled(token, logprob, top) for token, logprob, top in triples]
 
 
 async def whole(pieces: AsyncGenerator[Delta | Last, None]) -> Last:

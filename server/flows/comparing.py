@@ -3,11 +3,15 @@
 It knows how questions are answered, nothing of sessions' storage or HTTP.
 """
 
-from collections.abc import Mapping, Sequence
+import asyncio
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from server.engine import FinishReason, RequestTooLong, Sampling
 from server.flows.answering import Answer, Answering, ChoiceError, Question, whole
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,8 @@ class Comparison:
 
     adapter_version: int
     adapter_used: bool
+    house_version: int  # of the tenant's house, where that took part in the session's answer
+    shown: tuple[int, ...] | None  # items in the session's prompt, where the server puts them there
     base: Side
     session: Side
 
@@ -51,7 +57,8 @@ async def compare(
 ) -> Comparison:
     """Answer greedily by both and score both answers by both; nothing is kept.
 
-    Scores are the adapter's also where the gate would leave the prompt to the base.
+    Scores are the adapter's also where the gate would leave the prompt to the base. With the
+    server's `in_context`, base means the base without the session's items in its prompt.
 
     Raises:
         PromptError, EngineError, SessionStoreError, VersionUnusable.
@@ -63,28 +70,44 @@ async def compare(
             session,
             turns,
             sampling,
-            sampling.max_tokens,
+            max_tokens,
             version=version,
             keep_completion=False,
+            # Otherwise a scored answer, shorter than what was asked for, would see more items.
+            room_tokens=max_tokens,
         )
         return await whole(answering.answer(question, ""))
 
-    # One after the other, so that nothing goes on for a caller who left.
-    base = await ask(None, Sampling(max_tokens), None)
-    session = await ask(session_id, Sampling(max_tokens), version)
+    base, session = await _together(
+        ask(None, Sampling(max_tokens), None), ask(session_id, Sampling(max_tokens), version)
+    )
     version = session.adapter_version  # whatever is promoted meanwhile
 
-    async def scored(answer: Answer) -> Side:
-        text, reason = answer.finished.text, answer.finished.finish_reason
+    async def scored(text: str) -> tuple[Scored, ...]:
         sampling = Sampling(max_tokens, choices=(text,), logprobs=True)
         try:
-            by_base = await ask(None, sampling, None)
-            by_session = await ask(session_id, sampling, version)
+            by_base, by_session = await _together(
+                ask(None, sampling, None), ask(session_id, sampling, version)
+            )
         except (RequestTooLong, ChoiceError):
-            return Side(text, reason, ())
+            return ()
         pairs = zip(by_base.sampled, by_session.sampled, strict=True)
-        tokens = tuple(Scored(one.id, one.logprob, other.logprob) for one, other in pairs)
-        return Side(text, reason, tokens)
+        return tuple(Scored(one.id, one.logprob, other.logprob) for one, other in pairs)
 
+    answers = [answer.finished for answer in (base, session)]
+    texts = list(dict.fromkeys(finished.text for finished in answers))
+    tokens = dict(zip(texts, await _together(*map(scored, texts)), strict=True))
+    sides = [Side(one.text, one.finish_reason, tokens[one.text]) for one in answers]
     used = session.finished.adapter_used
-    return Comparison(version, used, await scored(base), await scored(session))
+    return Comparison(version, used, session.house_version, session.shown, *sides)
+
+
+async def _together(*work: Coroutine[Any, Any, Value]) -> list[Value]:
+    """What all of them give. One that raises ends the others, and so does a caller who leaves."""
+    tasks = [asyncio.create_task(one) for one in work]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

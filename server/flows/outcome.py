@@ -7,7 +7,7 @@ with an idempotency key.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Self
 
 from adapters.config import AdapterError
 from server.engine import Candidate
@@ -30,11 +30,20 @@ class SessionFull(AdapterError, RuntimeError):
 
 @dataclass(frozen=True)
 class Lesson:
-    """One piece of feedback: what should be answered to these turns."""
+    """One piece of feedback about these turns: what should be answered, or how good an answer was.
+
+    A preference has what was ``rejected``, and so has a correction: what it corrects. A rating
+    alone has its ``rating``. ``cut``: the answer of the model was stopped before its end. ``raw``:
+    the turns are bare text that the completion goes on from, without a chat template.
+    """
 
     turns: Turns
     completion: str
     kind: Kind = "demonstration"
+    rejected: str | None = None
+    rating: int = 0  # 1 or -1
+    cut: bool = False
+    raw: bool = False
     extra: Mapping[str, Any] = field(default_factory=dict)  # kept with it, teaches nothing
 
     def item(self, activation_index: int) -> NewItem:
@@ -45,7 +54,31 @@ class Lesson:
             "activation_index": activation_index,
             **self.extra,
         }
-        return NewItem(self.kind, payload, prompt_key(self.turns))
+        if self.rejected is not None:
+            payload["rejected"] = self.rejected
+        if self.kind == "rating":
+            payload["rating"] = self.rating
+        if self.cut:
+            payload["cut"] = True
+        if not self.raw:
+            return NewItem(self.kind, payload, prompt_key(self.turns))
+        # The same words in a chat are another prompt: neither supersedes the other.
+        key = prompt_key([{**turn, "raw": True} for turn in self.turns])
+        return NewItem(self.kind, payload | {"raw": True}, key)
+
+    @classmethod
+    def of(cls, item: Item) -> Self:
+        """Undo `item`, but for what teaches nothing."""
+        payload = item.payload
+        return cls(
+            payload["messages"],
+            payload["completion"],
+            item.kind,
+            payload.get("rejected"),
+            payload["rating"] if item.kind == "rating" else 0,  # others may keep one beside them
+            payload.get("cut", False),
+            payload.get("raw", False),
+        )
 
 
 @dataclass(frozen=True)
@@ -69,7 +102,7 @@ class Outcome:
         return {key: value for key, value in asdict(self).items() if key != "adapter_version"}
 
     @classmethod
-    def restored(cls, answer: Mapping[str, Any]) -> "Outcome":
+    def restored(cls, answer: Mapping[str, Any]) -> Self:
         """Undo `stored`."""
         return cls(**{**answer, "items": tuple(answer["items"])})
 
@@ -94,6 +127,11 @@ class Forgotten:
     restored_items: tuple[int, ...]
     deleted_versions: tuple[int, ...]
     reason: str | None = None  # why nothing is taught any more
+
+
+def waits(item: Item) -> bool:
+    """Whether a pending item is to wait for its session's next feedback."""
+    return item.status == "pending" and bool(item.payload.get("deferred"))
 
 
 def of_candidate(
@@ -138,7 +176,7 @@ def of_items(
         session_id,
         version.number,
         True,
-        None,
+        record.guard.get("reason"),
         ids,
         record.steps,
         len(record.item_ids),

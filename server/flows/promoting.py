@@ -3,13 +3,11 @@
 It knows the store and a candidate's bytes; who asked for the derivation, and why, others know.
 """
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from adapters.snapshot import dumps
 from server.flows.deriving import UNTEACHABLE, Derived, Deriver
-from server.sessions import Pointer, SessionStore, Version, VersionNotFound
+from server.sessions import Item, Pointer, SessionStore, Version, VersionNotFound
 
 MAX_RACES = 32
 """Every lost race means that somebody else's promotion won, so this many is not bad luck."""
@@ -23,6 +21,8 @@ async def promote(
     left_out: Sequence[int] = (),
     key: str | None = None,
     answer: Mapping[str, Any] | None = None,
+    unless_pinned: bool = False,
+    in_force: bool = False,
 ) -> int:
     """Promote an accepted derivation; returns the version's number.
 
@@ -30,22 +30,27 @@ async def promote(
         expected: the pointer that was derived under.
         left_out: pending items that could not be derived over; they are refused.
         key, answer: idempotency key to settle, and with what.
+        in_force: the items are those of a pinned session's version, superseded or not.
 
     Raises:
         VersionConflict: the session moved on; derive again.
+        SessionPinned: it is, and ``unless_pinned``.
         SessionStoreError: as `SessionStore.promote`.
     """
-    candidate = derived.candidate
-    assert candidate is not None
-    return await store.promote(
+    number = await store.promote(
         expected,
-        await asyncio.to_thread(dumps, candidate.state),
+        await deriver.snapshot(derived),
         deriver.record(derived),
         refused_ids=left_out,
         refused_reason=UNTEACHABLE,
         idempotency_key=key,
         answer=answer,
+        unless_pinned=unless_pinned,
+        in_force=in_force,
     )
+    if derived.house is not None:
+        await store.taint_since(expected.tenant, expected.session_id, derived.house.pointer)
+    return number
 
 
 async def kept_version(store: SessionStore, pointer: Pointer, number: int) -> Version | None:
@@ -54,3 +59,16 @@ async def kept_version(store: SessionStore, pointer: Pointer, number: int) -> Ve
         return await store.version_record(pointer.tenant, pointer.session_id, number)
     except VersionNotFound:
         return None
+
+
+async def contained(store: SessionStore, pointer: Pointer, version: Version) -> list[Item]:
+    """The items that a version was derived over, whatever they are now, but for forgotten ones."""
+    ids = version.record.item_ids
+    if not ids:  # an import
+        return []
+    first, last = min(ids), max(ids)
+    items = await store.items(
+        pointer.tenant, pointer.session_id, offset=first - 1, limit=last - first + 1
+    )
+    wanted = set(ids)
+    return [item for item in items if item.id in wanted and item.status != "forgotten"]

@@ -5,9 +5,11 @@ later if this process dies in between. A refused or failed derivation changes no
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+from server import logs
 from server.flows.deriving import UNTEACHABLE, Derived, Deriver
+from server.flows.housing import Houses
 from server.flows.locks import SessionLocks
 from server.flows.outcome import (
     Appended,
@@ -17,17 +19,27 @@ from server.flows.outcome import (
     of_candidate,
     of_items,
     of_refusal,
+    waits,
 )
 from server.flows.promoting import MAX_RACES, kept_version, promote
 from server.sessions import (
+    HOUSE,
     Derivation,
     Item,
     Pointer,
+    SessionPinned,
     SessionStore,
     VersionConflict,
+    called,
+    not_taught,
 )
 
 logger = logging.getLogger(__name__)
+
+PINNED = (
+    "the session is pinned at its version: the feedback is in its log, and is learned when it is "
+    "unpinned"
+)
 
 MAX_ITEMS = 256
 """Items of one session that derive. An inner step's time grows with them."""
@@ -36,10 +48,20 @@ MAX_ITEMS = 256
 class Teacher:
     """Teaches sessions. One per process; several processes may teach the same session."""
 
-    def __init__(self, deriver: Deriver, store: SessionStore, locks: SessionLocks) -> None:
+    def __init__(
+        self,
+        deriver: Deriver,
+        store: SessionStore,
+        locks: SessionLocks,
+        houses: Houses,
+        learned: Callable[[bool, int, float | None], None] = lambda *_: None,
+    ) -> None:
+        """``learned`` is told whether feedback was accepted, its items and the lesson's ms."""
+        self._learned = learned
         self._deriver = deriver
         self._store = store
         self._locks = locks
+        self._houses = houses
 
     async def append(
         self,
@@ -52,8 +74,10 @@ class Teacher:
         """Check lessons and put them into the log, durably; a repeated ``key`` changes nothing.
 
         Raises:
-            LessonError, SessionFull, IdempotencyConflict, SessionStoreError: nothing was kept.
+            LessonError, SessionFull, IdempotencyConflict, SessionImported, SessionStoreError:
+                nothing was kept.
         """
+        logs.note(session_id=session_id)
         examples = await self._deriver.examples(lessons)
         pointer = await self._store.pointer(tenant, session_id)
         if pointer.pending + pointer.applied + len(lessons) > MAX_ITEMS:
@@ -110,10 +134,15 @@ class Teacher:
                 ours = {i.id for i in derivation.items if i.status == "pending"} & set(own)
                 if not ours:
                     return await self._already_done(tenant, session_id, own, key)
+                pointer = derivation.pointer
+                if pointer.pinned:
+                    return of_refusal(session_id, own, pointer.version, PINNED)
                 try:
                     return await self._settle(derivation, own, ours, steps, key)
                 except VersionConflict as conflict:
                     logger.info("derive again: %s", conflict)
+                except SessionPinned:  # since the derivation was read
+                    return of_refusal(session_id, own, pointer.version, PINNED)
         raise VersionConflict(
             f"session {session_id!r} changes faster than it can be taught; the feedback is in its "
             "log and will be applied"
@@ -141,8 +170,14 @@ class Teacher:
         Raises:
             LessonError, EngineError, SessionStoreError.
         """
+        logs.note(session_id=session_id)
         derivation = await self._store.derivation(tenant, session_id)
-        derived = await self._deriver.try_out(tenant, derivation.items, lessons, steps)
+        if derivation.pointer.imported:
+            raise not_taught(session_id)
+        house = await self._houses.start(tenant, session_id)
+        derived = await self._deriver.try_out(
+            tenant, session_id, derivation.items, lessons, steps, house
+        )
         if derived.failure is not None:
             raise derived.failure
         version = derivation.pointer.version
@@ -151,21 +186,28 @@ class Teacher:
         used = len(derivation.items) + len(lessons)
         return of_candidate(session_id, (), version, used, derived.candidate)
 
-    async def finish(self, pointer: Pointer) -> None:
+    async def finish(self, pointer: Pointer) -> bool:
         """Bring in what a crash left pending in a session, request by request.
+
+        What is meant to wait for the session's next feedback goes on waiting for it; says whether
+        there was anything else.
 
         Raises:
             EngineError, SessionStoreError.
         """
         tenant, session_id = pointer.tenant, pointer.session_id
+        if pointer.pinned:
+            return False
         items = await self._store.derivable(tenant, session_id)
         requests: dict[tuple[str | None, float], list[Item]] = {}
         for item in items:
-            if item.status == "pending":
+            if item.status == "pending" and not waits(item):
                 requests.setdefault((item.idempotency_key, item.created_at), []).append(item)
         for (key, _), group in requests.items():
             own, steps = [item.id for item in group], group[0].payload.get("steps")
+            logger.info("finishing feedback of session %s: items %s", session_id, own)
             await self.teach(tenant, session_id, own, steps, key)
+        return bool(requests)
 
     async def _repeated(self, pointer: Pointer, key: str | None) -> Appended:
         """The items that ``key`` brought to a full session before.
@@ -177,9 +219,11 @@ class Teacher:
         own = tuple(item.id for item in items if key is not None and item.idempotency_key == key)
         if own:
             return Appended(own, key, repeated=True)
+        house = pointer.session_id == HOUSE
+        place = "/house" if house else f"/sessions/{pointer.session_id}"
         raise SessionFull(
-            f"session {pointer.session_id!r} is taught by {len(items)} items and takes "
-            f"{MAX_ITEMS}: forget some with DELETE /sessions/{pointer.session_id}/feedback/ITEM"
+            f"{called(pointer.session_id)} is taught by {len(items)} items and takes "
+            f"{MAX_ITEMS}: forget some with DELETE {place}/feedback/ITEM"
         )
 
     async def _settle(
@@ -191,11 +235,12 @@ class Teacher:
         key: str | None,
     ) -> Outcome:
         """Derive over everything, or where that is refused over applied items and ours."""
-        tenant = derivation.pointer.tenant
-        derived = await self._deriver.derive(tenant, derivation.items, steps)
+        whose = derivation.pointer.tenant, derivation.pointer.session_id
+        house = await self._houses.start(*whose)
+        derived = await self._deriver.derive(*whose, derivation.items, steps, house=house)
         kept = [i for i in derivation.items if i.status == "applied" or i.id in ours]
         if derived.reason is not None and len(kept) < len(derivation.items):
-            derived = await self._deriver.derive(tenant, kept, steps)
+            derived = await self._deriver.derive(*whose, kept, steps, house=house)
         if derived.reason is not None or not ours & set(derived.item_ids):
             return await self._refuse(derivation.pointer, own, derived, key)
         left_out = sorted(ours - set(derived.item_ids))
@@ -215,8 +260,18 @@ class Teacher:
             pointer.session_id, own, pointer.version, len(derived.item_ids), candidate
         )
         version = await promote(
-            self._store, self._deriver, pointer, derived, left_out, key, outcome.stored()
+            self._store,
+            self._deriver,
+            pointer,
+            derived,
+            left_out,
+            key,
+            outcome.stored(),
+            unless_pinned=True,
         )
+        self._learned(True, len(own) - len(left_out), outcome.duration_ms)
+        if left_out:
+            self._learned(False, len(left_out), None)
         return Outcome.restored(outcome.stored() | {"adapter_version": version})
 
     async def _refuse(
@@ -240,6 +295,7 @@ class Teacher:
         )
         if derived.failure is not None:
             raise derived.failure
+        self._learned(False, len(own), outcome.duration_ms)
         return outcome
 
     async def _already_done(

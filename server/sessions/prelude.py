@@ -51,6 +51,12 @@ local function is_gone(incarnation)
   return not known or (incarnation ~= '' and incarnation ~= known)
 end
 
+-- The version in force was brought along, not derived.
+local function is_imported()
+  local imported = meta('imported')
+  return imported > 0 and imported == meta('active')
+end
+
 local function log(type, ...)
   redis.call('HSET', META, 'updated_ms', NOW)
   redis.call('XADD', EVENTS, 'MAXLEN', '~', EVENTS_MAX, '*', 'type', type, ...)
@@ -133,28 +139,48 @@ local function settle(key, version, answer)
   redis.call('HSET', IDEMPOTENCY, key, cjson.encode(record))
 end
 
+-- Keep the record and let go of the bytes: who goes back to it derives the adapter again.
+local function drop_snapshot(number, root)
+  local version = get_version(number)
+  if version.bytes == 0 then return end
+  redis.call('UNLINK', root .. 'snapshot:' .. version.snapshot)
+  version.bytes = 0
+  redis.call('HSET', VERSIONS, number, cjson.encode(version))
+end
+
 local function drop_version(number, version, root)
   redis.call('UNLINK', root .. 'snapshot:' .. version.snapshot)
   redis.call('HDEL', VERSIONS, number)
 end
 
+-- A Cluster that is moving the session fails a script at the first key that went ahead. Snapshots
+-- are no KEYS, so this asks for them while nothing is written yet.
+local function reach_snapshots(root)
+  for _, text in ipairs(redis.call('HVALS', VERSIONS)) do
+    local version = cjson.decode(text)
+    if version.bytes ~= 0 then redis.call('EXISTS', root .. 'snapshot:' .. version.snapshot) end
+  end
+end
+
 -- Forgetting is exact: delete what contains a forgotten item. The active version has to stay until
--- its successor is promoted; `unpurged` remembers that.
+-- its successor is promoted; `unpurged` remembers that. `tainted` ones contain what the house has
+-- forgotten.
 local function purge(root)
   local active, tainted, forgotten = meta('active'), {}, {}
   redis.call('HSET', META, 'unpurged', 0)
   for _, number in ipairs(redis.call('HKEYS', VERSIONS)) do
     local version = get_version(number)
+    local contains = version.tainted
     for _, id in ipairs(version.items) do
       if forgotten[id] == nil then forgotten[id] = get_item(id).status == 'forgotten' end
-      if forgotten[id] then
-        tainted[#tainted + 1] = tonumber(number)
-        if tonumber(number) == active then
-          redis.call('HSET', META, 'unpurged', 1)
-        else
-          drop_version(number, version, root)
-        end
-        break
+      contains = contains or forgotten[id]
+    end
+    if contains then
+      tainted[#tainted + 1] = tonumber(number)
+      if tonumber(number) == active then
+        redis.call('HSET', META, 'unpurged', 1)
+      else
+        drop_version(number, version, root)
       end
     end
   end
@@ -162,8 +188,8 @@ local function purge(root)
   return tainted
 end
 
-local function point_to(number, fingerprint, root)
-  redis.call('HSET', META, 'active', number, 'fingerprint', fingerprint)
+local function point_to(number, fingerprint, root, house)
+  redis.call('HSET', META, 'active', number, 'fingerprint', fingerprint, 'house', house)
   if meta('unpurged') == 1 then purge(root) end
 end
 """

@@ -5,14 +5,14 @@ scripts: a session is named there before it is made and again after, and taken o
 gone, with one more look. An index may therefore name a session that is not there, never miss one.
 """
 
-import time
 from dataclasses import dataclass
 
+from server.sessions import index_scripts, scripts
 from server.sessions.codec import META_FIELDS, pointer
 from server.sessions.connection import Connection
 from server.sessions.errors import SessionNotFound
 from server.sessions.keys import Keys, quoted, reference
-from server.sessions.types import Pointer
+from server.sessions.types import HOUSE, Pointer
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,34 +31,57 @@ class Room:
         fields = await self.connection.read("HMGET", key, *META_FIELDS)
         return pointer(tenant, session_id, fields)
 
-    def announcement(self, tenant: str, session_id: str) -> list[tuple[str | int, ...]]:
-        """Commands that name a session in the indexes, to be sent just before it is written."""
+    def announcement(
+        self, tenant: str, session_id: str, times_ms: tuple[int, int] | None = None
+    ) -> list[tuple[str | int, ...]]:
+        """Commands that name a session in the indexes, to be sent just before it is written.
+
+        Where it was already, with the times that it was made and last changed.
+        """
+        times: tuple[str | int, ...] = times_ms or ("", "")
+        listed = int(session_id != HOUSE)
+        indexes = self.keys.indexes(tenant)
         return [
             ("SADD", self.keys.tenants, quoted(tenant)),
-            ("SADD", self.keys.index(tenant), quoted(session_id)),
+            ("EVAL", index_scripts.ANNOUNCE, 3, *indexes, quoted(session_id), listed, *times),
             self.expectation(tenant, session_id),
         ]
 
     def expectation(self, tenant: str, session_id: str) -> tuple[str | int, ...]:
         """Command that names a session as maybe unfinished, to be sent just before it is so."""
-        now_ms = int(time.time() * 1000)
-        return ("ZADD", self.keys.pending, now_ms, reference(tenant, session_id))
+        return ("EVAL", scripts.EXPECT, 1, self.keys.pending, reference(tenant, session_id))
+
+    def touch(self, tenant: str, session_id: str) -> tuple[str | int, ...]:
+        """Command that lists a session as just changed, to be sent just before it is."""
+        return ("EVAL", index_scripts.TOUCH, 1, self.keys.updated(tenant), quoted(session_id))
 
     async def unindex(self, tenant: str, session_id: str) -> None:
         """Take a deleted session out of the indexes, unless it was made again meanwhile."""
-        index, read = self.keys.index(tenant), self.connection.read
-        await read("SREM", index, quoted(session_id))
+        index, read, member = self.keys.index(tenant), self.connection.read, quoted(session_id)
+        names, *times = self.keys.indexes(tenant)
+        gone: list[tuple[str | int, ...]] = [("SREM", names, member)]
+        gone += [("ZREM", key, member) for key in times]
+        await self.connection.read_batch(gone, atomic=True)
         await read("ZREM", self.keys.pending, reference(tenant, session_id))
         if await read("SCARD", index) == 0:
+            await read("ZREM", self.keys.placed, quoted(tenant))
             await read("SREM", self.keys.tenants, quoted(tenant))
             if await read("SCARD", index) > 0:
                 await read("SADD", self.keys.tenants, quoted(tenant))
-        if (await self.pointer(tenant, session_id)).exists:
-            await self.announce(tenant, session_id)
+        pointer = await self.pointer(tenant, session_id)
+        if pointer.exists:
+            times_ms = milliseconds(pointer.created_at), milliseconds(pointer.updated_at)
+            await self.announce(tenant, session_id, times_ms)
 
-    async def announce(self, tenant: str, session_id: str) -> None:
+    async def announce(self, tenant: str, session_id: str, times_ms: tuple[int, int]) -> None:
         """Name a session that was just made once more, in case a deletion came in between."""
-        await self.connection.read_batch(self.announcement(tenant, session_id), atomic=False)
+        commands = self.announcement(tenant, session_id, times_ms)
+        await self.connection.read_batch(commands, scattered=True)
+
+
+def milliseconds(at_s: float) -> int:
+    """Write a time of a pointer as it is in Redis."""
+    return round(at_s * 1000)
 
 
 def gone(session_id: str) -> SessionNotFound:

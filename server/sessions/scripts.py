@@ -1,4 +1,5 @@
-"""Every write to a session, each in one Lua script, so that it happens wholly or not at all.
+"""Every write to a session, each in one Lua script, so that it happens wholly or not at all; what
+makes and moves versions is in `version_scripts`.
 
 Scripts stay within Redis 6.2 and know nothing of what payloads, records and answers mean: those
 texts pass through unparsed (cjson turns `[]` into `{}` and shortens numbers). Only item states and
@@ -19,11 +20,13 @@ APPEND = (
 -- ARGV[2]  idempotency key, or ''
 -- ARGV[3]  hash of the request
 -- ARGV[4]  lifetime of an idempotency record, ms
--- ARGV[5]  number of items n; with 0 the session is only made
+-- ARGV[5]  where the session comes from, for the log, or ''
+-- ARGV[6]  1: only a session that is not there yet will do; 2: and it builds upon no house
+-- ARGV[7]  number of items n; with 0 the session is only made
 -- then n times three: kind, prompt key or '', payload
 -- Replies  {'new', now, first id, last id, made the session 0|1}
---          {'repeat', now, record}  {'conflict', now}
-local key, lifetime_ms, count = ARGV[2], tonumber(ARGV[4]), tonumber(ARGV[5])
+--          {'repeat', now, record}  {'conflict', now}  {'exists', now}  {'imported', now}
+local key, lifetime_ms, count = ARGV[2], tonumber(ARGV[4]), tonumber(ARGV[7])
 if key ~= '' then
   local known = redis.call('HGET', IDEMPOTENCY, key)
   local record = known and cjson.decode(known)
@@ -33,16 +36,21 @@ if key ~= '' then
   end
 end
 
+if count > 0 and is_imported() then return {'imported', NOW} end
+
 local made = redis.call('HSETNX', META, 'incarnation', ARGV[1])
 if made == 1 then
   redis.call('HSET', META, 'created_ms', NOW)
-  log('create')
+  if ARGV[6] == '2' then redis.call('HSET', META, 'alone', 1) end
+  if ARGV[5] == '' then log('create') else log('create', 'from', ARGV[5]) end
+elseif ARGV[6] ~= '0' then
+  return {'exists', NOW}
 end
 
 local last = redis.call('HINCRBY', META, 'last_item', count)
 local first, prompts = last - count + 1, {}
 for i = 0, count - 1 do
-  local id, kind, prompt, payload = first + i, ARGV[6 + 3 * i], ARGV[7 + 3 * i], ARGV[8 + 3 * i]
+  local id, kind, prompt, payload = first + i, ARGV[8 + 3 * i], ARGV[9 + 3 * i], ARGV[10 + 3 * i]
   redis.call('HSET', PAYLOADS, id, payload)
   mark(id, {kind = kind, prompt = prompt, at = NOW, key = key ~= '' and key or nil}, 'pending')
   if prompt ~= '' then
@@ -54,98 +62,18 @@ end
 for prompt in pairs(prompts) do regroup(prompt, {}, 'pending') end
 
 if key ~= '' then
+  local record = {hash = ARGV[3], first = first, last = last, at = NOW}
+  redis.call('HSET', IDEMPOTENCY, key, cjson.encode(record))
+  redis.call('ZADD', IDEMPOTENCY_AGE, NOW, key)
   local oldest = NOW - lifetime_ms
   local old = redis.call('ZRANGEBYSCORE', IDEMPOTENCY_AGE, '-inf', oldest, 'LIMIT', 0, 100)
   if #old > 0 then
     redis.call('HDEL', IDEMPOTENCY, unpack(old))
     redis.call('ZREM', IDEMPOTENCY_AGE, unpack(old))
   end
-  local record = {hash = ARGV[3], first = first, last = last, at = NOW}
-  redis.call('HSET', IDEMPOTENCY, key, cjson.encode(record))
-  redis.call('ZADD', IDEMPOTENCY_AGE, NOW, key)
 end
 if count > 0 then log('feedback', 'first', first, 'last', last) end
 return {'new', NOW, first, last, made}
-"""
-)
-
-PROMOTE = (
-    PRELUDE
-    + """
--- KEYS[9]  the candidate's bytes, written before with a lifetime
--- ARGV[1]  incarnation      ARGV[2]  expected active version
--- ARGV[3]  root of the session's keys       ARGV[4]  snapshot id       ARGV[5]  its bytes
--- ARGV[6]  base fingerprint ARGV[7]  item ids derived over             ARGV[8]  version record
--- ARGV[9]  item ids refused ARGV[10] reason of the refusal
--- ARGV[11] idempotency key, or ''           ARGV[12] answer
--- ARGV[13] versions to keep
--- Replies  {'ok', now, number}  {'gone', now}  {'lost', now}
---          {'moved', now, active version}  {'changed', now, item id, its status}
-local CANDIDATE, root, snapshot = KEYS[9], ARGV[3], ARGV[4]
-local derived, active = numbers(ARGV[7]), meta('active')
-
--- A version's bytes have no lifetime any more, so this never deletes what was promoted.
-local function drop_candidate()
-  if redis.call('PTTL', CANDIDATE) >= 0 then redis.call('UNLINK', CANDIDATE) end
-end
-
-if is_gone(ARGV[1]) then
-  drop_candidate()
-  return {'gone', NOW}
-end
-if active ~= tonumber(ARGV[2]) then
-  drop_candidate()
-  return {'moved', NOW, active}
-end
-for _, id in ipairs(derived) do
-  local item = get_item(id)
-  if not item or not LIVE[item.status] then
-    drop_candidate()
-    return {'changed', NOW, id, item and item.status or 'absent'}
-  end
-end
-if redis.call('EXISTS', CANDIDATE) == 0 then return {'lost', NOW} end
-
-local number = redis.call('HINCRBY', META, 'last_version', 1)
-redis.call('PERSIST', CANDIDATE)
-redis.call('HSET', VERSIONS, number, cjson.encode({
-  at = NOW, snapshot = snapshot, bytes = tonumber(ARGV[5]), items = derived, record = ARGV[8],
-}))
-for _, id in ipairs(derived) do
-  local item = get_item(id)
-  item.version = item.version or number
-  mark(id, item, 'applied')
-end
-local refused = refuse(numbers(ARGV[9]), ARGV[10], set_of(derived))
-point_to(number, ARGV[6], root)
-
-local kept = {}
-for _, known in ipairs(redis.call('HKEYS', VERSIONS)) do kept[#kept + 1] = tonumber(known) end
-table.sort(kept)
-for i = 1, #kept - tonumber(ARGV[13]) do drop_version(kept[i], get_version(kept[i]), root) end
-
-settle(ARGV[11], number, ARGV[12])
-log('promote', 'version', number, 'from', active, 'items', table.concat(derived, ','),
-    'refused', table.concat(refused, ','))
-return {'ok', NOW, number}
-"""
-)
-
-PROMOTE_UNTAUGHT = (
-    PRELUDE
-    + """
--- ARGV[1]  incarnation      ARGV[2]  expected active version
--- ARGV[3]  root of the session's keys
--- Replies  {'ok', now}  {'gone', now}  {'moved', now, active version}
---          {'taught', now, number of items that derive}
-local active = meta('active')
-if is_gone(ARGV[1]) then return {'gone', NOW} end
-if active ~= tonumber(ARGV[2]) then return {'moved', NOW, active} end
-local live = meta('n:pending') + meta('n:applied')
-if live > 0 then return {'taught', NOW, live} end
-point_to(0, '', ARGV[3])
-log('promote', 'version', 0, 'from', active)
-return {'ok', NOW}
 """
 )
 
@@ -187,6 +115,7 @@ if is_gone('') then return {'gone', NOW} end
 local id = tonumber(ARGV[1])
 local item = get_item(id)
 if not item then return {'absent', NOW} end
+reach_snapshots(ARGV[2])
 local restored = {}
 if item.status ~= 'forgotten' then
   local prompt = item.prompt
@@ -198,9 +127,12 @@ if item.status ~= 'forgotten' then
     for _, other in ipairs(numbers(redis.call('HGET', PROMPTS, prompt))) do
       if other ~= id then others[#others + 1] = other end
     end
-    redis.call('HSET', PROMPTS, prompt, table.concat(others, ' '))
-    if #others == 0 then redis.call('HDEL', PROMPTS, prompt) end
-    restored = regroup(prompt, items_of(meta('active')), 'pending')
+    if #others == 0 then
+      redis.call('HDEL', PROMPTS, prompt)
+    else
+      redis.call('HSET', PROMPTS, prompt, table.concat(others, ' '))
+      restored = regroup(prompt, items_of(meta('active')), 'pending')
+    end
   end
   log('forget', 'items', id, 'restored', table.concat(restored, ','))
 end
@@ -214,52 +146,17 @@ return {'ok', NOW, table.concat(restored, ','), table.concat(tainted, ','), unpu
 """
 )
 
-ROLLBACK = (
-    PRELUDE
-    + """
--- ARGV[1]  version to go back (or forward) to; 0 is untaught
--- ARGV[2]  reason for items that it does not contain      ARGV[3]  type of the event
--- ARGV[4]  root of the session's keys
--- Replies  {'ok', now}  {'gone', now}  {'absent', now}  {'forgotten', now, item id}
-if is_gone('') then return {'gone', NOW} end
-local target, from = tonumber(ARGV[1]), meta('active')
-local version = get_version(target)
-if target ~= 0 and not version then return {'absent', NOW} end
-local contained, prompts, live, refused = items_of(target), {}, {}, {}
-for id in pairs(contained) do
-  if get_item(id).status == 'forgotten' then return {'forgotten', NOW, id} end
-end
-
--- What the version does not contain is superseded by something that it contains, or undone.
-for id = 1, meta('last_item') do
-  local item = get_item(id)
-  if LIVE[item.status] then live[#live + 1] = id end
-  if contained[id] then
-    if item.status ~= 'applied' then mark(id, item, 'applied') end
-  elseif item.prompt == '' then
-    if LIVE[item.status] then mark(id, item, 'refused', ARGV[2], nil, true) end
-  elseif LIVE[item.status] or item.undone then
-    mark(id, item, 'superseded')
-  end
-  if item.prompt ~= '' then prompts[item.prompt] = true end
-end
-for prompt in pairs(prompts) do regroup(prompt, contained, 'refused', ARGV[2]) end
-for _, id in ipairs(live) do
-  if get_item(id).status == 'refused' then refused[#refused + 1] = id end
-end
-
-local record = version and cjson.decode(version.record)
-point_to(target, record and record.base_fingerprint or '', ARGV[4])
-log(ARGV[3], 'version', target, 'from', from, 'refused', table.concat(refused, ','))
-return {'ok', NOW}
-"""
-)
-
 DELETE = """
--- KEYS[1] to KEYS[8] as everywhere; KEYS[9] completions
+-- KEYS[1] to KEYS[8] as everywhere; KEYS[9] completions; KEYS[10] tokens
 -- ARGV[1]  root of the session's keys
--- Replies  {existed 0|1, completion id ...}
+-- ARGV[2]  only where it was last used before this time in ms, or ''
+-- Replies  {existed 0|1, completion id ...}; {0} where it was used since
 -- It reads no more than it must and checks no type, being the way out of a corrupt session.
+if ARGV[2] ~= '' then
+  for _, used in ipairs(redis.call('HMGET', KEYS[1], 'created_ms', 'updated_ms', 'used_ms')) do
+    if used and (tonumber(used) or 0) >= tonumber(ARGV[2]) then return {0} end
+  end
+end
 local existed = redis.call('EXISTS', KEYS[1])
 if redis.call('TYPE', KEYS[5]).ok == 'hash' then
   for _, text in ipairs(redis.call('HVALS', KEYS[5])) do
@@ -276,14 +173,54 @@ return reply
 """
 
 KEEP_COMPLETION = """
--- KEYS[1]  completions of a session
+-- KEYS[1]  completions of a session         KEYS[2]  its meta
 -- ARGV[1]  completion id    ARGV[2]  lifetime, s
 local now_s = tonumber(redis.call('TIME')[1])
+if redis.call('TYPE', KEYS[2]).ok == 'hash' then
+  redis.call('HSET', KEYS[2], 'used_ms', now_s * 1000)
+end
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now_s)
 redis.call('ZADD', KEYS[1], now_s + tonumber(ARGV[2]), ARGV[1])
 local last = redis.call('ZRANGE', KEYS[1], -1, -1, 'WITHSCORES')
 redis.call('EXPIREAT', KEYS[1], last[2])
 return 1
+"""
+
+JOIN = """
+-- KEYS[1]  replicas
+-- ARGV[1]  replica    ARGV[2]  what has to be equal    ARGV[3]  what else there is to know, JSON
+-- ARGV[4]  lifetime without a heartbeat, ms    ARGV[5]  1: do not join others that differ
+-- Replies  {'joined' or 'refused', now, last: those who joined last, or '', then the others}
+local clock = redis.call('TIME')
+local NOW = clock[1] * 1000 + math.floor(clock[2] / 1000)
+local others, differ = {}, false
+local last = redis.call('HGET', KEYS[1], 'last')
+local found = redis.call('HGETALL', KEYS[1])
+for i = 1, #found, 2 do
+  if found[i] ~= ARGV[1] and found[i] ~= 'last' then
+    local other = cjson.decode(found[i + 1])
+    -- From the future is what was left before the clock was set back.
+    if math.abs(NOW - other.at) > tonumber(ARGV[4]) then
+      redis.call('HDEL', KEYS[1], found[i])
+    else
+      others[#others + 1] = other.about
+      differ = differ or other.fit ~= ARGV[2]
+    end
+  end
+end
+local word = 'refused'
+if not (differ and ARGV[5] == '1') then
+  word = 'joined'
+  redis.call('HSET', KEYS[1], 'last', ARGV[3],
+    ARGV[1], cjson.encode({at = NOW, fit = ARGV[2], about = ARGV[3]}))
+end
+return {word, NOW, last or '', unpack(others)}
+"""
+
+EXPECT = """
+-- KEYS[1]  the index of unfinished work    ARGV[1]  a session that may have some from now on
+local clock = redis.call('TIME')
+redis.call('ZADD', KEYS[1], clock[1] * 1000 + math.floor(clock[2] / 1000), ARGV[1])
 """
 
 PRUNE = """

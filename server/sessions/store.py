@@ -10,14 +10,18 @@ holds what this room never writes, and InvalidName for an empty name.
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
-from server.sessions import directory, feedback, versions
+from server.sessions import directory, feedback, houses, versions
+from server.sessions.access import Access
 from server.sessions.connection import Connection
+from server.sessions.database import check_database
 from server.sessions.keys import (
     COMPLETION_LIFETIME_S,
     DEFAULT_NAMESPACE,
+    HISTORY_SNAPSHOTS,
     HISTORY_VERSIONS,
     Keys,
 )
+from server.sessions.replicas import Fit, Replica
 from server.sessions.room import Room
 from server.sessions.types import (
     AppendResult,
@@ -38,13 +42,18 @@ from server.sessions.types import (
 class SessionStore:
     """Sessions in one Redis, for use in one event loop: `async with await SessionStore.open(url)`.
 
-    `deployment` names the database; it changes when the database was emptied.
+    `deployment` names the database; it changes when the database was emptied. `access` has keys,
+    tokens, rates and the audit log.
     """
 
-    def __init__(self, room: Room, deployment: str, *, history_versions: int) -> None:
+    def __init__(
+        self, room: Room, deployment: str, *, history_versions: int, history_snapshots: int
+    ) -> None:
         self._room = room
         self._history_versions = history_versions
+        self._history_snapshots = history_snapshots
         self.deployment = deployment
+        self.access = Access(room)
 
     @classmethod
     async def open(
@@ -53,24 +62,41 @@ class SessionStore:
         *,
         namespace: str = DEFAULT_NAMESPACE,
         history_versions: int = HISTORY_VERSIONS,
+        history_snapshots: int = HISTORY_SNAPSHOTS,
         timeout_s: float = 5.0,
+        replicas: int = 0,
+        fsync: bool = False,
+        shared: bool = True,
     ) -> Self:
-        """Connect to `redis://`, `rediss://` or `unix://` and check that the database is ours.
+        """Connect to the Redis at a URL (see `addresses`) and check that the database is ours.
 
-        `namespace` begins every key; `history_versions` are kept of each session; `timeout_s`
-        bounds each command. Raises StoreRefused for another schema, an evicting Redis or a URL
-        that is none, InvalidName for a namespace that cannot be part of a key.
+        `namespace` begins every key; `history_versions` are kept of each session, the newest
+        `history_snapshots` of them with their bytes; `timeout_s` bounds each command; what is
+        written to a session counts when that many `replicas` of Redis have it and, with `fsync`,
+        the append-only file on the primary's disk. Raises
+        StoreRefused for another schema, an evicting Redis, one that cannot tell when its file is
+        synced where that is asked for, a URL that is none or, unless the
+        database may be `shared`, one that holds nothing but other programs' keys; InvalidName for
+        a namespace that cannot be part of a key.
         """
-        if history_versions < 1:
-            raise ValueError(f"history_versions is {history_versions}, must be at least 1")
+        if min(history_versions, history_snapshots) < 1:
+            raise ValueError(
+                f"history_versions is {history_versions} and history_snapshots "
+                f"{history_snapshots}, both must be at least 1"
+            )
         keys = Keys(namespace)
-        connection = Connection(url, timeout_s=timeout_s)
+        connection = Connection(url, timeout_s=timeout_s, replicas=replicas, fsync=fsync)
         try:
-            deployment = await connection.check_database(keys)
+            deployment = await check_database(connection, keys, shared=shared)
         except BaseException:
             await connection.aclose()
             raise
-        return cls(Room(connection, keys), deployment, history_versions=history_versions)
+        return cls(
+            Room(connection, keys),
+            deployment,
+            history_versions=history_versions,
+            history_snapshots=history_snapshots,
+        )
 
     async def aclose(self) -> None:
         """Close all connections to Redis."""
@@ -84,13 +110,21 @@ class SessionStore:
 
     async def ping(self) -> None:
         """Return when Redis answers."""
-        await self._room.connection.write("PING")
+        await self._room.connection.ping()
+
+    def replica(self, fit: Fit, settings: Mapping[str, Any]) -> Replica:
+        """Make this server's place among those on the same database; it has to join."""
+        return Replica(self._room, fit, settings)
 
     # Reading a session
 
     async def pointer(self, tenant: str, session_id: str) -> Pointer:
         """Read where a session stands. One that is not there is untaught, with exists=False."""
         return await self._room.pointer(tenant, session_id)
+
+    async def standing(self, tenant: str, session_id: str) -> tuple[Pointer, Pointer]:
+        """Read where a session stands, and its tenant's house, whose session id is HOUSE."""
+        return await houses.standing(self._room, tenant, session_id)
 
     async def derivation(self, tenant: str, session_id: str) -> Derivation:
         """Read, in one piece, the pointer and the items that an adapter is derived from."""
@@ -119,18 +153,35 @@ class SessionStore:
         return await versions.versions(self._room, tenant, session_id)
 
     async def snapshot(self, tenant: str, session_id: str, number: int) -> bytes:
-        """Read a version's bytes. Raises VersionNotFound, or SnapshotLost: derive it again."""
+        """Read a version's bytes. Raises VersionNotFound, or SnapshotLost: derive it again.
+
+        They are lost where a newer version let go of them, or Redis did.
+        """
         return await versions.snapshot(self._room, tenant, session_id, number)
 
     async def events(self, tenant: str, session_id: str, *, limit: int = 100) -> tuple[Event, ...]:
-        """The log, newest first: create, feedback, promote, refuse, forget, rollback, reset."""
+        """The log, newest first: create, import, feedback, promote, refuse, forget, rollback,
+        reset, pin, unpin."""
         return await directory.events(self._room, tenant, session_id, limit)
+
+    async def events_after(
+        self, tenant: str, session_id: str, after: str, *, limit: int = 100
+    ) -> tuple[str, tuple[Event, ...]]:
+        """The session's incarnation, empty where it is not there, and what its log says after an
+        event's id, oldest first."""
+        return await directory.events_after(self._room, tenant, session_id, after, limit)
 
     # Writing a session
 
-    async def create(self, tenant: str, session_id: str) -> Pointer:
-        """Make a session without feedback; one that is there already stays as it is."""
-        return await feedback.create(self._room, tenant, session_id)
+    async def create(
+        self, tenant: str, session_id: str, *, only_new: bool = False, alone: bool = False
+    ) -> Pointer:
+        """Make a session without feedback; one that is there already stays as it is.
+
+        Raises SessionExists where it is there and ``only_new`` one will do, or one that is to stay
+        ``alone``, without the house.
+        """
+        return await feedback.create(self._room, tenant, session_id, only_new, alone)
 
     async def append(
         self,
@@ -139,16 +190,31 @@ class SessionStore:
         items: Sequence[NewItem],
         idempotency_key: str | None = None,
         request_hash: str = "",
+        *,
+        origin: str = "",
+        only_new: bool = False,
+        alone: bool = False,
     ) -> AppendResult:
         """Put feedback into the log as pending, durably, and remember the request's key.
 
         Makes the session on first use. An item supersedes earlier ones of equal or lesser strength
         about the same prompt, within one call too. The same key with the same hash changes nothing
         and returns the earlier items and answer; keys belong to one session and last a day.
-        Raises IdempotencyConflict for the same key with another hash, NotStorable.
+        With ``only_new`` the session must not be there yet, nor with ``alone``, which has it build
+        upon no house; ``origin`` says in its log where it
+        comes from. Raises IdempotencyConflict for the same key with another hash, SessionExists,
+        SessionImported, NotStorable.
         """
         return await feedback.append(
-            self._room, tenant, session_id, items, idempotency_key, request_hash
+            self._room,
+            tenant,
+            session_id,
+            items,
+            idempotency_key,
+            request_hash,
+            origin=origin,
+            only_new=only_new,
+            alone=alone,
         )
 
     async def promote(
@@ -161,15 +227,20 @@ class SessionStore:
         refused_reason: str = "refused",
         idempotency_key: str | None = None,
         answer: Mapping[str, Any] | None = None,
+        unless_pinned: bool = False,
+        in_force: bool = False,
     ) -> int:
         """Make a candidate the session's next version and return its number, never used before.
 
         `expected` is the pointer that the candidate was derived under. The record's items become
         applied, `refused_ids` refused, and the idempotency record is settled with `answer`.
-        Versions that contain forgotten items are deleted, and the oldest beyond the history.
+        Versions that contain forgotten items are deleted, and the oldest beyond the history; of
+        all but the newest the bytes go.
         Raises VersionConflict, nothing changed and the candidate gone, when the pointer moved or
-        an item of the record does not derive any more; SessionNotFound when the session was
-        deleted meanwhile; NotStorable.
+        an item of the record does not derive any more; SessionPinned where it is and
+        ``unless_pinned``; SessionNotFound when the session was deleted meanwhile; NotStorable. With
+        ``in_force`` the record's items may be superseded and stay so: a pinned session's are what
+        they are, whatever waits behind them.
         """
         return await versions.promote(
             self._room,
@@ -181,7 +252,35 @@ class SessionStore:
             idempotency_key=idempotency_key,
             answer=answer,
             history=self._history_versions,
+            snapshots=self._history_snapshots,
+            unless_pinned=unless_pinned,
+            in_force=in_force,
         )
+
+    async def adopt(
+        self,
+        tenant: str,
+        session_id: str,
+        snapshot: bytes,
+        record: VersionRecord,
+        *,
+        origin: str,
+        alone: bool = False,
+    ) -> None:
+        """Make a session whose first version, in force, is an adapter that was not derived here.
+
+        The record's start is IMPORTED. The version is kept with its bytes as long as the session
+        is, beside the history; while it is in force, `append` raises SessionImported. `origin` is
+        for the log; `alone` as of `append`. Raises SessionExists, NotStorable.
+        """
+        await versions.adopt(self._room, tenant, session_id, snapshot, record, origin, alone)
+
+    async def restore(self, pointer: Pointer, number: int, snapshot: bytes) -> None:
+        """Store a version's bytes again that were let go of or lost.
+
+        Raises VersionNotFound, and SessionNotFound when the session was deleted meanwhile.
+        """
+        await versions.restore(self._room, pointer, number, snapshot)
 
     async def promote_untaught(self, expected: Pointer) -> None:
         """Go to version 0, for a session of which nothing is left to derive from.
@@ -261,6 +360,35 @@ class SessionStore:
         """
         return await versions.rollback(self._room, tenant, session_id, 0, "reset", "reset")
 
+    # What a house forgets
+
+    async def expect_sweep(self, tenant: str) -> None:
+        """Name a tenant whose house is about to forget something, until `sweep` is done."""
+        await houses.expect_sweep(self._room, tenant)
+
+    async def unswept(self, *, idle_s: float = 0.0) -> tuple[str, ...]:
+        """Find the tenants that were named so long ago and are named still."""
+        return await houses.unswept(self._room, idle_s)
+
+    async def sweep(self, tenant: str) -> int:
+        """Delete all versions of sessions that contain what their house has forgotten; those in
+        force become ``unpurged``, to be derived again. Says how many sessions had any."""
+        return await houses.sweep(self._room, tenant)
+
+    async def taint_since(self, tenant: str, session_id: str, house: Pointer) -> None:
+        """The same for one session, if the house has forgotten anything since ``house`` was read.
+
+        For whoever promotes what was derived from it: a sweep may have come by before.
+        """
+        await houses.taint_since(self._room, tenant, session_id, house)
+
+    async def pin(self, tenant: str, session_id: str, pinned: bool, *, house: str = "") -> Pointer:
+        """Have a session keep its version, and that of its house which is named, or go on.
+
+        Raises SessionNotFound.
+        """
+        return await versions.pin(self._room, tenant, session_id, pinned, house)
+
     async def delete(self, tenant: str, session_id: str) -> bool:
         """Delete a session with all that belongs to it, completions included; say if it was there.
 
@@ -301,6 +429,10 @@ class SessionStore:
         in the active version. With `idle_s`, only those that nothing was appended to for so long.
         """
         return await directory.pending_sessions(self._room, idle_s)
+
+    async def expire(self, lifetime_s: float) -> int:
+        """Delete the sessions, of all tenants, that were not used for so long; says how many."""
+        return await directory.expire(self._room, lifetime_s)
 
     # Completions
 

@@ -12,6 +12,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+IMPORTED = "import"
+"""The start of a version that was not derived here: without its bytes nobody can have it again."""
+
+HOUSE = "~house"
+"""The session that is a tenant's house; no caller can name it, its first character being none of a
+session id's."""
+
 Kind = Literal["demonstration", "correction", "preference", "rating"]
 Status = Literal["pending", "applied", "refused", "superseded", "forgotten"]
 SessionSort = Literal["updated_at", "created_at", "session_id", "version", "items"]
@@ -22,6 +29,11 @@ STRENGTHS: Mapping[Kind, int] = {"demonstration": 3, "correction": 3, "preferenc
 STATUSES: tuple[Status, ...] = ("pending", "applied", "refused", "superseded", "forgotten")
 LIVE: tuple[Status, ...] = ("pending", "applied")
 """The items that derive."""
+
+
+def called(session_id: str) -> str:
+    """Name a session, or the house, to people."""
+    return "the house" if session_id == HOUSE else f"session {session_id!r}"
 
 
 def prompt_key(messages: Sequence[Mapping[str, Any]]) -> str:
@@ -78,6 +90,18 @@ class Pointer:
     pending: int = 0
     applied: int = 0
     unpurged: bool = False  # the active version still contains a forgotten item
+    pinned: bool = False  # feedback is kept, and waits until it is not
+    used_at: float = 0.0  # the last answer that was kept for feedback, or change
+    imported: bool = False  # the active version is an import: served as it is, never taught
+    house: str = ""  # `name` of the house's version that the active one was derived from, if any
+    pinned_house: str = ""  # `name` of the house's version that was in force when it was pinned
+    alone: bool = False  # it builds upon no house
+    forgotten: int = 0  # items, ever
+
+    @property
+    def name(self) -> str:
+        """The version in force as those that are derived from it name it; empty for untaught."""
+        return f"{self.incarnation}.{self.version}" if self.version else ""
 
     @property
     def unfinished(self) -> bool:
@@ -106,7 +130,7 @@ class AppendResult:
 class VersionRecord:
     """What a version came from. `item_ids` become applied when the version is promoted."""
 
-    start: str  # "session_init" or where else it began: a fork, an import
+    start: str  # "session_init", "house", or IMPORTED
     item_ids: tuple[int, ...]
     rule_hash: str
     base_fingerprint: str
@@ -115,6 +139,8 @@ class VersionRecord:
     loss_before: float | None = None
     loss_after: float | None = None
     update_norm: float | None = None
+    house: str = ""  # the `Pointer.name` of the house that it was derived from
+    house_items: tuple[int, ...] = ()  # of that house, which it therefore contains
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +149,7 @@ class Version:
 
     number: int
     created_at: float
-    snapshot_bytes: int
+    snapshot_bytes: int  # 0 where a newer version let go of them
     snapshot_id: str  # the unique name its bytes were written under
     record: VersionRecord
 

@@ -7,17 +7,19 @@ import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from server.sessions import codec, scripts
+from server.sessions import codec
+from server.sessions import version_scripts as scripts
 from server.sessions.errors import (
+    SessionPinned,
     SnapshotLost,
     StoreUnavailable,
     VersionConflict,
     VersionNotFound,
 )
-from server.sessions.feedback import csv
+from server.sessions.feedback import csv, exists
 from server.sessions.keys import CANDIDATE_LIFETIME_S
 from server.sessions.room import Room, gone
-from server.sessions.types import Pointer, Version, VersionRecord
+from server.sessions.types import Pointer, Version, VersionRecord, called
 
 
 async def promote(
@@ -31,6 +33,9 @@ async def promote(
     idempotency_key: str | None,
     answer: Mapping[str, Any] | None,
     history: int,
+    snapshots: int,
+    unless_pinned: bool,
+    in_force: bool,
 ) -> int:
     """See `SessionStore.promote`."""
     session = room.keys.session(expected.tenant, expected.session_id)
@@ -50,6 +55,9 @@ async def promote(
         idempotency_key or "",
         "" if answer is None else codec.dump(answer),
         history,
+        snapshots,
+        2 if in_force else int(unless_pinned),
+        record.house,
     ]
     if not expected.exists:
         raise gone(expected.session_id)
@@ -57,17 +65,72 @@ async def promote(
         scripts.PROMOTE,
         [*session.scripted(), candidate],
         args,
-        before=[("SET", candidate, snapshot, "EX", CANDIDATE_LIFETIME_S)],
+        before=[
+            ("SET", candidate, snapshot, "EX", CANDIDATE_LIFETIME_S),
+            room.touch(expected.tenant, expected.session_id),
+        ],
     )
     _check(reply, expected)
     return int(reply[2])
+
+
+async def adopt(
+    room: Room,
+    tenant: str,
+    session_id: str,
+    snapshot: bytes,
+    record: VersionRecord,
+    origin: str,
+    alone: bool,
+) -> None:
+    """See `SessionStore.adopt`."""
+    session, snapshot_id = room.keys.session(tenant, session_id), secrets.token_hex(16)
+    args: list[str | int | bytes] = [
+        secrets.token_hex(8),
+        session.root,
+        snapshot_id,
+        snapshot,
+        record.base_fingerprint,
+        codec.dump_record(record),
+        origin,
+        int(alone),
+    ]
+    word, now, *_ = await room.connection.run(
+        scripts.ADOPT,
+        [*session.scripted(), session.snapshot(snapshot_id)],
+        args,
+        before=room.announcement(tenant, session_id),
+    )
+    if word == b"exists":
+        raise exists(session_id)
+    await room.announce(tenant, session_id, (now, now))
+
+
+async def restore(room: Room, pointer: Pointer, number: int, snapshot: bytes) -> None:
+    """See `SessionStore.restore`."""
+    session = room.keys.session(pointer.tenant, pointer.session_id)
+    known = await version(room, pointer.tenant, pointer.session_id, number)
+    word, *_ = await room.connection.run(
+        scripts.RESTORE,
+        [*session.scripted(), session.snapshot(known.snapshot_id)],
+        [pointer.incarnation, number, known.snapshot_id, snapshot],
+    )
+    if word == b"gone":
+        raise gone(pointer.session_id)
+    if word == b"absent":
+        raise _no_version(pointer.session_id, number)
 
 
 async def promote_untaught(room: Room, expected: Pointer) -> None:
     """See `SessionStore.promote_untaught`."""
     session = room.keys.session(expected.tenant, expected.session_id)
     args: list[str | int] = [expected.incarnation, expected.version, session.root]
-    reply = await room.connection.run(scripts.PROMOTE_UNTAUGHT, session.scripted(), args)
+    reply = await room.connection.run(
+        scripts.PROMOTE_UNTAUGHT,
+        session.scripted(),
+        args,
+        before=[room.touch(expected.tenant, expected.session_id)],
+    )
     _check(reply, expected)
 
 
@@ -82,6 +145,8 @@ def _check(reply: Sequence[Any], expected: Pointer) -> None:
             f"session {expected.session_id!r} is at version {rest[0]}, not {expected.version} "
             "any more; derive again from its log"
         )
+    if word == b"pinned":
+        raise SessionPinned(f"session {expected.session_id!r} is pinned at version {rest[0]}")
     if word == b"changed":
         raise VersionConflict(
             f"item {rest[0]} of session {expected.session_id!r} is {rest[1].decode()} now; "
@@ -99,7 +164,10 @@ async def rollback(
     """See `SessionStore.rollback`."""
     session = room.keys.session(tenant, session_id)
     word, _, *rest = await room.connection.run(
-        scripts.ROLLBACK, session.scripted(), [to_version, reason, event, session.root]
+        scripts.ROLLBACK,
+        session.scripted(),
+        [to_version, reason, event, session.root],
+        before=[room.touch(tenant, session_id)],
     )
     if word == b"gone":
         raise gone(session_id)
@@ -107,9 +175,23 @@ async def rollback(
         raise _no_version(session_id, to_version)
     if word == b"forgotten":
         raise VersionNotFound(
-            f"version {to_version} of session {session_id!r} contains item {rest[0]}, which was "
+            f"version {to_version} of {called(session_id)} contains item {rest[0]}, which was "
             "forgotten; roll back to another version"
         )
+    return await room.pointer(tenant, session_id)
+
+
+async def pin(room: Room, tenant: str, session_id: str, pinned: bool, house: str) -> Pointer:
+    """See `SessionStore.pin`."""
+    session = room.keys.session(tenant, session_id)
+    word, *_ = await room.connection.run(
+        scripts.PIN,
+        session.scripted(),
+        [int(pinned), house],
+        before=[room.touch(tenant, session_id)],
+    )
+    if word == b"gone":
+        raise gone(session_id)
     return await room.pointer(tenant, session_id)
 
 
@@ -145,6 +227,5 @@ async def snapshot(room: Room, tenant: str, session_id: str, number: int) -> byt
 
 def _no_version(session_id: str, number: int) -> VersionNotFound:
     return VersionNotFound(
-        f"session {session_id!r} has no version {number} (any more): "
-        "its versions are listed with the session"
+        f"{called(session_id)} has no version {number} (any more): its versions are listed with it"
     )

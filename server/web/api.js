@@ -9,12 +9,69 @@ export class CallFailed extends Error {
 }
 
 const GONE = "The server does not answer. Nothing that was learned is lost: try again in a moment.";
-const KEYS =
-  "This server asks for an API key, which a page must not hold. Start one without keys on your " +
-  "own machine to use the playground.";
+const TOKEN = "innerloop.token";
+const NO_TOKEN =
+  "This server asks for an API key, which a page must not hold. Open this page with a session token " +
+  "behind it, as in /#token=ilt_…: whoever has a key makes one with POST /sessions/{id}/tokens.";
+const NO_MORE =
+  "This page's session token has expired, or was revoked. Nothing that was learned is lost: ask whoever " +
+  "gave you the link for a new one, and open that.";
 
-async function send(method, path, body) {
-  const init = { method, headers: { accept: "application/json" } };
+let token = null;
+let gone = () => {}; // told whenever the server does not answer
+
+export function onGone(work) {
+  gone = work;
+}
+
+function away() {
+  gone();
+  return new CallFailed(GONE);
+}
+
+/** The session that a token out of the page's address opens, or null; the token stays in this tab. */
+export function takeToken() {
+  const given = new URLSearchParams(location.hash.slice(1)).get("token");
+  // Out of the address bar and the history, before anybody copies or photographs it.
+  if (given) history.replaceState(null, "", location.pathname + location.search);
+  const found = given ?? kept();
+  if (found === null) return null;
+  const session = sessionOf(found);
+  token = found;
+  if (given) keep(given);
+  return session;
+}
+
+function keep(text) {
+  try {
+    sessionStorage.setItem(TOKEN, text);
+  } catch {
+    // A browser that keeps nothing: the token lasts as long as the page.
+  }
+}
+
+function kept() {
+  try {
+    return sessionStorage.getItem(TOKEN);
+  } catch {
+    return null;
+  }
+}
+
+/** A token names tenant, session and maker, for people and pages; the server believes its secret. */
+function sessionOf(text) {
+  try {
+    const [, named] = /^ilt_([\w-]+)\.[\w-]{43}$/.exec(text);
+    const [, session] = atob(named.replace(/-/g, "+").replace(/_/g, "/")).split("/");
+    return decodeURIComponent(session);
+  } catch {
+    throw new CallFailed("This link's token is cut or mistyped: open the whole link again.");
+  }
+}
+
+export async function send(method, path, body, headers = {}) {
+  const shown = token === null ? {} : { authorization: `Bearer ${token}` };
+  const init = { method, headers: { accept: "application/json", ...shown, ...headers } };
   if (body !== undefined) {
     init.headers["content-type"] = "application/json";
     init.body = JSON.stringify(body);
@@ -23,25 +80,33 @@ async function send(method, path, body) {
   try {
     response = await fetch(path, init);
   } catch {
-    throw new CallFailed(GONE);
+    throw away();
   }
   if (response.ok) return response;
-  if (response.status === 401) throw new CallFailed(KEYS, 401);
+  if (response.status === 401) throw new CallFailed(token === null ? NO_TOKEN : NO_MORE, 401);
   const problem = await response.json().catch(() => ({}));
   throw new CallFailed(problem.detail ?? `The server answered ${response.status}.`, response.status);
 }
 
-async function call(method, path, body) {
-  const response = await send(method, path, body);
+export async function call(method, path, body, headers) {
+  const response = await send(method, path, body, headers);
   return response.status === 204 ? null : response.json();
 }
 
 const session = (id) => `/sessions/${encodeURIComponent(id)}`;
 
-export const readModel = async () => (await call("GET", "/readyz")).model;
+/** The model's name, once the server is ready; tells nobody that it is away. */
+export async function readModel() {
+  const response = await fetch("/readyz", { cache: "no-store" }).catch(() => null);
+  const found = await response?.json().catch(() => null);
+  if (response?.ok && found) return found.model;
+  throw new CallFailed(found?.detail ?? GONE, response?.status);
+}
 export const teach = (id, examples) => call("POST", "/adapt", { session_id: id, examples });
 export const correct = (completion, correction) =>
   call("POST", "/feedback", { completion_id: completion, correction });
+export const rate = (completion, rating) =>
+  call("POST", "/feedback", { completion_id: completion, rating });
 export const forget = (id, item) => call("DELETE", `${session(id)}/feedback/${item}`);
 export const deleteSession = (id) => call("DELETE", session(id));
 
@@ -79,7 +144,7 @@ async function* events(response) {
     try {
       piece = await reader.read();
     } catch {
-      throw new CallFailed(GONE);
+      throw away();
     }
     if (piece.done) return;
     const blocks = (rest + piece.value).split("\n\n");

@@ -1,198 +1,27 @@
 // The playground: a chat whose answers can be corrected, beside what its session has learned.
-// Texts of people and models only ever become text nodes, never markup.
 
 import * as api from "./api.js";
-import { $, actions, busy, button, fill, paragraph, quiet, shout, submits } from "./parts.js";
+import { ask, dropChat, onTaught, showChat } from "./chat.js";
+import { refresh } from "./learned.js";
+import { $, button, fill, quiet, shout, status, submits, sure } from "./parts.js";
+import * as tabs from "./tabs.js";
 
-const STORE = "innerloop.sessions";
+const IDEAS = ["Can I return the jug?", "Do you ship abroad?", "When are you open?"];
+const AGAIN_MS = 2000;
 
-// --- Sessions: their ids are kept in this browser, their chats on this page -----------------------
-
-const chats = new Map(); // session id -> [{question, answer, node}]
-let sessions = [];
 let current;
-
-function stored() {
-  try {
-    const ids = JSON.parse(localStorage.getItem(STORE) ?? "[]");
-    return Array.isArray(ids) ? ids.filter((id) => /^[\w.:@-]{1,128}$/.test(id)) : [];
-  } catch {
-    return [];
-  }
-}
-
-function newId() {
-  const bytes = crypto.getRandomValues(new Uint8Array(5));
-  return "web-" + Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
-}
-
-function keepSessions() {
-  try {
-    localStorage.setItem(STORE, JSON.stringify(sessions));
-  } catch {
-    // A browser that keeps nothing: the sessions last as long as the page.
-  }
-  $("sessions").replaceChildren(
-    ...sessions.map((id, index) => {
-      const item = document.createElement("li");
-      const tab = button(`Session ${index + 1}`, () => enter(id));
-      tab.title = id;
-      if (id === current) tab.setAttribute("aria-current", "true");
-      item.append(tab);
-      return item;
-    }),
-  );
-}
+let only = null; // the one session that a token opens
 
 async function enter(id) {
   current = id;
-  if (!chats.has(id)) chats.set(id, []);
-  keepSessions();
-  showChat();
-  await refresh();
+  tabs.show(current, enter);
+  showChat(current);
+  await refresh(current);
 }
 
-// --- The chat -------------------------------------------------------------------------------------
-
-function showChat() {
-  const turns = chats.get(current);
-  $("chat").replaceChildren(...turns.map((turn) => turn.node));
-  $("empty").hidden = turns.length > 0;
-}
-
-async function ask(question) {
-  const session = current;
-  const turns = chats.get(session);
-  const node = $("turn").content.firstElementChild.cloneNode(true);
-  const turn = { question, answer: null, node };
-  const messages = $("earlier").checked ? conversation(turns, question) : null;
-  node.querySelector(".asked").textContent = question;
-  const taught = node.querySelector(".answer");
-  const sides = [{ node: taught, title: "This session" }];
-  if ($("beside").checked) {
-    const untaught = taught.cloneNode(true);
-    taught.after(untaught);
-    sides.push({ node: untaught, title: "Untaught", version: 0 });
-  }
-  turns.push(turn);
-  showChat();
-  node.scrollIntoView({ block: "nearest" });
-  await Promise.all(sides.map((side) => write(side, { session, turn, messages })));
-}
-
-function conversation(turns, question) {
-  const earlier = turns.filter((turn) => turn.answer !== null);
-  return [
-    ...earlier.flatMap((turn) => [
-      { role: "user", content: turn.question },
-      { role: "assistant", content: turn.answer },
-    ]),
-    { role: "user", content: question },
-  ];
-}
-
-async function write(side, context) {
-  const { session, turn, messages } = context;
-  const { node, title, version } = side;
-  const text = node.querySelector(".text");
-  const by = node.querySelector(".by");
-  by.textContent = title;
-  text.textContent = "";
-  node.querySelector(".actions").replaceChildren();
-  node.classList.add("writing");
-  quiet();
-  const body = { session_id: session };
-  if (messages) body.messages = messages;
-  else body.prompt = turn.question;
-  if (version !== undefined) body.adapter_version = version;
-  try {
-    const answer = await api.generate(body, (soFar) => (text.textContent = soFar));
-    text.textContent = answer.text || "(an empty answer)";
-    node.classList.toggle("learned", answer.adapter_used);
-    if (version === undefined) {
-      turn.answer = answer.text;
-      by.textContent = author(answer);
-      offerCorrection(node, answer.id, turn, session);
-    }
-  } catch (error) {
-    shout(error);
-    by.textContent = `${title}: no answer`;
-    actions(node, button("Try again", () => write(side, context), "quiet"));
-  } finally {
-    node.classList.remove("writing");
-  }
-}
-
-function author(answer) {
-  if (answer.adapter_used) return `Learned, version ${answer.adapter_version}`;
-  return answer.adapter_version ? "Base model: nothing like it was taught" : "Base model";
-}
-
-function offerCorrection(node, completion, turn, session) {
-  const open = button("It should have said…", () => {
-    const form = $("correction").content.firstElementChild.cloneNode(true);
-    const [field, cancel] = [form.querySelector("textarea"), form.querySelector(".quiet")];
-    const close = () => (form.remove(), (open.hidden = false), open.focus());
-    cancel.addEventListener("click", close);
-    form.addEventListener("keydown", (event) => event.key === "Escape" && close());
-    submits(form, async () => {
-      const outcome = await api.correct(completion, field.value);
-      form.remove();
-      const again = button("Ask again", () => fill($("question"), turn.question), "quiet");
-      actions(node, verdict(outcome), again);
-      if (session === current) await refresh();
-    });
-    open.hidden = true;
-    node.append(form);
-    field.focus();
-  }, "quiet");
-  actions(node, open);
-}
-
-function verdict(outcome) {
-  const note = document.createElement("span");
-  note.className = outcome.accepted ? "outcome" : "outcome refused";
-  note.setAttribute("role", "status");
-  note.textContent = outcome.accepted
-    ? `Learned: version ${outcome.adapter_version}`
-    : `Not learned: ${outcome.reason}`;
-  return note;
-}
-
-// --- What the session learned ---------------------------------------------------------------------
-
-async function refresh() {
-  const session = current;
-  const known = await api.readSession(session);
-  if (session !== current) return; // another one was entered meanwhile
-  const version = known?.adapter_version ?? 0;
-  $("version").textContent = version ? `version ${version}` : "untaught";
-  const items = (known?.feedback ?? []).filter((item) => item.status !== "forgotten");
-  $("items").replaceChildren(...items.map((item) => itemNode(session, item)));
-  $("nothing").hidden = items.length > 0;
-}
-
-function itemNode(session, item) {
-  const node = document.createElement("li");
-  const counts = item.status === "applied" || item.status === "pending";
-  const asked = item.messages?.at(-1)?.content ?? "";
-  node.append(paragraph(asked, "question"), paragraph(item.completion ?? "", counts ? "" : "off"));
-  if (item.status !== "applied") {
-    node.append(paragraph(item.reason ? `${item.status}: ${item.reason}` : item.status, "hint"));
-  }
-  const remove = button("Forget", () => forget(session, item.id, remove), "quiet");
-  remove.setAttribute("aria-label", `Forget: ${asked}`);
-  node.append(remove);
-  return node;
-}
-
-async function forget(session, item, remove) {
-  await busy(remove, () => api.forget(session, item));
-  await refresh();
-  $("learned-title").scrollIntoView({ block: "nearest" });
-}
-
-// --- Start ----------------------------------------------------------------------------------------
+onTaught(async (session) => {
+  if (session === current) await refresh();
+});
 
 submits($("ask"), async () => {
   const question = $("question").value.trim();
@@ -207,34 +36,24 @@ $("question").addEventListener("keydown", (event) => {
     $("ask").requestSubmit();
   }
 });
-
-submits($("teach"), async () => {
-  const completion = $("wanted").value.trim();
-  const prompts = $("wordings").value.split("\n").map((line) => line.trim()).filter(Boolean);
-  if (!prompts.length || !completion) return;
-  const outcome = await api.teach(current, prompts.map((prompt) => ({ prompt, completion })));
-  if (!outcome.accepted) throw new api.CallFailed(`Not learned: ${outcome.reason}`);
-  $("teach").reset();
-  await refresh();
-});
+$("ideas").append(...IDEAS.map((idea) => button(idea, () => fill($("question"), idea))));
 
 $("new-session").addEventListener("click", () => {
-  const id = newId();
-  sessions.push(id);
+  const id = tabs.newId();
+  tabs.add(id);
   enter(id).then(() => $("question").focus()).catch(shout);
 });
 
 $("delete-session").addEventListener("click", async () => {
-  if (!confirm("Delete this session with everything it learned?")) return;
   const id = current;
   try {
+    if (!(await sure("Delete this session with everything it learned? This cannot be undone.", "Delete"))) return;
     await api.deleteSession(id).catch((error) => {
       if (error.status !== 404) throw error; // it was never used
     });
-    sessions = sessions.filter((other) => other !== id);
-    chats.delete(id);
-    if (!sessions.length) sessions.push(newId());
-    await enter(sessions[0]);
+    if (only !== null) throw new api.CallFailed("This session is deleted, and its token with it.");
+    dropChat(id);
+    await enter(tabs.remove(id));
   } catch (error) {
     shout(error);
   }
@@ -242,21 +61,43 @@ $("delete-session").addEventListener("click", async () => {
 
 // Another tab made or deleted a session; what it taught shows when this one is looked at again.
 addEventListener("storage", (event) => {
-  if (event.key !== STORE) return;
-  sessions = stored();
-  if (!sessions.length) sessions.push(newId());
-  if (sessions.includes(current)) keepSessions();
-  else enter(sessions[0]).catch(shout);
+  if (!tabs.isStore(event.key)) return;
+  const ids = tabs.reload();
+  if (ids.includes(current)) tabs.show(current, enter);
+  else enter(ids[0]).catch(shout);
 });
-addEventListener("focus", () => refresh().catch(shout));
+addEventListener("focus", () => current && refresh().catch(shout));
+
+// A new link, opened in the same tab.
+addEventListener("hashchange", () => location.hash.startsWith("#token=") && location.reload());
+
+// A server that is away, starting or stopping is asked again until it answers: nobody has to load the page anew.
+async function connect() {
+  for (let failed = false; ; failed = true) {
+    try {
+      const model = await api.readModel();
+      status(`${model}, learning while it answers`, "on");
+      if (failed) {
+        quiet();
+        await refresh();
+      }
+      return;
+    } catch (error) {
+      status("the server does not answer yet", "off");
+      if (!failed) shout(error);
+      await new Promise((done) => setTimeout(done, AGAIN_MS));
+    }
+  }
+}
+
+let connecting = null;
+api.onGone(() => (connecting ??= connect().finally(() => (connecting = null))));
 
 async function start() {
-  sessions = stored();
-  if (!sessions.length) sessions.push(newId());
-  try {
-    $("model").textContent = `${await api.readModel()}, learning while it answers`;
-  } finally {
-    await enter(sessions[0]);
-  }
+  only = api.takeToken();
+  $("new-session").hidden = only !== null;
+  const [first] = tabs.load(only);
+  connecting = connect().finally(() => (connecting = null));
+  await enter(first);
 }
 start().catch(shout);

@@ -1,9 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
-import torch
 from tiny_models import make_llama
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -15,15 +12,6 @@ TEXTS = [
     "Where is my parcel? It was due on Monday.",
     "Your parcel is on the roof of the van.",
 ]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Tiny models are slower on several threads, and results depend on the number."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -120,7 +120,8 @@ def test_summaries_are_those_of_each_prompt_alone() -> None:
 def gated(tokenizer: PreTrainedTokenizerFast, chat_llama: LlamaForCausalLM) -> AdapterState:
     spec = llama_spec()
     keys = torch.randn(3, 32, generator=torch.Generator().manual_seed(1))
-    taught = Taught(keys, torch.tensor([2**62, 0, 7]), "layer 1, words None")
+    said = torch.tensor([[5, 6, 2], [7, 2, -1], [-1, -1, -1]])
+    taught = Taught(keys, torch.tensor([2**62, 0, 7]), "layer 1, words None", said)
     return AdapterState(spec, random_adapter(chat_llama, spec), "base", taught)
 
 
@@ -135,9 +136,21 @@ def test_a_snapshot_keeps_what_was_taught(gated: AdapterState) -> None:
     assert gated.taught is not None
     assert torch.equal(back.taught.keys, gated.taught.keys)
     assert torch.equal(back.taught.answers, gated.taught.answers)
+    assert back.taught.completions is not None
+    assert gated.taught.completions is not None
+    assert torch.equal(back.taught.completions, gated.taught.completions)
     assert back.taught.view == gated.taught.view
-    assert back.nbytes == gated.nbytes == sum(t.nbytes for t in gated.tensors.values()) + 3 * 136
+    assert back.nbytes == gated.nbytes == sum(t.nbytes for t in gated.tensors.values()) + 3 * 160
     assert list(back.tensors) == list(shapes)
+
+
+def test_a_snapshot_of_before_there_were_answers_in_tokens_is_read(gated: AdapterState) -> None:
+    assert gated.taught is not None
+    old = replace(gated, taught=replace(gated.taught, completions=None))
+    shapes = shapes_of(gated.tensors)
+    back = loads(dumps(old), spec=gated.spec, base_fingerprint="base", shapes=shapes)
+    assert back.taught is not None
+    assert back.taught.completions is None
 
 
 def test_a_snapshot_with_keys_that_are_no_vectors_is_refused(gated: AdapterState) -> None:
@@ -147,6 +160,8 @@ def test_a_snapshot_with_keys_that_are_no_vectors_is_refused(gated: AdapterState
         (Taught(torch.ones(3), three, ""), "vectors"),
         (Taught(torch.ones(2, 32), three, ""), "gate.answers has shape"),
         (Taught(torch.ones(3, 32), three.float(), ""), "gate.answers is torch.float32"),
+        (Taught(torch.ones(3, 32), three, "", three.unsqueeze(0)), "gate.completions has shape"),
+        (Taught(torch.ones(3, 32), three, "", three), "gate.completions has shape"),
     ):
         broken = AdapterState(gated.spec, gated.tensors, "base", taught)
         with pytest.raises(SnapshotError, match=message):

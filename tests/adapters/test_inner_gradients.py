@@ -24,11 +24,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import LlamaForCausalLM
 
 from adapters.config import InnerRule, LoraSpec, Scope
-from adapters.inner_loop import Anchors, Support, adapt, make_turns, support_losses
+from adapters.inner_loop import adapt, support_losses
 from adapters.layer import LoraHooks, Rows
 from adapters.objective import demonstration_loss
 from adapters.prefix import continue_from
 from adapters.state import Tensors, repeat
+from adapters.support import Anchors, Support, make_turns
 
 STEP = 1e-5  # of the central differences
 TOLERANCE = 1e-5  # relative

@@ -25,18 +25,12 @@ from torch import nn
 from transformers import LlamaForCausalLM
 
 from adapters.config import InnerRule, LoraSpec, Scope, SpecError
-from adapters.inner_loop import (
-    Example,
-    adapt,
-    inner_step,
-    make_turns,
-    support_gradients,
-    support_losses,
-)
+from adapters.inner_loop import adapt, inner_step, support_gradients, support_losses
 from adapters.layer import LoraHooks, Rows
 from adapters.objective import IGNORE, demonstration_loss
 from adapters.prefix import continue_from, empty_prefix
 from adapters.state import Tensors, fingerprint, initial_tensors, repeat, stack, take
+from adapters.support import Example, make_turns
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from safetensors.torch import save
 from tiny_models import LLAMA_TARGETS, llama_spec, make_llama, random_adapter
 
 from adapters.config import LoraSpec
-from adapters.snapshot import METADATA_KEY, SnapshotError, dumps, loads
+from adapters.snapshot import METADATA_KEY, Precision, SnapshotError, Start, dumps, loads
 from adapters.state import AdapterState, Tensors, repeat, stack, take, tensor_shapes
 from adapters.tensor_file import HEADER_LIMIT_BYTES
 
@@ -56,6 +57,43 @@ def test_round_trip_is_exact() -> None:
         assert torch.equal(again.tensors[name], tensor)
         assert again.tensors[name].dtype == torch.float32
     again.tensors[FIRST].add_(1.0)  # the tensors are our own and can be written
+
+
+@pytest.mark.parametrize(("precision", "error"), [("bfloat16", 2**-8), ("int8", 1 / 254)])
+def test_a_difference_in_fewer_bits_is_near_and_small(precision: Precision, error: float) -> None:
+    start = Start(random_adapter(MODEL, SPEC, seed=9), "d1")
+    data = dumps(STATE, precision, start)
+    assert data == dumps(STATE, precision, start)
+    assert len(data) < len(WHOLE) * {"bfloat16": 0.6, "int8": 0.7}[precision]
+    again = loads(data, spec=SPEC, base_fingerprint=BASE, shapes=SHAPES, start=start)
+    assert list(again.tensors) == list(STATE.tensors)
+    for name, tensor in STATE.tensors.items():
+        longest = (tensor - start.tensors[name]).abs().amax(1, keepdim=True)
+        assert again.tensors[name].dtype == torch.float32
+        assert bool(((again.tensors[name] - tensor).abs() <= error * longest + 1e-7).all())
+    same = loads(
+        dumps(AdapterState(SPEC, start.tensors, BASE), precision, start),
+        spec=SPEC,
+        base_fingerprint=BASE,
+        shapes=SHAPES,
+        start=start,
+    )
+    assert all(torch.equal(same.tensors[name], start.tensors[name]) for name in SHAPES)
+
+
+def test_a_difference_is_of_no_use_from_another_start() -> None:
+    start = Start(random_adapter(MODEL, SPEC, seed=9), "d1")
+    data = dumps(STATE, "int8", start)
+    with pytest.raises(SnapshotError, match="start is 'd1', expected 'd2'"):
+        loads(
+            data, spec=SPEC, base_fingerprint=BASE, shapes=SHAPES, start=replace(start, digest="d2")
+        )
+    with pytest.raises(SnapshotError):
+        read(data)
+    with pytest.raises(SnapshotError, match="begin"):
+        dumps(STATE, "int8")
+    whole = loads(WHOLE, spec=SPEC, base_fingerprint=BASE, shapes=SHAPES, start=start)
+    assert all(torch.equal(whole.tensors[name], STATE.tensors[name]) for name in SHAPES)
 
 
 def test_equal_adapters_give_equal_bytes() -> None:

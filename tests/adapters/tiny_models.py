@@ -10,10 +10,10 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from adapters.config import InnerRule, LoraSpec, Scope
-from adapters.inner_loop import Anchors, Example, Support, make_turns
 from adapters.layer import LoraHooks
 from adapters.prefix import Prefix, continue_from, empty_prefix, prefill
 from adapters.state import Tensors, initial_tensors
+from adapters.support import Anchors, Example, Support, make_turns
 
 CPU = torch.device("cpu")
 LLAMA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

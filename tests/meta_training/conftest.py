@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from mini_data import write_data
 from mini_run import RECIPE, meta_train
 from transformers import PreTrainedTokenizerFast
@@ -15,15 +13,6 @@ from meta_training.corpus import Corpus, load_corpus
 from meta_training.pretrain import corpus_texts
 from meta_training.recipe import Recipe
 from meta_training.tokenizer import train_tokenizer
-
-
-@pytest.fixture(autouse=True, scope="session")
-def one_thread() -> Iterator[None]:
-    """Tiny models are slower on several threads, and results depend on the number."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

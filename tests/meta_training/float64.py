@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +12,8 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from adapters.chat import ChatEncoder
 from adapters.config import Anchor
-from adapters.inner_loop import Anchors, make_turns
 from adapters.prefix import Prefix
+from adapters.support import Anchors, make_turns
 from meta_training.learner import Learner
 from meta_training.recipe import InnerPart
 
@@ -37,9 +38,12 @@ class FixedReference(Learner):
 
 
 def make_learner(
-    tokenizer: PreTrainedTokenizerFast, anchors: Sequence[Anchor] = (), steps: int = 2
+    tokenizer: PreTrainedTokenizerFast, anchors: Sequence[Anchor] = (), steps: int = 2, **part: Any
 ) -> FixedReference:
-    """One layer of width 8; an adapter whose B is not zero, and step sizes that all differ."""
+    """Two layers of width 8; an adapter whose B is not zero, and step sizes that all differ.
+
+    ``part`` changes fields of the recipe's inner part.
+    """
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -54,11 +58,12 @@ def make_learner(
     )
     model = LlamaForCausalLM(config)
     model.set_attn_implementation("sdpa")
-    part = InnerPart(rank=2, steps=steps, first_step_size=0.3, clip=2.0, anchors=len(anchors))
-    learner = FixedReference(model, ChatEncoder(tokenizer), part, anchors, seed=0).double()
+    fields = {"rank": 2, "steps": steps, "first_step_size": 0.3, "clip": 2.0} | part
+    inner = InnerPart(anchors=len(anchors), **fields)
+    learner = FixedReference(model, ChatEncoder(tokenizer), inner, anchors, seed=0).double()
     _use_float64_norms(model)
     with torch.no_grad():
-        for tensor in [*learner.adapter, learner.log_sizes]:
+        for tensor in [*learner.adapter, learner.log_sizes, *learner.log_factors]:
             tensor.add_(0.3 * torch.randn(tensor.shape, dtype=tensor.dtype))
     return learner
 

@@ -11,11 +11,11 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from adapters.chat import ChatEncoder, user_turn
-from adapters.inner_loop import Example, make_turns
 from adapters.layer import Rows
 from adapters.objective import demonstration_loss
 from adapters.prefix import continue_from
 from adapters.state import Tensors, repeat, stack
+from adapters.support import Example, make_turns
 from meta_training.learner import Learner, summaries_of
 from meta_training.recipe import InnerPart
 

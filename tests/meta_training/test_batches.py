@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from adapters.chat import ChatEncoder, user_turn
-from adapters.inner_loop import Example
+from adapters.support import Example
 from meta_training.corpus import Corpus
 from meta_training.pipeline import label_words, token_counts
 from meta_training.tasks.batches import UnrelatedPool, encode_batch

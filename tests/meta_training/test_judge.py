@@ -17,8 +17,8 @@ from transformers import PreTrainedTokenizerFast
 from adapters.chat import user_turn
 from adapters.config import Gate, Mix
 from adapters.gate import gate_opens, gate_similarity, prompt_vectors
-from adapters.inner_loop import Example
 from adapters.state import Tensors, take
+from adapters.support import Example
 from adapters.words import Words, control_tokens
 from meta_training.evaluation.cells import Task
 from meta_training.evaluation.judge import ANSWER_TOKENS, Judge, interval

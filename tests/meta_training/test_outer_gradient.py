@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
@@ -13,12 +13,15 @@ from transformers import PreTrainedTokenizerFast
 
 from adapters.chat import user_turn
 from adapters.config import Anchor
-from adapters.inner_loop import make_turns
 from adapters.layer import rows_of
 from adapters.objective import demonstration_loss
 from adapters.prefix import continue_from
 from adapters.state import repeat
-from meta_training.algorithms.maml import OuterLosses, outer_losses
+from adapters.support import make_turns
+from meta_training.algorithms.controls import MultiTask
+from meta_training.algorithms.unrolled import unrolled
+from meta_training.contrast import contrastive_loss
+from meta_training.language import lay_out
 from meta_training.tasks.batches import Batch, Unrelated, encode_batch
 from meta_training.tasks.families import Episode, Turn
 from meta_training.tokenizer import train_tokenizer
@@ -26,7 +29,6 @@ from meta_training.tokenizer import train_tokenizer
 STEP = 1e-7  # of the central differences
 TOLERANCE = 1e-5  # relative
 ANCHORS = (Anchor("Where is it?", "On the roof."), Anchor("Who are you?", "A lamp."))
-Loss = Callable[[OuterLosses], Tensor]
 
 
 @pytest.fixture(autouse=True)
@@ -60,18 +62,16 @@ def batch_of(learner: FixedReference) -> Batch:
     return encode_batch(episodes, unrelated, encoder)
 
 
-def everything(losses: OuterLosses) -> Tensor:
-    return losses.query + 0.7 * losses.locality + 0.5 * losses.prototype
-
-
 def check_gradient(
-    learner: FixedReference, parameters: Sequence[Tensor], loss_of: Loss, steps: int = 3
+    learner: FixedReference, parameters: Sequence[Tensor], locality: float = 0.7, steps: int = 3
 ) -> None:
     """The exact gradient along a random direction equals the central difference."""
     batch = batch_of(learner)
 
     def value() -> Tensor:
-        return loss_of(outer_losses(learner, batch, steps))
+        episodes = lay_out(learner, batch, locality)
+        judged = unrolled(episodes, [0.0] * (steps - 1) + [1.0])
+        return judged.loss + 0.5 * contrastive_loss(episodes.embeddings, batch.kinds)
 
     gradients = torch.autograd.grad(value(), parameters, materialize_grads=True)
     generator = torch.Generator().manual_seed(1)
@@ -96,7 +96,7 @@ def test_gradient_of_session_init(
     words: PreTrainedTokenizerFast, anchors: tuple[Anchor, ...]
 ) -> None:
     learner = make_learner(words, anchors)
-    check_gradient(learner, list(learner.adapter), everything)
+    check_gradient(learner, list(learner.adapter))
 
 
 @pytest.mark.parametrize("anchors", [(), ANCHORS], ids=["bare", "anchors"])
@@ -104,33 +104,46 @@ def test_gradient_of_step_sizes(
     words: PreTrainedTokenizerFast, anchors: tuple[Anchor, ...]
 ) -> None:
     learner = make_learner(words, anchors)
-    check_gradient(learner, [learner.log_sizes], everything)
+    check_gradient(learner, [learner.log_sizes])
+
+
+def test_gradient_of_element_wise_sizes(words: PreTrainedTokenizerFast) -> None:
+    learner = make_learner(words, sizes="element")
+    check_gradient(learner, list(learner.log_factors))
+
+
+def test_gradient_where_only_the_top_layer_moves(words: PreTrainedTokenizerFast) -> None:
+    learner = make_learner(words, top_layers=1)
+    still = learner.rule().still
+    assert len(still) == len(learner.names) // 2
+    assert all(".layers.0." in name for name in still)
+    check_gradient(learner, [*learner.adapter, learner.log_sizes])
 
 
 def test_gradient_of_the_anchors_weight(words: PreTrainedTokenizerFast) -> None:
     learner = make_learner(words, ANCHORS)
-    check_gradient(learner, [learner.log_anchor_weight], everything)
+    check_gradient(learner, [learner.log_anchor_weight])
 
 
 @pytest.mark.parametrize("anchors", [(), ANCHORS], ids=["bare", "anchors"])
 def test_gradient_of_the_base(words: PreTrainedTokenizerFast, anchors: tuple[Anchor, ...]) -> None:
     """Locality is left out: what it compares with is a constant that moves with the base."""
     learner = make_learner(words, anchors)
-    base = list(learner.model.parameters())
-    check_gradient(learner, base, lambda losses: losses.query + 0.5 * losses.prototype)
+    check_gradient(learner, list(learner.model.parameters()), locality=0)
 
 
 def test_the_clip_is_part_of_the_gradient(words: PreTrainedTokenizerFast) -> None:
     learner = make_learner(words)
     learner.part = learner.part.model_copy(update={"clip": 0.05})
-    check_gradient(learner, list(learner.adapter), everything)
+    check_gradient(learner, list(learner.adapter))
 
 
 def gradient(learner: FixedReference, steps: int, second_order: bool) -> tuple[float, Tensor]:
     """Loss and flat gradient of session_init."""
-    losses = outer_losses(learner, batch_of(learner), steps, second_order)
-    gradients = torch.autograd.grad(losses.query, list(learner.adapter))
-    return losses.query.item(), torch.cat([g.flatten() for g in gradients])
+    weights = [0.0] * (steps - 1) + [1.0] if steps else []
+    judged = unrolled(lay_out(learner, batch_of(learner), 0), weights, second_order)
+    gradients = torch.autograd.grad(judged.loss, list(learner.adapter))
+    return judged.loss.item(), torch.cat([g.flatten() for g in gradients])
 
 
 def test_first_order_sees_the_same_loss_and_another_gradient(
@@ -153,8 +166,7 @@ def test_multitask_judges_session_init_and_leaves_the_rule_alone(
 ) -> None:
     learner = make_learner(words, ANCHORS)
     batch = batch_of(learner)
-    losses = outer_losses(learner, batch, 0)
-    everything(losses).backward()
+    judged = MultiTask().backward(lay_out(learner, batch, 0.7), 3, 0.5)
     assert learner.log_sizes.grad is None
     assert learner.log_anchor_weight.grad is None
     assert all(tensor.grad is not None for tensor in learner.adapter)
@@ -169,7 +181,7 @@ def test_multitask_judges_session_init_and_leaves_the_rule_alone(
         with learner.hooks.use(rows):
             logits = continue_from(learner.model, turns.prefix, turns.ids)
         means.append(demonstration_loss(logits, turns.targets).mean())
-    assert losses.query.item() == pytest.approx(torch.stack(means).mean().item(), rel=1e-12)
+    assert judged.figures["query"] == pytest.approx(torch.stack(means).mean().item(), rel=1e-12)
 
 
 def test_an_untaught_learner_changes_nothing(words: PreTrainedTokenizerFast) -> None:
@@ -179,5 +191,5 @@ def test_an_untaught_learner_changes_nothing(words: PreTrainedTokenizerFast) -> 
         for name, tensor in learner.tensors().items():
             if name.endswith("lora_B"):
                 tensor.zero_()
-    losses = outer_losses(learner, batch_of(learner), 0)
-    assert losses.locality.item() == pytest.approx(0.0, abs=1e-12)
+    judged = unrolled(lay_out(learner, batch_of(learner)), [])
+    assert judged.figures["locality"] == pytest.approx(0.0, abs=1e-12)

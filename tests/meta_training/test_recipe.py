@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from meta_training import recipe as room
-from meta_training.recipe import Recipe, RecipeError, load_recipe
+from meta_training.recipe import Recipe, RecipeError, keep_record, load_recipe
 
 SHIPPED = sorted((Path(room.__file__).parent / "recipes").glob("*.yaml"))
 
@@ -55,6 +56,24 @@ def test_a_name_alone_is_a_recipe(tmp_path: Path) -> None:
         ("name: a\ndata: {held_out_persona_share: 1.5}\n", "held_out_persona_share: Input"),
         ("name: a\nouter: {families: {lable: 1}}\n", "no family is called 'lable'"),
         ("name: a\nouter: {families: {label: 0}}\n", "no family has a weight"),
+        (
+            "name: a\nouter: {algorithm: meta-sgd}\ninner: {sizes: tensor}\n",
+            "inner.sizes: meta-sgd learns a size for each element",
+        ),
+        (
+            "name: a\nouter: {algorithm: reptile, gradient: adjoint}\n",
+            "outer.gradient: reptile has no exact gradient",
+        ),
+        (
+            "name: a\nouter: {algorithm: fomaml, first_order_share: 0.5}\n",
+            "outer.first_order_share: it is for maml, maml++, meta-sgd, anil, not for fomaml",
+        ),
+        (
+            "name: a\nouter: {algorithm: siamese, base: frozen}\n",
+            "outer.base: siamese learns nothing but the base",
+        ),
+        ("name: a\nouter: {first_order_share: 2}\n", "outer.first_order_share: Input should be"),
+        ("name: a\ninner: {top_layers: 0}\n", "inner.top_layers: Input should be"),
         ("seed: 1\n", "name: Field required"),
         ("", "(top)"),
         ("- name\n", "(top)"),
@@ -77,6 +96,46 @@ def test_a_missing_recipe_or_a_folder_is_named(tmp_path: Path) -> None:
         with pytest.raises(RecipeError, match="cannot read the recipe") as caught:
             load_recipe(path)
         assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "sizes", "top_layers"),
+    [("maml", "tensor", None), ("meta-sgd", "element", None), ("anil", "tensor", 1)],
+)
+def test_the_inner_part_is_what_the_algorithm_needs(
+    recipe: Recipe, algorithm: str, sizes: str, top_layers: int | None
+) -> None:
+    session = recipe.with_algorithm(algorithm).session
+    assert (session.sizes, session.top_layers) == (sizes, top_layers)
+    assert session.rank == recipe.inner.rank
+
+
+def test_another_algorithm_is_checked_too(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text("name: a\nouter: {gradient: adjoint}\n", encoding="utf-8")
+    with pytest.raises(RecipeError, match=r"a with algorithm fomaml is not .*\n.*outer.gradient"):
+        load_recipe(path).with_algorithm("fomaml")
+
+
+def test_a_record_from_before_a_field_was_there_means_its_default(tmp_path: Path) -> None:
+    recipe = Recipe(name="a")
+    keep_record(recipe, tmp_path, {"inner", "outer"})
+    path = tmp_path / "recipe.json"
+    kept = json.loads(path.read_text("utf-8"))
+    newer = {"outer.gradient", "outer.base", "outer.first_order_share", "inner.sizes"}
+    path.write_text(json.dumps({k: v for k, v in kept.items() if k not in newer}), "utf-8")
+    keep_record(recipe, tmp_path, {"inner", "outer"})
+    for change in ({"gradient": "adjoint"}, {"base": "lora"}):
+        other = recipe.model_copy(update={"outer": recipe.outer.model_copy(update=change)})
+        with pytest.raises(RecipeError, match=f"outer.{next(iter(change))}"):
+            keep_record(other, tmp_path, {"inner", "outer"})
+
+
+def test_families_that_a_record_does_not_name_are_no_default(tmp_path: Path) -> None:
+    label = Recipe.model_validate({"name": "a", "outer": {"families": {"label": 1.0}}})
+    keep_record(label, tmp_path, {"outer"})
+    with pytest.raises(RecipeError, match=r"outer\.families"):
+        keep_record(Recipe(name="a"), tmp_path, {"outer"})
 
 
 def test_a_recipe_cannot_be_changed(recipe: Recipe) -> None:

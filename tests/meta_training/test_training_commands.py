@@ -17,6 +17,7 @@ from mini_run import RECIPE, call, evaluate, meta_train
 
 from adapters.artifact import load_artifact
 from meta_training import evaluate_command, train_command
+from meta_training.evaluation import judging
 from meta_training.evaluation.cells import Task
 from meta_training.evaluation.judge import Scores
 from meta_training.evaluation.methods import TfidfCentroid
@@ -46,15 +47,19 @@ def test_evaluate_writes_a_report_and_prints_tables(
 ) -> None:
     pretrained = finished / "pretrained"
     methods = ("--methods", "ours", "tfidf", "in-context", "--pretrained", pretrained)
-    assert evaluate(artifact, data, *ONE_CELL, *methods) == 0
+    plots = [artifact.parent / name for name in ("one.svg", "two.svg")]
+    assert evaluate(artifact, data, *ONE_CELL, *methods, "--plot", plots[0]) == 0
     printed = capsys.readouterr().out
+    assert evaluate(artifact, data, *ONE_CELL, *methods, "--plot", plots[1]) == 0
+    assert plots[0].read_bytes() == plots[1].read_bytes()
+    assert b"<svg" in plots[0].read_bytes()
     assert "### label 5-way 1-shot" in printed
     report = load_artifact(artifact).report or {}
     (cell,) = report["cells"].values()
     assert set(cell) == {"innerloop", "TF-IDF nearest centroid", "examples in the prompt"}
     assert set(cell["innerloop"]) == {f"{step} steps" for step in (0, 1, 3, 5, 10)}
     figures = cell["innerloop"]["5 steps"]
-    assert figures["choice"]["tasks"] == 2
+    assert figures["tasks"] == 2
     assert 0 <= figures["choice"]["mean"] <= 1
     assert cell["TF-IDF nearest centroid"]["-"]["choice"]["mean"] > 0.5
     assert Recipe.model_validate(report["recipe"]) == load_recipe(finished / "recipe.yaml")
@@ -81,14 +86,14 @@ def test_evaluating_again_only_adds_what_is_missing(
     assert evaluate(artifact, data, *ONE_CELL, "--methods", "tfidf", "--seed", 7) == 0
     assert results.read_bytes().startswith(before)
     (cell,) = (load_artifact(artifact).report or {})["cells"].values()
-    assert cell["TF-IDF nearest centroid"]["-"]["choice"]["tasks"] == 2
+    assert cell["TF-IDF nearest centroid"]["-"]["tasks"] == 2
 
 
 def test_the_controls_are_tuned_and_scored(
     artifact: Path, finished: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evaluate_command, "LEARNING_RATES", (1e-2,))
-    monkeypatch.setattr(evaluate_command, "TUNING_TASKS", 1)
+    monkeypatch.setattr(judging, "LEARNING_RATES", (1e-2,))
+    monkeypatch.setattr(judging, "TUNING_TASKS", 1)
     folders = ("--pretrained", finished / "pretrained", "--multitask", finished / "maml/artifact")
     methods = ("--methods", "lora", "multitask-lora")
     cells = ("--cells", "house_reply", "1-way", "1-shot", "--episodes", 1)

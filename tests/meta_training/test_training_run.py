@@ -175,6 +175,66 @@ def test_done_stages_are_not_done_again(
     check_same_end(folder, finished)
 
 
+@pytest.mark.parametrize(
+    ("algorithm", "moved"),
+    [
+        ("maml++", {"model", "adapter", "log_sizes"}),
+        ("meta-sgd", {"model", "adapter", "log_sizes", "log_factors"}),
+        ("anil", {"model", "adapter", "log_sizes"}),
+        ("reptile", {"model", "adapter"}),
+        ("prototypical", {"model"}),
+        ("matching", {"model"}),
+        ("siamese", {"model"}),
+        ("in-context", {"model"}),
+    ],
+)
+def test_every_algorithm_leaves_an_artifact(
+    finished: Path, data: Path, tmp_path: Path, algorithm: str, moved: set[str]
+) -> None:
+    shutil.copytree(finished / "pretrained", tmp_path / "pretrained")
+    shutil.copy(finished / "embedded.pt", tmp_path)
+    shutil.copy(finished / "recipe.json", tmp_path)
+    assert meta_train(data, tmp_path, "--algorithm", algorithm, outer={"steps": 1}) == 0
+    before = checkpoint(tmp_path / "embedded.pt")["parts"]["model"]
+    after = checkpoint(tmp_path / algorithm / "checkpoint.pt")["parts"]["learner"]
+    found = {"model"} if not same(before, _below(after, "model.")) else set()
+    if len(torch.unique(after["log_sizes"])) > 1:
+        found.add("log_sizes")
+    if any(bool(factors.any()) for factors in _below(after, "log_factors.").values()):
+        found.add("log_factors")
+    artifact = load_artifact(tmp_path / algorithm / "artifact")
+    if any(bool(t.any()) for n, t in artifact.session_init.items() if n.endswith("lora_B")):
+        found.add("adapter")
+    assert found == moved
+    assert (artifact.rule.factors is not None) == (algorithm == "meta-sgd")
+    assert bool(artifact.rule.still) == (algorithm == "anil")
+
+
+@pytest.mark.parametrize("base", ["lora", "frozen"])
+def test_a_base_that_is_not_learned_as_a_whole(
+    finished: Path, data: Path, tmp_path: Path, base: str
+) -> None:
+    shutil.copytree(finished / "pretrained", tmp_path / "pretrained")
+    shutil.copy(finished / "embedded.pt", tmp_path)
+    shutil.copy(finished / "recipe.json", tmp_path)
+    outer = {"steps": 2, "base": base, "gradient": "adjoint"}
+    assert meta_train(data, tmp_path, outer=outer) == 0
+    before = checkpoint(tmp_path / "embedded.pt")["parts"]["model"]
+    weights = load_artifact(tmp_path / "maml" / "artifact").model.state_dict()
+    moved = {
+        n for n, tensor in weights.items() if not torch.equal(tensor, before[n].bfloat16().float())
+    }
+    targets = (
+        *("q_proj.weight", "k_proj.weight", "v_proj.weight", "o_proj.weight"),
+        *("gate_proj.weight", "up_proj.weight", "down_proj.weight"),
+    )
+    assert moved == (set() if base == "frozen" else {n for n in weights if n.endswith(targets)})
+
+
+def _below(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
+
+
 @pytest.mark.parametrize("algorithm", ["fomaml", "multitask"])
 def test_the_other_algorithms_share_the_first_stages(
     finished: Path, data: Path, tmp_path: Path, algorithm: str

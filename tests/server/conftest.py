@@ -1,5 +1,7 @@
 """A real Redis for the tests of the server, on a data folder of its own, ended with the tests."""
 
+import logging
+import os
 import secrets
 from collections.abc import AsyncIterator, Iterator
 
@@ -13,8 +15,24 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
+@pytest.fixture(autouse=True)
+def the_log_as_it_was() -> Iterator[None]:
+    """A server that starts in this process writes its log to a stream that ends with the test."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    logging.captureWarnings(False)
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
 @pytest.fixture(scope="session")
 def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """An embedded Redis, or the one that TEST_REDIS_URL names."""
+    named = os.environ.get("TEST_REDIS_URL")
+    if named:
+        yield named
+        return
     with EmbeddedRedis(tmp_path_factory.mktemp("redis")) as redis:
         yield redis.url
 

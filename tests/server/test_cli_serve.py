@@ -1,88 +1,30 @@
 """`innerloop serve` as a process: start, refusals, Ctrl-C, kill -9, and what is there then."""
 
-import json
-import os
-import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from server_model import make_model_folder
+from server_process import Server, environment, gone, run, serving
 
 from server.cli import main
 from server.settings import Settings, flag, variable
 
-ROOT = Path(__file__).parents[2]
 EXAMPLES = [
     {"prompt": "Where is my order?", "completion": "In the barn."},
     {"prompt": "How can I track my parcel?", "completion": "In the barn."},
 ]
 LONG_JOB = {
-    "examples": [{"prompt": f"Question {n}?", "completion": "Yes, and no."} for n in range(64)],
-    "steps": 50,
+    "examples": [{"prompt": f"Question {n}?", "completion": "Yes, and no."} for n in range(24)],
+    "steps": 30,
     "wait": False,
 }
-READY = re.compile(r"innerloop is ready at (http://\S+) \(model tiny\)\n")
-
-
-def environment(**extra: str) -> dict[str, str]:
-    kept = {k: v for k, v in os.environ.items() if not k.upper().startswith("INNERLOOP_")}
-    return {**kept, "PYTHONPATH": str(ROOT), "INNERLOOP_THREADS": "1", **extra}
-
-
-def command(*args: str | Path) -> list[str]:
-    return [sys.executable, "-m", "server.cli", *map(str, args)]
-
-
-def run(*args: str | Path, **extra: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        command(*args),
-        env=environment(**extra),
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-
-
-class Server:
-    """A running `innerloop serve`."""
-
-    def __init__(self, process: "subprocess.Popen[str]", log: Path, data: Path) -> None:
-        self.process = process
-        self._log = log
-        self._data = data
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        found = READY.fullmatch(line)
-        assert found, f"not ready: {line!r}\n{log.read_text()}"
-        self.http = httpx.Client(base_url=found[1], timeout=120)
-
-    @property
-    def redis_pid(self) -> int:
-        """The child's process id, from the file that the data folder keeps."""
-        record = next(self._data.glob("*.json"))
-        return int(json.loads(record.read_text())["pid"])
-
-    def stop(self, number: signal.Signals = signal.SIGINT) -> int:
-        self.process.send_signal(number)
-        return self.wait()
-
-    def wait(self) -> int:
-        code = self.process.wait(timeout=120)
-        self.http.close()
-        assert self.process.stdout is not None
-        assert self.process.stdout.read() == ""  # one line and no more
-        self.process.stdout.close()
-        return code
 
 
 @pytest.fixture(scope="module")
@@ -97,41 +39,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("serve") / "data"
 
 
-@contextmanager
-def serving(model: Path, data: Path) -> Iterator[Server]:
-    log = data.parent / "log"
-    with log.open("w") as stderr:
-        process = subprocess.Popen(
-            command("serve", "--model", model, "--port", "0", "--data-dir", data),
-            env=environment(),
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=stderr,
-            text=True,
-            start_new_session=True,
-        )
-    try:
-        yield Server(process, log, data)
-    finally:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
-
-
-def gone(pid: int) -> bool:
-    for _ in range(400):
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return True
-        time.sleep(0.05)
-    return False
-
-
 def test_a_life(model: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with serving(model, data) as server:
+    with serving(model, data, warm=False) as server:
         body = {"session_id": "a", "examples": EXAMPLES}
         assert server.http.post("/adapt", json=body).json()["accepted"] is True
+        adapter = server.http.get("/admin/sessions/a/export").content
+        kind, query = {"content-type": "application/zip"}, {"session_id": "imported"}
+        made = server.http.post("/sessions", params=query, content=adapter, headers=kind)
+        assert made.status_code == 201
         _second_servers_are_refused(model, data, server.http.base_url.port, capsys)
         assert server.http.get("/readyz").status_code == 200
         redis_pid = server.redis_pid
@@ -141,6 +56,8 @@ def test_a_life(model: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> 
     with serving(model, data) as server:
         question = {"session_id": "a", "prompt": "Where is my order?", "max_tokens": 20}
         answer = server.http.post("/generate", json=question).json()
+        assert (answer["text"], answer["adapter_version"]) == ("In the barn.", 1)
+        answer = server.http.post("/generate", json={**question, "session_id": "imported"}).json()
         assert (answer["text"], answer["adapter_version"]) == ("In the barn.", 1)
         job = server.http.post("/adapt", json={"session_id": "b", **LONG_JOB})
         redis_pid = server.redis_pid
@@ -152,7 +69,7 @@ def test_a_life(model: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> 
     with serving(model, data) as server:
         result = _result_of(server, job.json()["id"])
         assert result["accepted"] is True
-        assert (result["steps"], result["examples_used"]) == (50, 64)
+        assert (result["steps"], result["examples_used"]) == (30, 24)
         for number in range(8):
             server.http.post("/adapt", json={"session_id": f"c{number}", **LONG_JOB})
         redis_pid = server.redis_pid
@@ -160,6 +77,28 @@ def test_a_life(model: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> 
         time.sleep(0.2)
         assert server.stop(signal.SIGTERM) == 130
     assert gone(redis_pid)
+
+
+def test_a_copy_of_the_running_servers_file_is_a_backup(model: Path, tmp_path: Path) -> None:
+    question = {"session_id": "a", "prompt": "Where is my order?", "max_tokens": 20}
+    with serving(model, tmp_path / "data") as server:
+        body = {"session_id": "a", "examples": EXAMPLES}
+        assert server.http.post("/adapt", json=body).json()["accepted"] is True
+        (tmp_path / "restored").mkdir()
+        for source in (tmp_path / "data").glob("appendonly*"):
+            copy = shutil.copytree if source.is_dir() else shutil.copy
+            copy(source, tmp_path / "restored" / source.name)
+        assert server.http.delete("/sessions/a").status_code == 204
+        events = str(server.http.base_url.join("/sessions/a/events"))
+        with httpx.stream("GET", events, timeout=60) as told:  # stopping closes the other client
+            lines = told.iter_lines()
+            assert next(lines) == "id: 0-0"
+            assert server.stop() == 0
+            assert not [line for line in lines if "error" in line]  # it ended, and did not break
+    with serving(model, tmp_path / "restored") as server:
+        answer = server.http.post("/generate", json=question).json()
+        assert (answer["text"], answer["adapter_version"]) == ("In the barn.", 1)
+        assert server.stop() == 0
 
 
 def _second_servers_are_refused(
@@ -243,18 +182,35 @@ def test_demo_without_a_server() -> None:
     assert "innerloop serve" in result.stderr
 
 
+LIGHT = """
+import sys
+for name in ("torch", "transformers", "sklearn"):
+    sys.modules[name] = None  # importing it fails
+from server.cli import main
+sys.exit(main())
+"""
+
+
+def light(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """`innerloop` where nothing that takes long can be imported."""
+    command = [sys.executable, "-c", LIGHT, *arguments]
+    return subprocess.run(
+        command, env=environment(), capture_output=True, text=True, timeout=120, check=False
+    )
+
+
 @pytest.mark.parametrize("name", ["meta-train", "evaluate"])
 def test_a_command_without_its_packages_says_what_to_install(name: str) -> None:
-    code = (
-        "import sys; sys.modules['sklearn'] = None; from server.cli import main; sys.exit(main())"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, name, "--help"],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    done = light(name, "something")
     assert done.returncode == 1
     assert done.stderr == f"innerloop: {name} needs sklearn: pip install 'innerloop[train]'\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "told"), [("meta-train", "meta-sgd"), ("evaluate", "multitask-lora")]
+)
+def test_help_comes_before_anything_that_takes_long(name: str, told: str) -> None:
+    done = light(name, "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert told in done.stdout
+    assert light(name, "--nonsense").returncode == 2

@@ -27,7 +27,7 @@ def problem(response: httpx.Response, status: int) -> dict[str, Any]:
     assert document["type"].startswith("/problems/")
     assert document["title"]
     assert document["detail"]
-    assert ("retry-after" in response.headers) == (status == 503)
+    assert ("retry-after" in response.headers) == (status in (429, 503))
     return document
 
 

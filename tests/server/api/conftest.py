@@ -3,6 +3,7 @@
 import itertools
 import os
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
@@ -14,7 +15,7 @@ KEYED = {
     "api_keys": "acme:acme-key,acme:acme-second,globex:globex-key",
     "operator_keys": "operator-key",
 }
-SMALL = {"max_body_bytes": 20_000}
+SMALL = {"max_body_bytes": 20_000, "max_import_bytes": 25_000}
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -38,6 +39,34 @@ def live(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Iterat
     settings = make_settings(model_folder, tmp_path_factory.mktemp("data"))
     with LiveServer(settings, [{}, KEYED, SMALL]) as server:
         yield server
+
+
+GUARDED, LIMITED, SHARED = range(3)
+FACES = [
+    KEYED,
+    {**KEYED, "session_requests": "1/h:3", "tenant_requests": "1/h:5", "tenant_feedback": "1/h:2"},
+    {**KEYED, "cors_origins": "https://shop.example", "operator_keys": ""},
+]
+
+
+@pytest.fixture(scope="session")
+def guarded(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Iterator[LiveServer]:
+    """Another server, on a Redis where keys are stored: no face of it is ever open."""
+    with LiveServer(make_settings(model_folder, tmp_path_factory.mktemp("data")), FACES) as server:
+        yield server
+
+
+@pytest.fixture
+def enter(guarded: LiveServer) -> Iterator[Callable[..., httpx.Client]]:
+    """Clients of the guarded server, by key or token and by face."""
+    with ExitStack() as stack:
+
+        def client(key: str | None, face: int = GUARDED, **headers: str) -> httpx.Client:
+            shown = {} if key is None else {"Authorization": f"Bearer {key}"}
+            made = guarded.client(face, headers={**shown, **headers})
+            return stack.enter_context(made)
+
+        yield client
 
 
 @pytest.fixture(scope="session")

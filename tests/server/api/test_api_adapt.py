@@ -170,3 +170,95 @@ def test_completions_have_a_life(
     assert http.delete(f"/sessions/{session}").status_code == 204
     body = {"completion_id": completion, "correction": "No."}
     problem(http.post("/feedback", json=body), 404)
+
+
+def test_a_rating_alone(http: httpx.Client, session: str) -> None:
+    completion = ask(http, session)
+    body = {"completion_id": completion["id"], "rating": -1, "comment": "rude"}
+    report = ok(http.post("/feedback", json=body))
+    assert (report["accepted"], report["items"], report["examples_used"]) == (True, [1], 1)
+    assert report["loss_after"] < report["loss_before"] == 0.25
+    item = ok(http.get(f"/sessions/{session}/feedback/1"))
+    assert (item["kind"], item["rating"], item["comment"]) == ("rating", -1, "rude")
+    assert item["completion"] == completion["text"]
+    assert ok(http.post("/feedback", json=body)) | {"duration_ms": 0} == report | {"duration_ms": 0}
+    liked = ok(http.post("/feedback", json={"completion_id": completion["id"], "rating": 1}))
+    assert (liked["items"], liked["examples_used"]) == ([2], 1)
+    items = ok(http.get(f"/sessions/{session}/feedback"))["items"]
+    assert [item["status"] for item in items] == ["superseded", "applied"]
+
+
+def test_a_correction_outlives_ratings_of_the_same_prompt(http: httpx.Client, session: str) -> None:
+    completion = ask(http, session)["id"]
+    ok(http.post("/feedback", json={"completion_id": completion, "rating": 1}))
+    both = {"completion_id": completion, "rating": -1, "correction": ANSWER}
+    assert ok(http.post("/feedback", json=both))["examples_used"] == 1
+    assert ask(http, session)["text"] == ANSWER
+    learned = ask(http, session)["id"]
+    ok(http.post("/feedback", json={"completion_id": learned, "rating": -1}))
+    items = ok(http.get(f"/sessions/{session}/feedback"))["items"]
+    assert [item["status"] for item in items] == ["superseded", "applied", "applied"]
+    assert [item.get("rating") for item in items] == [1, -1, -1]
+    assert ask(http, session)["text"] == ANSWER, "a rating never outweighs a correction"
+
+
+def test_an_answer_that_was_cut_can_be_rated(http: httpx.Client, session: str) -> None:
+    teach(http, session)
+    cut = ask(http, session, max_tokens=2)
+    assert cut["finish_reason"] == "length"
+    report = ok(http.post("/feedback", json={"completion_id": cut["id"], "rating": 1}))
+    assert (report["accepted"], report["examples_used"]) == (True, 3)
+    assert ask(http, session)["text"] == ANSWER
+
+
+@pytest.mark.parametrize("prompt", [QUESTION, "café 🙂 日本語 <b>"])
+def test_an_answer_that_fills_the_context_can_be_judged(
+    http: httpx.Client, session: str, prompt: str
+) -> None:
+    body = {"session_id": session, "prompt": prompt, "max_tokens": 164, "min_tokens": 150}
+    whole = ok(http.post("/generate", json=body))
+    assert whole["usage"]["completion_tokens"] >= 150
+    assert ok(http.post("/feedback", json={"completion_id": whole["id"], "rating": -1}))["accepted"]
+    corrected = {"completion_id": whole["id"], "correction": ANSWER}
+    assert ok(http.post("/feedback", json=corrected))["accepted"]
+    item = ok(http.get(f"/sessions/{session}/feedback/2"))
+    assert (item["kind"], item["rejected"]) == ("correction", whole["text"])
+    assert ask(http, session, prompt)["text"] == ANSWER
+
+
+def test_a_preference(http: httpx.Client, session: str) -> None:
+    worse = ask(http, session)["text"]
+    pair = {"prompt": QUESTION, "chosen": ANSWER, "rejected": worse or "No."}
+    report = teach(http, session, [pair, EXAMPLES[1]])
+    assert (report["accepted"], report["examples_used"]) == (True, 2)
+    assert ask(http, session)["text"] == ANSWER
+    item = ok(http.get(f"/sessions/{session}/feedback/1"))
+    assert (item["kind"], item["completion"]) == ("preference", ANSWER)
+    assert item["rejected"] == pair["rejected"]
+    assert teach(http, session, [pair], dry_run=True)["accepted"] is True
+    told = teach(http, session, [{"prompt": QUESTION, "completion": "See the barn."}])
+    assert told["examples_used"] == 2, "a demonstration supersedes a preference"
+
+
+def test_what_waits_is_not_taught_by_forgetting(http: httpx.Client, session: str) -> None:
+    teach(http, session)
+    other = ask(http, session, "Hello?")["id"]
+    ok(http.post("/feedback", json={"completion_id": other, "rating": -1, "adapt": False}), 202)
+    ok(http.delete(f"/sessions/{session}/feedback/2"))
+    assert ok(http.get(f"/sessions/{session}"))["pending_items"] == 1
+    now = ok(http.post("/feedback", json={"completion_id": other, "rating": -1}))
+    assert (now["items"], now["examples_used"]) == ([4], 2)
+    assert ok(http.get(f"/sessions/{session}"))["pending_items"] == 0
+
+
+def test_feedback_that_waits_for_the_next(http: httpx.Client, session: str) -> None:
+    completion = ask(http, session)["id"]
+    later = {"completion_id": completion, "correction": ANSWER, "adapt": False}
+    response = http.post("/feedback", json=later)
+    job = ok(response, 202)
+    assert (job["status"], response.headers["location"]) == ("pending", f"/jobs/{job['id']}")
+    assert ok(http.post("/feedback", json=later), 202)["id"] == job["id"]
+    assert ok(http.get(f"/sessions/{session}"))["pending_items"] == 1
+    assert teach(http, session, EXAMPLES[1:])["examples_used"] == 2
+    assert ok(http.get(f"/jobs/{job['id']}"))["result"]["accepted"] is True
+    assert ask(http, session)["text"] == ANSWER

@@ -1,5 +1,6 @@
 """/admin: lists, one session's history, rollback and reset, the engine; health."""
 
+import time
 from collections.abc import Callable
 
 import httpx
@@ -74,6 +75,62 @@ def test_rollback_and_reset(http: httpx.Client, session: str) -> None:
     for action in ("rollback", "reset"):
         response = http.post(f"/admin/sessions/nobody/{action}", json={"adapter_version": 0})
         problem(response, 404)
+
+
+def test_a_pinned_session_keeps_its_version_until_it_is_unpinned(
+    http: httpx.Client, session: str
+) -> None:
+    where = f"/admin/sessions/{session}"
+    problem(http.post(f"{where}/pin", json={}), 404)
+    teach(http, session)
+    assert ok(http.post(f"{where}/pin", json={}))["pinned"] is True
+    late = {
+        "session_id": session,
+        "examples": [{"prompt": QUESTION, "completion": "See the barn."}],
+    }
+    key = {"Idempotency-Key": "late"}
+    told = ok(http.post("/adapt", json=late, headers=key))
+    assert (told["accepted"], told["adapter_version"], told["items"]) == (False, 1, [3])
+    assert "unpinned" in told["reason"]
+    assert ask(http, session)["text"] == ANSWER
+    assert ok(http.get(f"/sessions/{session}"))["pending_items"] == 1
+    assert ok(http.post("/adapt", json=late, headers=key)) == told
+    # Forgetting cannot be blocked, and teaches nothing of what waits.
+    assert ok(http.delete(f"/sessions/{session}/feedback/2"))["adapter_version"] == 2
+    assert ask(http, session)["text"] == ANSWER
+    assert ok(http.get(where))["versions"][-1]["items"] == [1]
+    body = {"session_id": f"{session}-fork", "fork": {"session_id": session}}
+    assert ok(http.post("/sessions", json=body), 201)["items"] == 1
+    assert ask(http, f"{session}-fork")["text"] == ANSWER, "what is in force, not what waits"
+    assert ok(http.post(f"{where}/pin", json={"pinned": False}))["pinned"] is False
+    deadline = time.monotonic() + 30
+    while ok(http.get(f"/sessions/{session}"))["pending_items"] and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert ask(http, session)["text"] == "See the barn."
+    assert ok(http.post("/adapt", json=late, headers=key))["accepted"] is True
+    types = [line["type"] for line in ok(http.get(where))["log"]]
+    assert [name for name in types if "pin" in name] == ["unpin", "pin"]
+
+
+def test_an_old_version_is_derived_again_when_it_is_gone_back_to(
+    http: httpx.Client, session: str
+) -> None:
+    teach(http, session)
+    for number in range(5):
+        teach(http, session, [{"prompt": f"Number {number}?", "completion": f"It is {number}."}])
+    where = f"/admin/sessions/{session}"
+    sizes = [version["snapshot_bytes"] for version in ok(http.get(where))["versions"]]
+    assert [size > 0 for size in sizes] == [False, False, True, True, True, True]
+    old = ask(http, session, adapter_version=1)
+    assert (old["text"], old["adapter_version"]) == (ANSWER, 1)
+    assert http.get(f"{where}/export", params={"adapter_version": 2}).status_code == 200
+    back = ok(http.post(f"{where}/rollback", json={"adapter_version": 2}))
+    assert back["adapter_version"] == 2
+    assert ask(http, session, "Number 0?")["text"] == "It is 0."
+    assert ask(http, session, "Number 0?")["adapter_version"] == 2
+    found = ok(http.get(where))["versions"]
+    assert [version["adapter_version"] for version in found] == [1, 2, 3, 4, 5, 6]
+    assert all(version["snapshot_bytes"] for version in found)
 
 
 def test_engine(http: httpx.Client, session: str) -> None:

@@ -92,6 +92,37 @@ def test_without_keys_only_loopback_names_are_answered(http: httpx.Client) -> No
     ok(http.get("/healthz", headers={"Host": "probe.example"}))
 
 
+def test_a_token_binds_where_no_keys_are_set(live: LiveServer, http: httpx.Client) -> None:
+    """So that a page behaves on its author's machine as it will on a server with keys."""
+    token = ok(http.post("/sessions/page/tokens"), 201)["token"]
+    with live.client(headers={"Authorization": f"Bearer {token}"}) as page:
+        assert ok(page.post("/generate", json={"prompt": "a"}))["session_id"] == "page"
+        problem(page.get("/sessions/other"), 403)
+        problem(page.get("/admin/sessions"), 403)
+        problem(page.get("/sessions/page", headers={"Host": "evil.example"}), 403)
+    with live.client(headers={"Authorization": f"Bearer {token[:-1]}"}) as page:
+        problem(page.get("/sessions/page"), 401)
+
+
 def test_keys_are_ignored_where_none_are_set(http: httpx.Client, session: str) -> None:
     ok(http.post("/sessions", json={"session_id": session}), 201)
     ok(http.get(f"/sessions/{session}", headers={"Authorization": "Bearer whatever"}))
+
+
+def test_pages_of_other_hosts_change_nothing_where_there_are_no_keys(
+    http: httpx.Client, session: str
+) -> None:
+    """A browser sends a request without a body for any page, and asks nobody."""
+    teach(http, session)
+    reset = f"/admin/sessions/{session}/reset"
+    for named in (
+        {"Origin": "https://evil.example"},
+        {"Origin": "null"},
+        {"Sec-Fetch-Site": "cross-site"},
+    ):
+        assert "CORS" in problem(http.post(reset, headers=named), 403)["detail"]
+        problem(http.post(f"/sessions/{session}/tokens", headers=named), 403)
+        problem(http.delete(f"/sessions/{session}", headers=named), 403)
+        assert ok(http.get(f"/sessions/{session}", headers=named))["adapter_version"] == 1
+    own = {"Origin": str(http.base_url).rstrip("/"), "Sec-Fetch-Site": "same-origin"}
+    ok(http.post(reset, headers=own))

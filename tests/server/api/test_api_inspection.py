@@ -3,19 +3,24 @@
 import io
 import json
 import zipfile
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from pathlib import Path
+from typing import Any, cast
 
 import httpx
 import pytest
 import torch
 from api_calls import ANSWER, EXAMPLES, QUESTION, ask, ok, problem, teach
 from peft import PeftModel
-from server_harness import LiveServer
+from server_harness import LiveServer, make_settings
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from adapters.peft_io import PeftFormatError
 from server.api.handlers import to_problem
+from server.flows.answering import Answering
+from server.flows.comparing import Comparison, compare
+from server.sessions import VersionNotFound
 
 
 def unpacked(http: httpx.Client, session: str, folder: Path, **query: int) -> tuple[Path, str]:
@@ -93,6 +98,107 @@ def test_both_answers_scored_by_both(http: httpx.Client, session: str) -> None:
     assert [t["session_logprob"] for t in tokens] == pytest.approx(expected, abs=1e-3)
     assert sum(t["base_logprob"] for t in tokens) < sum(t["session_logprob"] for t in tokens)
     assert ok(http.get(f"/admin/sessions/{session}")) == before, "nothing is kept"
+
+
+class Watched:
+    """A server's answering that knows how many answers are under way."""
+
+    def __init__(self, answering: Answering) -> None:
+        self._answering = answering
+        self.asked = self.open = self.most = 0
+
+    async def answer(self, *question: Any) -> AsyncGenerator[Any, None]:
+        self.asked += 1
+        self.open += 1
+        self.most = max(self.most, self.open)
+        try:
+            async with aclosing(self._answering.answer(*question)) as pieces:
+                async for piece in pieces:
+                    yield piece
+        finally:
+            self.open -= 1
+
+
+def test_what_does_not_wait_for_each_other_is_asked_at_once(
+    live: LiveServer, http: httpx.Client, session: str
+) -> None:
+    teach(http, session)
+
+    def compared(version: int | None) -> tuple[Watched, Comparison]:
+        watched = Watched(live.runtime.answering)
+        turns = [{"role": "user", "content": QUESTION}]
+        asked = compare(cast(Answering, watched), "default", session, turns, 20, version)
+        return watched, live.call(asked)
+
+    watched, found = compared(1)
+    assert found.session.text == ANSWER != found.base.text
+    assert (watched.asked, watched.most, watched.open) == (6, 4, 0)
+    watched, found = compared(0)
+    assert found.session == found.base
+    assert (watched.asked, watched.most, watched.open) == (4, 2, 0), "one text is scored once"
+
+
+def test_one_refusal_ends_what_was_asked_with_it(
+    live: LiveServer, http: httpx.Client, session: str
+) -> None:
+    teach(http, session)
+    watched = Watched(live.runtime.answering)
+    turns = [{"role": "user", "content": QUESTION}]
+    with pytest.raises(VersionNotFound):
+        live.call(compare(cast(Answering, watched), "default", session, turns, 150, 9))
+    assert (watched.asked, watched.open) == (2, 0)
+
+
+def test_the_houses_part_in_an_answer_is_told(live: LiveServer, session: str) -> None:
+    operator = {"Authorization": "Bearer operator-key", "X-Tenant": "compared"}
+    with live.client(1, headers=operator) as client:
+        ok(client.post("/house/adapt", json={"examples": EXAMPLES}))
+        told = ask(client, session, logprobs=True)
+        path, body = f"/admin/sessions/{session}/compare", {"prompt": QUESTION, "max_tokens": 20}
+        found = ok(client.post(path, json=body))
+        assert (found["adapter_version"], found["house_version"]) == (0, 1)
+        assert found["session"]["text"] == told["text"] == ANSWER != found["base"]["text"]
+        assert scores(found) == pytest.approx(logprobs(told), abs=1e-3)
+        teach(client, session, [{"prompt": "Hello", "completion": "Hi."}])
+        found = ok(client.post(path, json=body | {"prompt": "Hello"}))
+        assert (found["adapter_version"], found["house_version"]) == (1, 1)
+        assert found["session"]["text"] == "Hi."
+
+
+def test_a_shown_prompt_is_the_same_for_answer_and_scores(
+    model_folder: Path, tmp_path: Path
+) -> None:
+    settings = make_settings(model_folder, tmp_path / "data", in_context=8)
+    with LiveServer(settings) as server, server.client() as client:
+        teach(client, "s")
+        both = ask(client, "s")["usage"]["prompt_tokens"]
+        room = 193 - both  # of the context; one item fewer is shown then
+        told = ask(client, "s", max_tokens=room)
+        body = {"prompt": QUESTION, "max_tokens": room}
+        found = ok(client.post("/admin/sessions/s/compare", json=body))
+        (item,) = found["in_context"]
+        earlier = EXAMPLES[item - 1]
+        chat = [("user", earlier["prompt"]), ("assistant", earlier["completion"])]
+        chat.append(("user", QUESTION))
+        sent = {
+            "session_id": "s",
+            "messages": [{"role": role, "content": text} for role, text in chat],
+            "choices": [told["text"]],
+            "in_context": 0,
+            "logprobs": True,
+        }
+        scored = ok(client.post("/generate", json=sent))
+    assert told["in_context"] == [item]
+    assert found["session"]["text"] == told["text"]
+    assert scores(found) == pytest.approx(logprobs(scored), abs=1e-3)
+
+
+def scores(found: dict[str, Any]) -> list[float]:
+    return [token["session_logprob"] for token in found["session"]["tokens"]]
+
+
+def logprobs(told: dict[str, Any]) -> list[float]:
+    return [token["logprob"] for token in told["logprobs"]]
 
 
 def test_an_older_version_and_an_untaught_session_are_compared(

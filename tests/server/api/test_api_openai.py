@@ -1,7 +1,8 @@
 """/v1, driven by the unmodified `openai` client."""
 
 import asyncio
-from collections.abc import Iterator
+import json
+from collections.abc import AsyncGenerator, Iterator
 from typing import Any
 
 import httpx
@@ -9,6 +10,10 @@ import openai
 import pytest
 from api_calls import ANSWER, QUESTION, ask, events, ok, problem, teach
 from server_harness import LiveServer
+from starlette.requests import Request
+
+from server.api.problems import Problem
+from server.api.streams import event, respond
 
 MODEL = "tiny-test"
 CHAT: Any = [{"role": "user", "content": QUESTION}]
@@ -133,12 +138,14 @@ def test_logprobs_and_parts(client: openai.OpenAI, http: httpx.Client, session: 
 @pytest.mark.parametrize(
     ("fields", "name"),
     [
-        ({"n": 2}, "n"),
+        ({"n": 9}, "n"),
+        ({"n": 0}, "n"),
         ({"tools": []}, "tools"),
         ({"frequency_penalty": 0.5}, "frequency_penalty"),
         ({"logit_bias": {"1": 5}}, "logit_bias"),
-        ({"top_logprobs": 3}, "top_logprobs"),
-        ({"response_format": {"type": "json_object"}}, "response_format.type"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"response_format": {"type": "grammar"}}, "response_format.type"),
+        ({"response_format": {"type": "json_schema"}}, "response_format"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"temperature": 3}, "temperature"),
         ({"session_id": "a b"}, "session_id"),
@@ -172,10 +179,42 @@ def test_contradictions(http: httpx.Client, session: str) -> None:
     problem(http.post("/v1/chat/completions", json={**body, "stream_options": {}}), 422)
     both = {**body, "max_tokens": 3, "max_completion_tokens": 3}
     problem(http.post("/v1/chat/completions", json=both), 422)
+    problem(http.post("/v1/chat/completions", json={**body, "top_logprobs": 3}), 422)
 
 
 def test_the_client_sees_our_words(client: openai.OpenAI) -> None:
     with pytest.raises(openai.UnprocessableEntityError) as caught:
-        client.chat.completions.create(model=MODEL, messages=CHAT, n=3)
+        client.chat.completions.create(model=MODEL, messages=CHAT, n=9)
     assert caught.value.code == "invalid"
     assert caught.value.param == "n"
+
+
+def test_an_answer_is_sent_back_as_it_came(client: openai.OpenAI, http: httpx.Client) -> None:
+    first = client.chat.completions.create(model=MODEL, messages=CHAT, max_tokens=4)
+    again = {"role": "user", "content": "And then?", "name": "ann"}
+    for said in (first.choices[0].message, first.choices[0].message.model_dump()):
+        turns: Any = [*CHAT, said, again]
+        client.chat.completions.create(model=MODEL, messages=turns, max_tokens=4)
+    said = {**first.choices[0].message.model_dump(), "tool_calls": [{"id": "x"}]}
+    body = {"model": MODEL, "messages": [*CHAT, said, again]}
+    assert "tool_calls" in problem(http.post("/v1/chat/completions", json=body), 422)["detail"]
+
+
+def test_an_error_ends_a_stream_as_one() -> None:
+    """OpenAI's clients raise where a piece has `error`; without it the text counts as whole."""
+
+    async def broken() -> AsyncGenerator[str, None]:
+        yield event({"choices": []})
+        raise Problem("unavailable", "Redis is away")
+
+    async def sent(path: str) -> dict[str, Any]:
+        async def stay() -> Any:
+            await asyncio.Event().wait()
+
+        request = Request({"type": "http", "path": path, "headers": []}, stay)
+        parts = [part async for part in (await respond(request, broken())).body_iterator]
+        return dict(json.loads(str(parts[-1]).split("data: ")[1]))
+
+    for path in ("/v1/completions", "/v1/chat/completions"):
+        assert asyncio.run(sent(path))["error"]["message"] == "Redis is away"
+    assert "error" not in asyncio.run(sent("/generate"))

@@ -59,7 +59,21 @@ ADAPT: list[Case] = [
         "examples[1].completion",
     ),
     ("blank completion", {"examples": [{**GOOD, "completion": " "}]}, "examples[0].completion"),
-    ("no completion", {"examples": [{"prompt": "a"}]}, "examples[0].completion"),
+    ("no completion", {"examples": [{"prompt": "a"}]}, "examples[0]"),
+    ("half a pair", {"examples": [{"prompt": "a", "chosen": "b"}]}, "examples[0]"),
+    ("the other half", {"examples": [{"prompt": "a", "rejected": "b"}]}, "examples[0]"),
+    ("both kinds", {"examples": [{**GOOD, "chosen": "b", "rejected": "c"}]}, "examples[0]"),
+    ("equal pair", {"examples": [{"prompt": "a", "chosen": "b", "rejected": "b"}]}, "examples[0]"),
+    (
+        "control token in a pair",
+        {"examples": [{"prompt": "a", "chosen": "b", "rejected": "<|end|>"}]},
+        "examples[0]",
+    ),
+    (
+        "over-long rejected",
+        {"examples": [{"prompt": "a", "chosen": "b", "rejected": LONG}]},
+        "examples[0]",
+    ),
     ("empty prompt", {"examples": [{**GOOD, "prompt": ""}]}, "examples[0].prompt"),
     ("unknown field", {"examples": [{**GOOD, "weight": 2}]}, "examples[0].weight"),
     ("control token", {"examples": [GOOD, {**GOOD, "completion": "<|end|>"}]}, "examples[1]"),
@@ -114,7 +128,10 @@ def test_adapt_refuses_and_changes_nothing(
     [
         {"correction": "a"},
         {"completion_id": "c"},
-        {"completion_id": "c", "rating": 1},
+        {"completion_id": "c", "rating": 0},
+        {"completion_id": "c", "rating": 2, "correction": "a"},
+        {"completion_id": "c", "rating": "up"},
+        {"completion_id": "c", "comment": "nice"},
         {"completion_id": "c", "correction": "  "},
         {"completion_id": "", "correction": "a"},
     ],
@@ -252,3 +269,13 @@ def test_no_body_is_an_internal_error(http: httpx.Client, path: str, body: dict[
 def test_the_server_is_alive(http: httpx.Client, taught: str) -> None:
     assert ask(http, taught, QUESTION)["adapter_version"] == 1
     ok(http.get("/readyz"))
+
+
+def test_a_query_parameter_that_is_none(http: httpx.Client) -> None:
+    document = problem(http.get("/admin/sessions?tennant=a"), 422)
+    assert (document["errors"][0]["in"], document["errors"][0]["path"]) == ("query", "tennant")
+    assert "contains, limit, offset, order, sort, taught, tenant" in document["detail"]
+    for url in ("/sessions/a/feedback?=", "/v1/models?limit=1", "/sessions/a?limit=1"):
+        problem(http.get(url), 422)
+    problem(http.post("/generate?stream=true", json={"prompt": "a"}), 422)
+    assert http.get("/readyz?probe=1").status_code == 200

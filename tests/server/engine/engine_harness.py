@@ -21,9 +21,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from adapters.artifact import Artifact, save_artifact
 from adapters.chat import ChatEncoder, EncodedPrompt, user_turn
 from adapters.config import Anchor, InnerRule, LoraSpec, Scope
-from adapters.inner_loop import Example
 from adapters.layer import LoraHooks, Rows
 from adapters.state import AdapterState, Tensors, repeat, tensor_shapes
+from adapters.support import Example
 from meta_training.tokenizer import train_tokenizer
 from server.engine import (
     AdapterRef,
@@ -168,7 +168,8 @@ class World:
 
 @asynccontextmanager
 async def running(artifact: Artifact, **limits: int) -> AsyncIterator[Engine]:
-    engine = Engine(artifact, replace(EngineLimits(threads=1), **limits))
+    """An engine whose decode steps are recorded only where a test says so: it takes a second."""
+    engine = Engine(artifact, replace(EngineLimits(threads=1, recorded=False), **limits))
     engine.start()
     try:
         yield engine
@@ -216,7 +217,7 @@ def quiet(engine: Engine) -> bool:
     return inside + learning + status.slots_pinned + status.kv_bytes == 0
 
 
-def run(main: Awaitable[T], limit_s: float = 120) -> T:
+def run(main: Awaitable[T], limit_s: float = 600) -> T:
     async def guarded() -> T:
         return await asyncio.wait_for(main, limit_s)
 

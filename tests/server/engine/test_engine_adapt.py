@@ -4,7 +4,7 @@ import asyncio
 import gc
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import pytest
@@ -14,10 +14,12 @@ from torch.nn.functional import cross_entropy
 
 from adapters.chat import EncodedPrompt
 from adapters.guard import Verdict
-from adapters.inner_loop import Anchors, Example, Support, adapt, make_turns
+from adapters.inner_loop import adapt
 from adapters.layer import LoraHooks
+from adapters.minibatches import minibatches
 from adapters.prefix import continue_from, prefill
 from adapters.state import AdapterState, Tensors, repeat, take
+from adapters.support import Anchors, Example, Support, make_turns
 from server.engine import (
     AdapterRef,
     AdaptRequest,
@@ -46,9 +48,20 @@ def examples(world: World, lesson: int) -> tuple[Example, ...]:
 
 def slow_adapt(world: World, lesson: int, steps: int) -> Tensors:
     """The inner loop called by hand, for one session alone."""
+    return slowly(world, examples(world, lesson), steps, world.artifact.session_init)
+
+
+def slowly(
+    world: World, taught: Sequence[Example], steps: int, begin: Tensors, first: int = 0
+) -> Tensors:
+    """The same over any examples and from anywhere, the first step with the size of ``first``."""
     artifact, scope = world.artifact, world.artifact.spec.scope
     model, hooks = world.model, LoraHooks(world.model, artifact.spec)
-    taught = examples(world, lesson)
+    rule = artifact.rule
+    sizes = {
+        name: torch.stack([rule.sizes_at(first + n)[name] for n in range(steps)]) for name in begin
+    }
+    rule = replace(rule, steps=steps, step_sizes=sizes)
     anchored = [world.example(a.prompt, a.completion) for a in artifact.rule.anchors]
     with torch.no_grad():
         own = make_turns(taught, prefill(model, [e.prompt for e in taught], CPU), scope, CPU)
@@ -57,7 +70,7 @@ def slow_adapt(world: World, lesson: int, steps: int) -> Tensors:
         reference = continue_from(model, turns.prefix, turns.ids).log_softmax(-1)
     owners = torch.zeros(len(taught), dtype=torch.long)
     support = Support(own, owners, 1, Anchors(turns, reference))
-    moved, _ = adapt(model, hooks, repeat(artifact.session_init, 1), support, artifact.rule, steps)
+    moved, _ = adapt(model, hooks, repeat(begin, 1), support, rule)
     hooks.remove()
     return take(moved, 0)
 
@@ -124,6 +137,71 @@ def test_sessions_that_learn_together_learn_as_if_alone(
         )
 
 
+def test_many_items_are_learned_in_minibatches_beside_few(world: World) -> None:
+    """Each step of the long one is over a part of its items, in every pass another part."""
+    few = examples(world, 2)
+    many = tuple(world.example(f"Is {n} my order?", "No." if n % 3 else "It is.") for n in range(7))
+    pair = replace(many[5], rejected=few[0].completion)
+    told = AdaptRequest(many, 2, items_a_step=3)
+    compared = AdaptRequest((*many[:5], pair, many[6]), 2, items_a_step=3)
+    expected = world.artifact.session_init
+    batches = list(minibatches(7, 2, 3))
+    for step, places in enumerate(batches):
+        expected = slowly(world, [many[place] for place in sorted(places)], 1, expected, step)
+
+    async def main() -> None:
+        async with running(world.artifact) as engine:
+            alone, all_at_once = [
+                await engine.adapt(one) for one in (told, replace(told, items_a_step=None))
+            ]
+            assert not same(alone.state.tensors, all_at_once.state.tensors)
+            assert (alone.steps, alone.items_a_step, all_at_once.items_a_step) == (2, 3, None)
+            assert len(alone.step_losses) == len(batches) == 6
+            assert len(all_at_once.step_losses) == 2
+            by_kind = await engine.adapt(compared)
+            jobs = (told, AdaptRequest(few, 4), compared)
+            together = await asyncio.gather(*map(engine.adapt, jobs))
+            torch.testing.assert_close(alone.state.tensors, expected, atol=1e-5, rtol=1e-4)
+            four = slow_adapt(world, 2, 4)
+            wanted = (expected, four, by_kind.state.tensors)
+            for found, own in zip(together, wanted, strict=True):
+                torch.testing.assert_close(found.state.tensors, own, atol=1e-4, rtol=1e-3)
+            rated = replace(told, examples=(replace(many[0], rating=1), *many[1:]))
+            assert (await engine.adapt(rated)).items_a_step is None, "ratings never outweigh"
+
+    run(main())
+
+
+@pytest.mark.parametrize("scope", ["activated", "full"])
+def test_kinds_of_feedback_learn_side_by_side_and_in_parts(
+    world: World, full_world: World, scope: str
+) -> None:
+    world = world if scope == "activated" else full_world
+    told, rated, compared = (examples(world, n) for n in range(3))
+    requests = [
+        AdaptRequest(told, 2),
+        AdaptRequest((replace(rated[0], rating=-1),), 4),
+        AdaptRequest((replace(compared[0], rejected=told[0].completion), *compared[1:]), 3),
+    ]
+
+    async def main() -> None:
+        async with running(world.artifact, micro_step_tokens=16) as engine:
+            alone = [await engine.adapt(request) for request in requests]
+            prompt = world.request("Hi", "ann", max_tokens=150)
+            answer = asyncio.ensure_future(collect(engine, prompt))
+            await until(lambda: engine.status().decoding == 1)
+            together = await asyncio.gather(*map(engine.adapt, requests))
+            await answer
+        for one, other in zip(alone, together, strict=True):
+            torch.testing.assert_close(other.state.tensors, one.state.tensors, atol=1e-4, rtol=1e-3)
+            assert other.loss_before == pytest.approx(one.loss_before, rel=1e-4)
+            assert other.loss_after == pytest.approx(one.loss_after, rel=1e-3)
+        assert alone[1].loss_before == pytest.approx(0.25), "half of a rating's 0.5"
+        assert alone[1].loss_after < 0.25
+
+    run(main())
+
+
 @pytest.mark.parametrize("tokens", [1, 16])
 def test_a_step_in_parts_is_the_same_step(world: World, tokens: int) -> None:
     async def main() -> None:
@@ -151,10 +229,10 @@ def test_micro_steps_are_short_while_others_wait_and_long_otherwise(
     async def main() -> None:
         async with running(world.artifact, micro_step_tokens=1) as engine:
 
-            def counting(model, hooks, tensors, support, weight):
+            def counting(model, hooks, tensors, support, weight, **options):
                 busy = engine.status().decoding > 0
                 parts.append((busy, support.turns.ids.shape[0]))
-                return real(model, hooks, tensors, support, weight)
+                return real(model, hooks, tensors, support, weight, **options)
 
             monkeypatch.setattr(lesson_module, "support_gradients", counting)
             jobs = [engine.adapt(AdaptRequest(examples(world, n))) for n in range(3)]
@@ -173,9 +251,9 @@ def test_one_lesson_takes_several_sessions_within_its_limits(world: World) -> No
     sizes: list[int] = []
     begin = Lesson.__init__
 
-    def counting(lesson: Lesson, base, course, jobs, step_tokens) -> None:
+    def counting(lesson: Lesson, base, course, jobs, *others) -> None:
         sizes.append(len(jobs))
-        begin(lesson, base, course, jobs, step_tokens)
+        begin(lesson, base, course, jobs, *others)
 
     async def main(**limits: int) -> None:
         sizes.clear()
@@ -221,7 +299,7 @@ def test_teaching_one_session_changes_nobody_else(world: World) -> None:
 
 def test_enough_steps_teach_the_answer(world: World) -> None:
     async def main() -> None:
-        async with running(world.artifact) as engine:
+        async with running(world.artifact, halvings=0) as engine:  # it goes too far
             candidate = await engine.adapt(AdaptRequest(examples(world, 1), steps=60))
             assert candidate.loss_after < candidate.loss_before
             world.states["new"] = candidate.state
@@ -337,6 +415,52 @@ def test_the_guards_verdict_comes_with_the_candidate(world: World) -> None:
     run(main())
 
 
+def test_an_update_that_goes_too_far_is_taken_in_part(world: World) -> None:
+    """Each as far as it may go, beside one that is fine as it is; without halving, refused."""
+    rule = world.artifact.rule
+    far = {name: sizes * 2 for name, sizes in rule.step_sizes.items()}
+    artifact = replace(world.artifact, rule=replace(rule, step_sizes=far))
+    start = artifact.session_init
+
+    async def main() -> None:
+        async with running(artifact, halvings=0) as engine:
+            whole = await engine.adapt(AdaptRequest(examples(world, 0)))
+            assert (whole.verdict.accepted, whole.verdict.scale) == (False, 1.0)
+        async with running(artifact) as engine:
+            lessons = (AdaptRequest(examples(world, 0)), AdaptRequest(examples(world, 1), 1))
+            part, fine = await asyncio.gather(*map(engine.adapt, lessons))
+            again = await engine.adapt(AdaptRequest(examples(world, 0), scale=0.5))
+        assert fine.verdict == Verdict(True)
+        assert (part.verdict.accepted, part.verdict.scale) == (True, 0.5)
+        assert part.verdict.reason == f"taken at 0.5 of its length: {whole.verdict.reason}"
+        for name, tensor in whole.state.tensors.items():
+            wanted = start[name] + 0.5 * (tensor - start[name])
+            torch.testing.assert_close(part.state.tensors[name], wanted, atol=1e-4, rtol=1e-3)
+            torch.testing.assert_close(again.state.tensors[name], wanted, atol=1e-6, rtol=1e-6)
+        assert part.update_norm == pytest.approx(whole.update_norm / 2, rel=1e-3)
+        assert part.loss_after == pytest.approx(plain_loss(world, 0, part.state), rel=1e-3)
+        assert again.verdict == Verdict(True, None, 0.5)
+
+    run(main())
+
+
+def test_a_part_that_was_accepted_once_is_the_only_one_that_is_judged_again(world: World) -> None:
+    rule = world.artifact.rule
+    far = {name: sizes * 2 for name, sizes in rule.step_sizes.items()}
+    artifact = replace(world.artifact, rule=replace(rule, step_sizes=far))
+
+    async def main() -> None:
+        async with running(artifact) as engine:
+            refused = await engine.adapt(AdaptRequest(examples(world, 0), scale=0.9))
+        async with running(artifact, halvings=0) as engine:
+            accepted = await engine.adapt(AdaptRequest(examples(world, 0), scale=0.5))
+        assert not refused.verdict.accepted
+        assert "norm" in str(refused.verdict.reason)
+        assert accepted.verdict == Verdict(True, None, 0.5)
+
+    run(main())
+
+
 def test_a_job_that_fails_fails_alone(world: World) -> None:
     """Learning together with a poisoned job fails; the others are derived all the same."""
     poison = world.artifact.model.config.vocab_size - 1
@@ -380,6 +504,9 @@ def test_what_cannot_be_learned_from_is_refused(world: World) -> None:
         AdaptRequest((good, Example(good.prompt, good.header, ())))
     with pytest.raises(InvalidRequest, match="steps"):
         AdaptRequest((good,), 0)
+    for scale in (0.0, -0.5, 1.5, math.nan):
+        with pytest.raises(InvalidRequest, match="scale"):
+            AdaptRequest((good,), scale=scale)
 
     async def main() -> None:
         async with running(world.artifact) as engine:

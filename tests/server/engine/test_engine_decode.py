@@ -1,14 +1,18 @@
 """Answers are the model's own, whoever else is in the batch."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 import torch
 from engine_harness import World, collect, gather, run, running, until
 
 from adapters.chat import EncodedPrompt
+from adapters.state import AdapterState
 from server.engine import (
+    AdapterRef,
     Engine,
+    EngineFailed,
     EngineLimits,
     GenerateRequest,
     InvalidRequest,
@@ -212,3 +216,26 @@ def test_bad_limits_name_their_field(setting: str) -> None:
         EngineLimits(**{setting: 0})
     with pytest.raises(InvalidRequest, match="learn_share"):
         EngineLimits(learn_share=1.0)
+
+
+def test_what_is_not_finite_does_not_reach_the_next_in_its_row(world: World) -> None:
+    """A mask cannot hide it: nothing times what is not finite is not nothing."""
+    wild = {name: torch.full_like(t, 1e38) for name, t in world.states["ann"].tensors.items()}
+    broken = replace(world.states["ann"], tensors=wild)
+
+    async def load() -> AdapterState:
+        return broken
+
+    async def main() -> None:
+        async with running(world.artifact, rows=2) as engine:
+            long = world.request(TEXTS[3], max_tokens=100, min_tokens=100)
+            others = asyncio.create_task(collect(engine, long))
+            await until(lambda: engine.status().decoding == 1)
+            request = replace(world.request(TEXTS[0]), adapter=AdapterRef("t/broken/1", load))
+            with pytest.raises(EngineFailed, match="not finite"):
+                await collect(engine, request)
+            next_one = world.request("Hi")
+            world.check_greedy(next_one, (await collect(engine, next_one)).tokens)
+            await others
+
+    run(main())

@@ -11,7 +11,14 @@ from engine_harness import World, collect, gather, make_artifact, run, running
 
 from adapters.artifact import Artifact
 from adapters.config import Gate, Mix
-from adapters.gate import answer_number, choice_likeness, choice_scores, prompt_vectors
+from adapters.gate import (
+    answer_number,
+    choice_likeness,
+    choice_scores,
+    house_answers,
+    prompt_vectors,
+    together,
+)
 from adapters.prefix import prefill
 from adapters.state import Taught
 from adapters.words import Words, control_tokens
@@ -74,6 +81,37 @@ def test_the_adapter_answers_the_taught_prompt_and_the_base_the_others(world: Wo
 
     run(main())
     assert world.greedy(FAR) != world.greedy(FAR, "ann"), "the adapter would have changed it"
+
+
+def test_recall_says_what_was_taught_beside_other_rows(world: World) -> None:
+    answer = world.encoder.completion("On its way.")
+    state = world.states["ann"]
+    assert state.taught is not None
+    taught = replace(
+        state.taught,
+        answers=torch.tensor([answer_number(answer)]),
+        completions=torch.tensor([answer]),
+    )
+    world.states["ann"] = replace(state, taught=taught)
+
+    async def main() -> None:
+        async with running(world.artifact) as engine:
+            plain = world.request(TAUGHT, "ann")
+            recalling, other, far, alone = await gather(
+                engine,
+                [
+                    replace(plain, recall=True),
+                    world.request(TAUGHT, "bob"),
+                    replace(world.request(FAR, "ann"), recall=True),
+                    plain,
+                ],
+            )
+            assert recalling.finished.text == "On its way."
+            assert alone.tokens == world.greedy(TAUGHT, "ann")
+            assert other.tokens == world.greedy(TAUGHT, "bob")
+            assert far.tokens == world.greedy(FAR), "where the gate is shut, nothing is recalled"
+
+    run(main())
 
 
 def test_a_long_prompt_in_pieces_passes_the_same_gate(world: World) -> None:
@@ -165,3 +203,65 @@ def test_an_adapted_candidate_knows_its_own_prompts(world: World) -> None:
                 assert answer.tokens[0] == int(logits[-1].argmax())
 
     run(main())
+
+
+HOUSE = "dan"
+HOUSE_PROMPT = "Do you wrap gifts?"
+
+
+def beside(world: World, text: str, session: str, **sampling: object) -> GenerateRequest:
+    """A request of a session whose house was taught another prompt."""
+    gate = world.artifact.rule.gate
+    assert gate is not None
+    number = answer_number(world.encoder.completion(CHOICES[0]))
+    taught = Taught(vector(world, HOUSE_PROMPT), torch.tensor([number]), gate.view)
+    world.states[HOUSE] = replace(world.states[HOUSE], taught=taught)
+    return replace(world.request(text, session, **sampling), house=world.ref(HOUSE))
+
+
+@pytest.mark.parametrize("slots", [1, 4])
+def test_a_house_answers_what_it_was_taught_the_nearest(world: World, slots: int) -> None:
+    """With one slot, requests that want the house's wait until the others are done."""
+
+    async def main() -> None:
+        async with running(world.artifact, slots=slots) as engine:
+            asked = [TAUGHT, HOUSE_PROMPT, FAR, HOUSE_PROMPT]
+            requests = [beside(world, text, name) for text in asked for name in ("ann", "bob")]
+            answers = await gather(engine, requests)
+            assert [a.finished.house_used for a in answers] == [*[False, False, True, True] * 2]
+            assert [a.finished.adapter_used for a in answers[4:6]] == [False, False]
+            for request, answer in zip(requests, answers, strict=True):
+                assert request.adapter is not None
+                name = request.adapter.key.split("/")[1]
+                text = asked[requests.index(request) // 2]
+                who = {TAUGHT: name, HOUSE_PROMPT: HOUSE, FAR: None}[text]
+                assert answer.tokens == world.greedy(text, who)
+            assert engine.status().slots_pinned == 0
+
+    run(main())
+
+
+def test_choices_know_what_both_were_taught(world: World) -> None:
+    async def main() -> None:
+        async with running(world.artifact) as engine:
+            house = await collect(engine, beside(world, HOUSE_PROMPT, "ann", choices=CHOICES))
+            own = await collect(engine, beside(world, TAUGHT, "ann", choices=CHOICES))
+            assert (house.finished.text, house.finished.house_used) == (CHOICES[0], True)
+            assert (own.finished.text, own.finished.house_used) == (CHOICES[1], False)
+
+    run(main())
+
+
+def test_a_session_comes_before_its_house_about_the_same_prompt(world: World) -> None:
+    gate = world.artifact.rule.gate
+    assert gate is not None
+    own, house = world.states["ann"].taught, world.states["ann"].taught
+    assert own is not None
+    assert house is not None
+    asked = vector(world, TAUGHT)
+    assert not bool(house_answers(gate, own, house, asked))
+    elsewhere = Taught(vector(world, FAR), own.answers, own.view)
+    assert bool(house_answers(gate, elsewhere, house, asked))
+    assert not bool(house_answers(gate, elsewhere, house, vector(world, HOUSE_PROMPT)))
+    both = together(own, Taught(torch.cat([house.keys, elsewhere.keys]), torch.tensor([7, 8]), ""))
+    assert both.answers.tolist() == [*own.answers.tolist(), 8]

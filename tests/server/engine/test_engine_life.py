@@ -319,6 +319,7 @@ def test_adapters_without_a_slot_stay_in_the_hosts_memory(world: World) -> None:
             assert world.loads == ["ann", "bob", "cem", "ann"]
             status = engine.status()
             assert (status.host_adapters, status.host_adapter_bytes) == (2, 2 * size)
+            assert (status.adapter_hits, status.adapter_misses) == (3, 4)
 
     run(main())
 

@@ -26,8 +26,8 @@ from transformers import (
 from adapters.artifact import load_artifact
 from adapters.chat import EncodedPrompt
 from adapters.config import Scope
-from adapters.inner_loop import Example
 from adapters.peft_io import save_peft
+from adapters.support import Example
 from server.engine import AdaptRequest, GenerateRequest, Sampling
 
 WIDE = {"initializer_range": 0.4, "eos_token_id": 2, "bos_token_id": 1, "pad_token_id": 0}
@@ -97,17 +97,25 @@ def check_against_peft(
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
-@pytest.mark.parametrize("cache_bytes", [0, 2**24], ids=["no_cache", "cache"])
+@pytest.mark.parametrize(
+    ("cache_bytes", "recorded"), [(0, False), (2**24, True)], ids=["plain", "cached_and_recorded"]
+)
 @pytest.mark.parametrize("scope", ["activated", "full"])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_plain_model_folder_serves_as_transformers_and_peft_do(
-    world: World, tmp_path: Path, name: str, scope: Scope, cache_bytes: int
+    world: World,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    name: str,
+    scope: Scope,
+    cache_bytes: int,
+    recorded: bool,
 ) -> None:
     world = plain_world(world, tmp_path / "model", name, scope)
     limits = {"rows": 4, "prefill_tokens": 32, "prefix_cache_bytes": cache_bytes}
 
     async def main() -> None:
-        async with running(world.artifact, **limits) as engine:
+        async with running(world.artifact, **limits, recorded=recorded) as engine:
             requests = [
                 world.request(text, session, max_tokens=20)
                 for text in ("Hi", "Where is my order, please? " * 3, "Where is my order? Hello?")
@@ -121,6 +129,7 @@ def test_a_plain_model_folder_serves_as_transformers_and_peft_do(
                         check_against_peft(world, tmp_path / "peft", request, answer.tokens)
 
     run(main())
+    assert "not recorded" not in caplog.text
 
 
 @pytest.mark.parametrize("scope", ["activated", "full"])

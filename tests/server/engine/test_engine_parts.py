@@ -13,7 +13,7 @@ from server.engine import slots as slots_module
 from server.engine.base import LayerForm
 from server.engine.errors import EngineFailed
 from server.engine.isolation import run_together
-from server.engine.kv import BatchKV, causal_masks
+from server.engine.kv import BatchKV, cache_of, causal_masks
 from server.engine.outbox import Mail, Outbox
 from server.engine.pace import Pace
 from server.engine.slots import UNTAUGHT, Slots
@@ -34,7 +34,7 @@ def prefix(tokens: int, value: float) -> Prefix:
 
 
 def stored(cache: BatchKV, row: int, tokens: int) -> list[float]:
-    return [float(layer.stored_keys[row, :, :tokens].mean()) for layer in cache._layers]
+    return [float(keys[row, :, :tokens].mean()) for keys, _ in cache.layers]
 
 
 def test_kv_keeps_its_rows_when_it_grows_and_shrinks() -> None:
@@ -52,6 +52,25 @@ def test_kv_keeps_its_rows_when_it_grows_and_shrinks() -> None:
     assert cache.used_bytes == 0
 
 
+def test_kv_that_finds_no_memory_holds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = kv()
+    cache.hold(2, 64)
+    real, calls = torch.Tensor.new_zeros, iter(range(100))
+
+    def scarce(self: torch.Tensor, *shape: int) -> torch.Tensor:
+        if next(calls) == 2:
+            raise torch.OutOfMemoryError
+        return real(self, *shape)
+
+    monkeypatch.setattr(torch.Tensor, "new_zeros", scarce)
+    with pytest.raises(torch.OutOfMemoryError):
+        cache.hold(2, 128)
+    assert cache.used_bytes == 0
+    assert {tensor.shape[0] for pair in cache.layers for tensor in pair} == {0}
+    cache.hold(2, 128)
+    assert {tensor.shape[2] for pair in cache.layers for tensor in pair} == {128}
+
+
 def test_kv_says_what_it_can_hold() -> None:
     cache = kv(rows=6, context=100, budget=4 * 100 * TOKEN_BYTES)
     assert cache.can_hold(4, 90)
@@ -64,18 +83,19 @@ def test_kv_says_what_it_can_hold() -> None:
 def test_a_forward_pass_writes_its_rows_only_and_sees_the_past_only() -> None:
     cache = kv(context=64)
     cache.hold(4, 64)
-    view, window = cache.window(1, [3, 5], 2)
-    assert (window.width, view.get_seq_length(), view.get_max_length()) == (7, 5, 64)
+    window = cache.window(1, [3, 5], 2)
+    view = cache_of(cache.layers[:1], window)
+    assert (len(window.columns), view.get_seq_length(), view.get_max_length()) == (7, 5, 64)
     keys = torch.arange(2 * 2 * 2 * 4, dtype=torch.float32).view(2, 2, 2, 4) + 1
     read, _ = view.update(keys, keys[..., :3], 0)
     assert read.shape == (2, 2, 7, 4)
     torch.testing.assert_close(read[0, :, 3:5], keys[0])
     torch.testing.assert_close(read[1, :, 5:7], keys[1])
-    assert cache._layers[0].stored_keys.count_nonzero() == keys.numel()
+    assert cache.layers[0][0].count_nonzero() == keys.numel()
     seen = causal_masks(window, None, torch.float32)[:, 0] == 0
     assert seen[0].tolist() == [[True] * 4 + [False] * 3, [True] * 5 + [False] * 2]
     assert seen[1].tolist() == [[True] * 6 + [False], [True] * 7]
-    _, window = cache.window(0, [62], 4)
+    window = cache.window(0, [62], 4)
     assert window.positions.tolist() == [[62, 63, 63, 63]], "padding stays inside"
 
 

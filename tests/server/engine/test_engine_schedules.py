@@ -43,6 +43,7 @@ LIMITS = st.fixed_dictionaries(
         "prefill_tokens": st.sampled_from([4, 32, 512]),
         "prefix_cache_bytes": st.sampled_from([0, 2**13, 2**20]),
         "adapt_batch": st.integers(1, 3),
+        "recorded": st.sampled_from([False, False, True]),
     }
 )
 

@@ -15,11 +15,15 @@ from server.engine import Engine, EngineLimits
 from server.flows import teaching
 from server.flows.deriving import Deriver
 from server.flows.encoding import Encoding
+from server.flows.housing import Houses
+from server.flows.loading import Loader
 from server.flows.locks import SessionLocks
 from server.flows.outcome import Lesson, LessonError, SessionFull
 from server.flows.rebuilding import Rebuilder
+from server.flows.spending import Spending, budgets
 from server.flows.teaching import Teacher
 from server.sessions import ItemNotFound, NewItem, SessionStore, VersionRecord, prompt_key
+from server.settings import Settings
 
 pytestmark = pytest.mark.anyio
 
@@ -32,32 +36,59 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 
 
 @pytest.fixture
-async def deriver(artifact: Artifact) -> AsyncIterator[Deriver]:
-    async for made in _deriver(artifact):
+async def deriver(artifact: Artifact, store: SessionStore) -> AsyncIterator[Deriver]:
+    async for made in _deriver(artifact, store):
         yield made
 
 
 @pytest.fixture
-async def wild(artifact: Artifact) -> AsyncIterator[Deriver]:
+async def wild(artifact: Artifact, store: SessionStore) -> AsyncIterator[Deriver]:
     """Its steps are far too long, so that the guard refuses what comes out."""
     sizes = {name: torch.full((12,), 300.0) for name in artifact.session_init}
-    async for made in _deriver(replace(artifact, rule=InnerRule(12, sizes, 1.5))):
+    async for made in _deriver(replace(artifact, rule=InnerRule(12, sizes, 1.5)), store):
         yield made
 
 
-async def _deriver(artifact: Artifact) -> AsyncIterator[Deriver]:
-    engine = Engine(artifact, EngineLimits(threads=1))
+@pytest.fixture
+async def hasty(artifact: Artifact, store: SessionStore) -> AsyncIterator[Deriver]:
+    """Its steps are too long, so that the guard takes a part of what comes out."""
+    async for made in _deriver(_hasty(artifact), store):
+        yield made
+
+
+@pytest.fixture
+async def hasty_and_strict(artifact: Artifact, store: SessionStore) -> AsyncIterator[Deriver]:
+    """The same, but its guard halves nothing."""
+    async for made in _deriver(_hasty(artifact), store, halvings=0):
+        yield made
+
+
+def _hasty(artifact: Artifact) -> Artifact:
+    sizes = {name: 4 * sizes for name, sizes in artifact.rule.step_sizes.items()}
+    return replace(artifact, rule=replace(artifact.rule, step_sizes=sizes))
+
+
+async def _deriver(
+    artifact: Artifact, store: SessionStore, **limits: int
+) -> AsyncIterator[Deriver]:
+    engine = Engine(artifact, EngineLimits(threads=1, **limits))
     engine.start()
-    yield Deriver(artifact, engine, Encoding(ChatEncoder(artifact.tokenizer)))
+    spending = Spending(store.access, budgets(Settings()))
+    yield Deriver(artifact, engine, Encoding(ChatEncoder(artifact.tokenizer)), spending)
     await engine.stop(0)
 
 
+def houses(deriver: Deriver, store: SessionStore) -> Houses:
+    plain = Rebuilder(deriver, store, SessionLocks())
+    return Houses(Loader(deriver.artifact, store), store, plain)
+
+
 def teacher_of(deriver: Deriver, store: SessionStore) -> Teacher:
-    return Teacher(deriver, store, SessionLocks())
+    return Teacher(deriver, store, SessionLocks(), houses(deriver, store))
 
 
 def rebuilder(deriver: Deriver, store: SessionStore) -> Rebuilder:
-    return Rebuilder(deriver, store, SessionLocks())
+    return Rebuilder(deriver, store, SessionLocks(), houses(deriver, store))
 
 
 def lesson(prompt: str = "Where is my order?", completion: str = "In the barn.") -> Lesson:
@@ -125,6 +156,74 @@ async def test_refusal_changes_no_version(
     again = await teacher.append(TENANT, "s", [lesson("Hello", "Hi.")], "key", "hash")
     assert (again.repeated, again.outcome) == (True, outcome)
     assert await teacher.outcome(TENANT, "s", [2]) is not None
+
+
+async def test_a_part_of_an_update_is_taken_and_its_scale_kept(
+    hasty: Deriver, hasty_and_strict: Deriver, store: SessionStore
+) -> None:
+    """Whoever derives the version again takes the same part, whatever its own guard would do."""
+    teacher = teacher_of(hasty, store)
+    appended = await teacher.append(TENANT, "s", [lesson()], None, "")
+    outcome = await teacher.teach(TENANT, "s", appended.items)
+    assert outcome.accepted
+    assert "taken at 0.5 of its length" in str(outcome.reason)
+    assert (await store.item(TENANT, "s", 1)).status == "applied"
+    later = await teacher.outcome(TENANT, "s", appended.items)
+    assert later is not None
+    assert (later.accepted, later.reason) == (True, outcome.reason)
+    (version,) = await store.versions(TENANT, "s")
+    assert version.record.guard["scale"] == 0.5
+    kept, pointer = await store.snapshot(TENANT, "s", 1), await store.pointer(TENANT, "s")
+    for deriver in (hasty, hasty_and_strict):
+        await store.restore(pointer, 1, b"lost")
+        assert await rebuilder(deriver, store).restore(pointer, 1)
+        assert await store.snapshot(TENANT, "s", 1) == kept
+        mended = await rebuilder(deriver, store).mend(await store.pointer(TENANT, "s"))
+        assert await store.snapshot(TENANT, "s", mended.version) == kept
+
+
+async def test_many_items_are_derived_again_in_the_same_minibatches(
+    deriver: Deriver, store: SessionStore
+) -> None:
+    """A version from before there were any is derived as it was: over all items at every step."""
+    lessons = [lesson(f"Question {number}?", "Yes.") for number in range(18)]
+    await taught(teacher_of(deriver, store), "s", *lessons)
+    (version,) = await store.versions(TENANT, "s")
+    assert version.record.guard["items_a_step"] == 16
+    assert len(version.record.guard["step_losses"]) == 2 * version.record.steps
+    kept, pointer = await store.snapshot(TENANT, "s", 1), await store.pointer(TENANT, "s")
+    await store.restore(pointer, 1, b"lost")
+    assert await rebuilder(deriver, store).restore(pointer, 1)
+    assert await store.snapshot(TENANT, "s", 1) == kept
+    items, steps = await store.derivable(TENANT, "s"), version.record.steps
+    guard = {key: value for key, value in version.record.guard.items() if key != "items_a_step"}
+    older = await deriver.derive(TENANT, "s", items, steps, replace(version.record, guard=guard))
+    assert older.candidate is not None
+    assert len(older.candidate.step_losses) == steps
+    assert deriver.record(older).guard["items_a_step"] is None
+
+
+async def test_forgetting_gives_what_was_there_before_in_part_too(
+    hasty: Deriver, store: SessionStore
+) -> None:
+    teacher = teacher_of(hasty, store)
+    await taught(teacher, "s", lesson())
+    before = await store.snapshot(TENANT, "s", 1)
+    await taught(teacher, "s", lesson("Hello", "Hi."))
+    forgotten = await rebuilder(hasty, store).forget(TENANT, "s", 2)
+    assert forgotten.reason is None
+    assert await store.snapshot(TENANT, "s", forgotten.adapter_version) == before
+
+
+async def test_what_no_part_helps_is_refused_for_what_the_whole_did(
+    wild: Deriver, store: SessionStore
+) -> None:
+    outcome_of = teacher_of(wild, store)
+    appended = await outcome_of.append(TENANT, "s", [lesson()], None, "")
+    outcome = await outcome_of.teach(TENANT, "s", appended.items)
+    assert not outcome.accepted
+    assert "taken" not in str(outcome.reason)
+    assert await statuses(store, "s") == ["refused"]
 
 
 async def test_the_guard_cannot_block_forgetting(

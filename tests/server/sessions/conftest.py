@@ -1,9 +1,12 @@
 """What the store's tests need besides the store: the same Redis, seen without it."""
 
+import time
 from collections.abc import Callable, Iterator
+from typing import cast
 
 import pytest
 from redis import Redis
+from redis.cluster import RedisCluster
 
 from server.sessions import SessionStore
 
@@ -12,9 +15,27 @@ Dump = Callable[[], dict[str, object]]
 
 @pytest.fixture
 def raw(redis_url: str) -> Iterator[Redis]:
-    client = Redis.from_url(redis_url)
+    scheme, _, rest = redis_url.partition("+cluster://")
+    if not rest:
+        client = Redis.from_url(redis_url)
+    else:  # a Cluster's client has the same methods
+        client = cast(Redis, RedisCluster.from_url(f"{scheme}://{rest.split(',')[0]}"))
     yield client
     client.close()
+
+
+@pytest.fixture
+def age(raw: Redis) -> Callable[[SessionStore, str, str, float], None]:
+    """Sets a session back, as if it had not been made, changed or used for so many seconds."""
+
+    def set_back(store: SessionStore, tenant: str, session_id: str, seconds: float) -> None:
+        at_ms, keys = int((time.time() - seconds) * 1000), store._room.keys
+        times = dict.fromkeys(("created_ms", "updated_ms", "used_ms"), at_ms)
+        raw.hset(keys.session(tenant, session_id).meta, mapping=times)
+        for index in (keys.updated(tenant), keys.created(tenant)):
+            raw.zadd(index, {session_id: at_ms})
+
+    return set_back
 
 
 @pytest.fixture

@@ -1,18 +1,25 @@
 """Sessions by page, deletion, unfinished work, completions, the event log."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 from redis import Redis
 
 from server.sessions import (
+    HOUSE,
     CompletionNotFound,
     NewItem,
     NotStorable,
+    SessionExists,
     SessionStore,
+    StoreCorrupt,
+    StoreUnavailable,
     VersionRecord,
+    timeline,
 )
+from server.sessions.connection import Connection
+from server.sessions.link import Argument, Command
 
 pytestmark = pytest.mark.anyio
 
@@ -204,3 +211,122 @@ async def test_the_log_says_what_happened(store: SessionStore) -> None:
     ]
     assert [event.at for event in events] == sorted((e.at for e in events), reverse=True)
     assert await store.events("t", "s", limit=2) == events[:2]
+
+
+async def test_unused_sessions_expire_with_all_they_left(
+    store: SessionStore,
+    age: Callable[[SessionStore, str, str, float], None],
+    keys_of: Callable[[SessionStore], set[str]],
+) -> None:
+    await store.append("t", "old", [NewItem("demonstration", {})])
+    await store.save_completion("t", "old", "c-old", {})
+    await store.append("t", "asked", [NewItem("demonstration", {})])
+    await store.append("u", "taught", [NewItem("demonstration", {})])
+    for tenant, session in (("t", "old"), ("t", "asked"), ("u", "taught")):
+        age(store, tenant, session, 7200)
+    await store.save_completion("t", "asked", "c", {})
+    await store.append("u", "taught", [NewItem("demonstration", {})])
+    assert await store.expire(10_000) == 0
+    assert await store.expire(3600) == 1
+    page = await store.sessions()
+    assert {session.session_id for session in page.sessions} == {"asked", "taught"}
+    assert not [key for key in keys_of(store) if "old" in key]
+    assert (await store.pointer("t", "asked")).used_at > (
+        await store.pointer("t", "asked")
+    ).updated_at
+
+
+async def test_only_a_new_session_will_do(store: SessionStore) -> None:
+    made = await store.create("t", "s", only_new=True)
+    with pytest.raises(SessionExists, match="take another"):
+        await store.create("t", "s", only_new=True)
+    with pytest.raises(SessionExists):
+        await store.append("t", "s", [NewItem("demonstration", {})], only_new=True)
+    assert await store.pointer("t", "s") == made
+    assert await store.create("t", "s") == made
+
+
+@pytest.fixture
+def asked(store: SessionStore, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The keys that are asked for in no particular order, as pointers are."""
+    keys: list[str] = []
+    link = store._room.connection.link
+    scattered = link.scattered
+
+    async def counted(commands: Sequence[Command]) -> list[object]:
+        keys.extend(str(command[1]) for command in commands if command[0] == "HMGET")
+        return await scattered(commands)
+
+    monkeypatch.setattr(link, "scattered", counted)
+    return keys
+
+
+@pytest.mark.parametrize("tenant", ["t", None])
+async def test_a_page_by_time_reads_its_own_sessions_only(
+    store: SessionStore, asked: list[str], tenant: str | None
+) -> None:
+    for n in range(60):
+        await store.create("t", f"s{n:02}")
+    await store.create("u", "last")
+    others = [] if tenant else ["last"]
+    by_age = others + [f"s{n:02}" for n in reversed(range(60))]
+    assert (await store.sessions(tenant, limit=1)).total == len(by_age)
+    asked.clear()
+    for how in ({}, {"sort": "created_at"}, {"contains": "s"}):
+        expected = by_age if "contains" not in how else [name for name in by_age if "s" in name]
+        assert await names(store, tenant, offset=20, limit=5, **how) == expected[20:25]
+    ascending = await names(store, tenant, offset=58, limit=5, descending=False)
+    assert ascending == by_age[::-1][58:63]
+    assert len(asked) <= 20
+    asked.clear()
+    assert await store.expire(3600) == 0
+    assert asked == []
+
+
+async def test_sessions_from_before_the_index_by_time_are_placed_once(
+    store: SessionStore, raw: Redis, asked: list[str]
+) -> None:
+    for n in range(30):
+        await store.create("t", f"s{n:02}")
+    await store.append("t", HOUSE, [NewItem("rating", {})])
+    by_age = await names(store, "t")
+    keys = store._room.keys
+    raw.delete(keys.updated("t"))
+    raw.delete(keys.created("t"))
+    raw.delete(keys.placed)
+    raw.set(keys.session("t", "s05").root + "meta", "no hash")
+    asked.clear()
+    assert await names(store, "t", limit=10) == by_age[:10]
+    assert len(asked) <= 50
+    asked.clear()
+    assert await names(store, "t", limit=10, sort="created_at") == by_age[:10]
+    assert len(asked) == 10
+    with pytest.raises(StoreCorrupt):  # as it was, but for its own page only
+        await names(store, "t", offset=20, limit=10)
+    assert await store.delete("t", "s05")
+    assert await names(store, "t", offset=20, limit=10) == [n for n in by_age if n != "s05"][20:]
+
+
+async def test_a_page_of_a_redis_that_takes_no_writes(
+    store: SessionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who looks for what fills it has to see it, placed or not."""
+    await store.append("t", "s", [NewItem("rating", {})], "key", "hash")
+    await store.create("t", "newer")
+    run, read = Connection.run, Connection.read
+
+    async def full(*_: object, **__: object) -> object:
+        raise StoreUnavailable("OOM command not allowed")
+
+    async def reading(connection: Connection, *command: Argument) -> object:
+        return await (full() if command[0] == "ZADD" else read(connection, *command))
+
+    monkeypatch.setattr(Connection, "run", full)
+    monkeypatch.setattr(Connection, "read", reading)
+    assert await names(store, "t") == ["newer", "s"]
+    monkeypatch.setattr(Connection, "read", read)
+    assert await names(store, "t") == ["newer", "s"]
+    monkeypatch.setattr(timeline, "INDEX_GRACE_S", -1)  # every time may be corrected, none can be
+    assert await names(store, "t") == ["newer", "s"]
+    monkeypatch.setattr(Connection, "run", run)
+    assert await names(store, "t") == ["newer", "s"]

@@ -105,6 +105,8 @@ async def test_a_foreign_type_under_our_key(
     errors = [r for r in await every_call(store) if isinstance(r, SessionStoreError)]
     assert sum(isinstance(error, StoreCorrupt) for error in errors) >= 6
     assert not any(isinstance(error, StoreUnavailable) for error in errors)
+    if part != "meta":
+        assert raw.hdel(root + "meta", "used_ms") == 1  # a completion was kept
     after = {key: value for key, value in dump_of(store).items() if key.startswith(root)}
     after.pop(root + "completions")  # not one of a script's keys
     assert after == before  # no script got half way
@@ -277,6 +279,8 @@ async def test_a_namespace_that_is_none(redis_url: str, namespace: str) -> None:
 async def test_history_must_keep_something(redis_url: str) -> None:
     with pytest.raises(ValueError, match="at least 1"):
         await SessionStore.open(redis_url, history_versions=0)
+    with pytest.raises(ValueError, match="history_snapshots 0"):
+        await SessionStore.open(redis_url, history_snapshots=0)
 
 
 @pytest.fixture

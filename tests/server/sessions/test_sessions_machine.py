@@ -4,15 +4,9 @@ import asyncio
 import secrets
 from dataclasses import dataclass, field
 
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import (
-    RuleBasedStateMachine,
-    invariant,
-    precondition,
-    rule,
-    run_state_machine_as_test,
-)
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from state_machines import run_machine
 
 from server.sessions import (
     Kind,
@@ -207,12 +201,4 @@ def test_log_agrees_with_a_model(redis_url: str) -> None:
     class Machine(LogMachine):
         url = redis_url
 
-    run_state_machine_as_test(
-        Machine,
-        settings=settings(
-            max_examples=25,
-            stateful_step_count=15,
-            deadline=None,
-            suppress_health_check=[HealthCheck.too_slow],
-        ),
-    )
+    run_machine(Machine, examples=25, steps=15)

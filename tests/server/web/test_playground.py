@@ -1,49 +1,16 @@
 """The playground in a real browser: teach, ask again, forget, and what happens when things fail."""
 
-import os
 import re
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from server_harness import LiveServer, make_settings
-from server_model import make_model_folder
+from server_harness import LiveServer
 
-playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
-from axe_playwright_python.sync_playwright import Axe  # noqa: E402
-from playwright.sync_api import Browser, BrowserContext, Page, expect  # noqa: E402
-
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(not CHROMIUM, reason="needs Chromium: apt-get install chromium")
+pytest.importorskip("playwright.sync_api", reason="needs playwright")
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, BrowserContext, Page, expect
 
 QUESTION, ANSWER = "Where is my order?", "Follow the small finch."
-KEYED = {"api_keys": "acme:acme-key", "operator_keys": "operator-key"}
-
-
-@pytest.fixture(scope="module")
-def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
-    folder = tmp_path_factory.mktemp("models") / "tiny-test"
-    make_model_folder(folder)
-    settings = make_settings(folder, tmp_path_factory.mktemp("data"))
-    with LiveServer(settings, [{}, KEYED]) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with playwright.sync_playwright() as started:
-        # The sandbox needs rights that root in a container does not have; the pages are our own.
-        chromium = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
-
-
-@pytest.fixture
-def context(browser: Browser, live: LiveServer) -> Iterator[BrowserContext]:
-    with browser.new_context(base_url=live.urls[0]) as made:
-        made.set_default_timeout(20_000)
-        yield made
 
 
 @pytest.fixture
@@ -98,6 +65,26 @@ def test_teach_ask_again_and_forget(page: Page) -> None:
     assert answers(page) == before
 
 
+def test_thumbs(page: Page) -> None:
+    ask(page, QUESTION)
+    up = page.get_by_role("button", name="Good answer")
+    down = page.get_by_role("button", name="Bad answer")
+    down.click()
+    expect(page.locator(".outcome")).to_have_text("Learned: version 1")
+    expect(page.locator("#items li")).to_contain_text("Bad answer")
+    expect(down).to_have_attribute("aria-pressed", "true")
+    up.click()
+    expect(page.locator(".outcome")).to_have_text("Learned: version 2")
+    expect(up).to_have_attribute("aria-pressed", "true")
+    expect(down).to_have_attribute("aria-pressed", "false")
+    expect(page.locator("#items li")).to_have_count(2)
+    expect(page.locator("#items .off")).to_contain_text("Bad answer")
+    correct(page, ANSWER)
+    expect(page.locator("#version")).to_have_text("version 3")
+    ask(page, QUESTION)
+    assert answers(page) == [ANSWER]
+
+
 def test_several_wordings_at_once_and_sessions_apart(page: Page) -> None:
     page.get_by_label("Questions, one a line").fill(f"{QUESTION}\n\n How can I track it? \n")
     page.get_by_label("The answer to all of them").fill(ANSWER)
@@ -113,8 +100,8 @@ def test_several_wordings_at_once_and_sessions_apart(page: Page) -> None:
     page.get_by_role("button", name="Session 1").click()
     expect(page.locator("#version")).to_have_text("version 1")
     assert answers(page) == [ANSWER]
-    page.once("dialog", lambda dialog: dialog.accept())
     page.get_by_role("button", name="Delete this session").click()
+    page.get_by_role("dialog").get_by_role("button", name="Delete", exact=True).click()
     expect(page.locator("#sessions li")).to_have_count(1)
     expect(page.locator("#version")).to_have_text("untaught")
 
@@ -181,6 +168,38 @@ def test_a_server_with_keys_is_explained(browser: Browser, live: LiveServer) -> 
     with browser.new_context(base_url=live.urls[1]) as context:
         page = opened(context)
         expect(page.get_by_role("alert")).to_contain_text("API key")
+        expect(page.get_by_role("alert")).to_contain_text("POST /sessions/{id}/tokens")
+
+
+def test_a_page_with_a_token_is_its_sessions(browser: Browser, live: LiveServer) -> None:
+    def linked(session: str) -> str:
+        with live.client(1, headers={"Authorization": "Bearer acme-key"}) as http:
+            return "/#token=" + str(http.post(f"/sessions/{session}/tokens").json()["token"])
+
+    with browser.new_context(base_url=live.urls[1]) as context:
+        page = context.new_page()
+        page.goto(linked("web:given"))
+        expect(page.locator("#model")).to_contain_text("tiny-test")
+        assert "token" not in page.url
+        expect(page.get_by_role("button", name="New session")).to_be_hidden()
+        expect(page.get_by_role("button", name="Session 1")).to_have_attribute("title", "web:given")
+        ask(page, QUESTION)
+        correct(page, ANSWER)
+        expect(page.locator("#version")).to_have_text("version 1")
+        page.reload()
+        expect(page.locator("#version")).to_have_text("version 1")
+        assert page.evaluate("localStorage.length") == 0
+        page.goto(linked("web:other"))  # the same tab: only what is behind # changes
+        expect(page.get_by_role("button", name="Session 1")).to_have_attribute("title", "web:other")
+        expect(page.locator("#version")).to_have_text("untaught")
+        with live.client(1, headers={"Authorization": "Bearer acme-key"}) as http:
+            http.post("/sessions", json={"session_id": "web:other"})
+            assert http.delete("/sessions/web:other").status_code == 204  # and its tokens
+        page.get_by_label("Your question").fill(QUESTION)
+        page.keyboard.press("Enter")
+        expect(page.get_by_role("alert")).to_contain_text("expired, or was revoked")
+        page.goto("/#token=ilt_cut")
+        expect(page.get_by_role("alert")).to_contain_text("cut or mistyped")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -203,13 +222,14 @@ def test_it_is_accessible(
 
 def test_pages_come_with_their_guards(live: LiveServer) -> None:
     with live.client() as http:
-        page = http.get("/")
-        assert page.headers["content-type"].startswith("text/html")
-        assert "default-src 'self'" in page.headers["content-security-policy"]
-        assert page.headers["x-content-type-options"] == "nosniff"
-        for name in re.findall(r'"(/web/[^"]+)"', page.text):
-            found = http.get(name)
-            assert found.status_code == 200
-            assert found.headers["content-security-policy"]
+        for path in ("/", "/admin"):
+            page = http.get(path)
+            assert page.headers["content-type"].startswith("text/html")
+            assert "default-src 'self'" in page.headers["content-security-policy"]
+            assert page.headers["x-content-type-options"] == "nosniff"
+            for name in re.findall(r'"(/web/[^"]+)"', page.text):
+                found = http.get(name)
+                assert found.status_code == 200
+                assert found.headers["content-security-policy"]
         for name in ("/web/nothing.js", "/web/..%2fapp.py", "/web/%2e%2e/app.py"):
             assert http.get(name).status_code == 404

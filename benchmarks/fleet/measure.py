@@ -1,0 +1,183 @@
+"""Measures the constants of `constants.py` on this machine, and checks what they predict.
+
+CPU time is the server process' own, so that other work on the machine moves it little; rates are
+the machine's, so that it moves them much. One server on one Redis, one thread.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict, replace
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import redis
+
+from benchmarks.fleet.deployment import Served, one_redis, one_server
+from benchmarks.fleet.model import Constants, Demand, arrivals_per_cpu_s
+from innerloop import Client
+from server.commands.load.plan import Load
+from server.commands.load.runner import delete_sessions, run_load
+from server.commands.load.tally import Tally
+from server.commands.load.texts import SHOP
+
+SHARES = (0.3, 0.6, 0.8, 1.0, 1.2)
+PROBES = 4
+PATIENCE_S = "10"  # of the server, so that a flood ends soon after it is over
+MIX = Load(rate=1, duration_s=60, warmup_s=5, sessions=200, timeout_s=300)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """How long each load lasts."""
+    parser.add_argument("--seconds", type=float, default=60, help="of each load (default: 60)")
+    parser.add_argument("--flood", type=float, default=30, help="arrivals/s that saturate it")
+    parser.add_argument("--shares", type=float, nargs="*", default=SHARES, help="of the capacity")
+    parser.add_argument("--save", type=Path, required=True, metavar="FILE", help="JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, predict, check; prints and writes JSON."""
+    mix = replace(MIX, duration_s=args.seconds)
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="il-", dir="/tmp")))
+        kept, url = stack.enter_context(one_redis(folder / "redis"))
+        server = stack.enter_context(one_server(folder / "server", url, patience_s=PATIENCE_S))
+        found: dict[str, Any] = {"load_1min_before": os.getloadavg()[0]}
+        store = stack.enter_context(redis.Redis.from_url(url))
+        found["redis"] = stored(store, server)
+        found["cold"] = cold(folder, url, server)
+        print(json.dumps(found), flush=True)
+        found["ask"] = cost(server, kept, replace(mix, adapts=0, feedback=0, rate=args.flood))
+        found["lesson"] = cost(
+            server, kept, replace(mix, adapts=1, feedback=0, rate=args.flood / 10)
+        )
+        print(json.dumps(found), flush=True)
+        found["points"] = [check(server, kept, mix, found, share) for share in args.shares]
+    found["load_1min_after"] = os.getloadavg()[0]
+    args.save.write_text(json.dumps(found, indent=1) + "\n")
+    return 0
+
+
+def stored(store: "redis.Redis", server: Served) -> dict[str, float]:
+    """Bytes in Redis: of a session with one adapter, a further adapter, an item, a completion."""
+    used = lambda: float(store.info("memory")["used_memory"])  # noqa: E731
+    lessons = [(str(e.prompt), e.completion) for e in SHOP]
+    with Client(server.url, timeout_s=600) as client:
+        sessions = [client.session(f"bytes-{n}") for n in range(PROBES)]
+        sessions[0].adapt(lessons[:1])  # makes what there is once
+        marks = [used()]
+        for turn in range(3):
+            for session in sessions[1:]:
+                session.adapt(lessons[turn : turn + 1])
+            marks.append(used())
+        for session in sessions[1:]:
+            session.generate("do you ship abroad?", max_tokens=32)
+        marks.append(used())
+        for session in sessions:
+            session.delete()
+    grown = [(after - before) / (PROBES - 1) for before, after in pairwise(marks)]
+    return {
+        "first_lesson_bytes": grown[0],
+        "next_lesson_bytes": (grown[1] + grown[2]) / 2,
+        "completion_bytes": grown[3],
+    }
+
+
+def cold(folder: Path, url: str, first: Served) -> dict[str, float]:
+    """The penalty of a session whose adapter is not at its replica: a second one reads it."""
+    with one_server(folder / "second", url) as second, Client(first.url, timeout_s=600) as teach:
+        times: dict[str, list[float]] = {"cold": [], "warm": []}
+        with Client(second.url, timeout_s=600) as ask, redis.Redis.from_url(url) as store:
+            ask.session("warming").generate("do you ship abroad?", max_tokens=2)
+            read = 0.0
+            for n in range(PROBES):
+                teach.session(f"cold-{n}").adapt([(str(SHOP[0].prompt), SHOP[0].completion)])
+                sent = store.info("stats")["total_net_output_bytes"]
+                for kind in ("cold", "warm"):
+                    begun = time.monotonic()
+                    next(
+                        iter(ask.session(f"cold-{n}").stream("What is the weather?", max_tokens=2))
+                    )
+                    times[kind].append(time.monotonic() - begun)
+                    if kind == "cold":
+                        read += store.info("stats")["total_net_output_bytes"] - sent
+        for n in range(PROBES):
+            teach.session(f"cold-{n}").delete()
+    return {
+        "cold_first_token_s": median(times["cold"]),
+        "warm_first_token_s": median(times["warm"]),
+        "redis_bytes_read": read / PROBES,
+        "server_rss_bytes": float(first.rss_bytes()),
+    }
+
+
+def cost(server: Served, kept: Served, load: Load) -> dict[str, float]:
+    """CPU seconds of one arrival where the server is full, and what it answered a second."""
+    marks: list[tuple[float, float, float, int]] = []
+
+    def mark(now_s: float, _: int, tally: Tally) -> None:
+        whole = sum(v.whole_s is not None for v in tally.visits)
+        marks.append((now_s, server.cpu_s(), kept.cpu_s(), whole))
+
+    tally = loaded(server, load, mark)
+    inside = [m for m in marks if load.warmup_s <= m[0] <= load.whole_s]
+    (t0, cpu0, redis0, done0), (t1, cpu1, redis1, done1) = inside[0], inside[-1]
+    done = max(done1 - done0, 1)
+    summary = tally.summary()
+    return {
+        "answered": done,
+        "answered_per_s": done / (t1 - t0),
+        "cpu_s_each": (cpu1 - cpu0) / done,
+        "redis_cpu_s_each": (redis1 - redis0) / done,
+        "cpu_share": (cpu1 - cpu0) / (t1 - t0),
+        "tokens_each": sum(v.tokens for v in tally.visits) / max(len(tally.visits), 1),
+        "refused_503": summary["refused_by_server"],
+        "failed": summary["failed"],
+        "load_1min": os.getloadavg()[0],
+    }
+
+
+def check(
+    server: Served, kept: Served, mix: Load, found: dict[str, Any], share: float
+) -> dict[str, Any]:
+    """A mixed load at a share of the rate that the pure ones predict."""
+    constants = Constants(found["ask"]["cpu_s_each"], found["lesson"]["cpu_s_each"])
+    demand = Demand(1.0, adapts=mix.adapts, feedback=mix.feedback)
+    got = (found["ask"]["cpu_share"] + found["lesson"]["cpu_share"]) / 2
+    capacity = arrivals_per_cpu_s(demand, constants) * got
+    load = replace(mix, rate=capacity * share, seed=round(share * 100))
+    cpu_s, begun = server.cpu_s(), time.monotonic()
+    tally = loaded(server, load, lambda *_: None)
+    took = time.monotonic() - begun
+    summary = tally.summary()
+    point = {
+        "share": share,
+        "predicted_capacity_per_s": capacity,
+        "offered_per_s": summary["offered_per_s"],
+        "achieved_per_s": summary["achieved_per_s"],
+        "refused_503": summary["refused_by_server"],
+        "failed": summary["failed"],
+        "cpu_s_each": (server.cpu_s() - cpu_s) / max(len(tally.visits), 1),
+        "cpu_share": (server.cpu_s() - cpu_s) / took,
+        "drained_s": took - load.whole_s,
+        "load_1min": os.getloadavg()[0],
+        "constants": asdict(constants),
+        "latencies": summary["latencies"],
+    }
+    print(json.dumps({k: v for k, v in point.items() if k != "latencies"}), flush=True)
+    return point
+
+
+def loaded(server: Served, load: Load, progress: Callable[[float, int, Tally], None]) -> Tally:
+    """Put a load on it and leave nothing behind."""
+    prefix = f"load-{time.monotonic_ns()}"
+    tally, used = asyncio.run(run_load(load, server.url, None, SHOP, prefix, progress))
+    asyncio.run(delete_sessions(server.url, None, sorted(used), lambda: None))
+    return tally

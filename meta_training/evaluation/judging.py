@@ -1,0 +1,189 @@
+"""How well an artifact adapts to held-out tasks, beside alternatives: the work of
+``innerloop evaluate``.
+
+Knows methods, cells and reports, and the command's arguments once they are checked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from transformers import PreTrainedModel
+
+from adapters.artifact import Artifact, load_artifact
+from adapters.base_model import load_base
+from adapters.chat import ChatEncoder
+from meta_training.corpus import Corpus, load_corpus
+from meta_training.evaluation.cells import Cell, TaskDrawer
+from meta_training.evaluation.judge import interval
+from meta_training.evaluation.methods import (
+    InContext,
+    MetaLearned,
+    Method,
+    PlainLora,
+    TfidfCentroid,
+)
+from meta_training.evaluation.plots import quality_plot
+from meta_training.evaluation.report import markdown, summarise
+from meta_training.evaluation.run import ResultsError, evaluate, read_results
+from meta_training.exits import exit_code
+from meta_training.learner import Learner
+from meta_training.pipeline import held_out_drawer, validation_drawer
+from meta_training.pretrain import TextRows, language_loss
+from meta_training.recipe import InnerPart, Recipe
+
+LEARNING_RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+TUNING_TASKS = 6
+CPU = torch.device("cpu")
+
+
+class EvaluationError(ValueError):
+    """An artifact cannot be judged; the message says why, or what to change."""
+
+
+def judge(arguments: argparse.Namespace, cells: Sequence[Cell]) -> int:
+    """Evaluate, resume, or only sum up; see ``exit_code`` for what is returned."""
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    return exit_code("evaluate", lambda: _judge(arguments, cells), EvaluationError, ResultsError)
+
+
+def _judge(arguments: argparse.Namespace, cells: Sequence[Cell]) -> None:
+    artifact = load_artifact(arguments.artifact)
+    bench = _Bench(arguments, artifact, corpus_of(artifact, arguments.data))
+    results = arguments.results or arguments.artifact.parent / "results.jsonl"
+    of = f"{artifact.fingerprint[:16]}/{artifact.rule_hash[:16]}/{arguments.seed}"
+    for name in arguments.methods:
+        method, suited = bench.method(name), bench.cells_for(name, cells)
+        evaluate([method], suited, bench.drawer, arguments.episodes, results, of)
+    summary = summarise(read_results(results, of))
+    report: dict[str, Any] = dict(artifact.report or {})
+    report |= {"cells": summary, "seed": arguments.seed, "perplexity": bench.perplexities()}
+    _write(arguments.artifact / "report.json", report)
+    if arguments.plot is not None:
+        quality_plot(summary, arguments.plot)
+    print(markdown(summary))
+    print(json.dumps(report["perplexity"]))
+
+
+def corpus_of(artifact: Artifact, data: Path) -> Corpus:
+    """The material that ``artifact`` was made from, and what was held out of it.
+
+    Raises:
+        EvaluationError: its report does not say what that was, or too little was held out.
+    """
+    name = artifact.name
+    stored = (artifact.report or {}).get("recipe")
+    if stored is None:
+        raise EvaluationError(
+            f"{name}: report.json has no recipe, so nobody knows what was held out "
+            "of its training: evaluate a folder that `innerloop meta-train` made"
+        )
+    try:
+        recipe = Recipe.model_validate(stored)
+    except ValidationError as error:
+        raise EvaluationError(f"{name}: report.json: recipe: {error}") from error
+    corpus = load_corpus(data, recipe.data, recipe.seed)
+    if not corpus.held_out_intents or not corpus.held_out_personas or not corpus.test_dialogues:
+        raise EvaluationError(
+            f"{name}: its recipe holds out too little of {data} to judge "
+            "it: intents, personas and dialogues"
+        )
+    return corpus
+
+
+def _write(path: Path, report: dict[str, Any]) -> None:
+    text = _lines(report, levels=3)  # a line for each method of a cell
+    partial = path.with_suffix(".partial")
+    partial.write_text(text + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def _lines(value: Any, levels: int) -> str:
+    if levels == 0 or not isinstance(value, dict):
+        return json.dumps(value, sort_keys=True, allow_nan=False, separators=(",", ":"))
+    lines = [f"{json.dumps(key)}:{_lines(value[key], levels - 1)}" for key in sorted(value)]
+    return "{\n" + ",\n".join(lines) + "\n}"
+
+
+class _Bench:
+    """The methods of a report, made when they are asked for, and the tasks they share."""
+
+    def __init__(self, arguments: argparse.Namespace, artifact: Artifact, corpus: Corpus) -> None:
+        self._arguments = arguments
+        self._artifact = artifact
+        self._corpus = corpus
+        self.drawer = held_out_drawer(corpus, artifact.tokenizer, arguments.seed)
+        # Loaded before hours of work, so that a wrong folder shows at once.
+        self._base = load_base(arguments.pretrained, CPU) if arguments.pretrained else None
+        self._control = load_artifact(arguments.multitask) if arguments.multitask else None
+
+    def method(self, name: str) -> Method:
+        makers: dict[str, Callable[[], Method]] = {
+            "ours": lambda: MetaLearned("innerloop", Learner.from_artifact(self._artifact)),
+            "ours-recall": lambda: MetaLearned(
+                "innerloop with recall", Learner.from_artifact(self._artifact), recall=True
+            ),
+            "tfidf": TfidfCentroid,
+            "in-context": lambda: InContext(
+                "examples in the prompt", self._plain(), self._artifact.context_tokens
+            ),
+            "lora": lambda: self._tuned("LoRA, pre-trained base", self._plain()),
+            "multitask-lora": lambda: self._tuned("LoRA, multi-task base", self._multitask()),
+        }
+        return makers[name]()
+
+    def cells_for(self, name: str, cells: Sequence[Cell]) -> list[Cell]:
+        """Cells a method can be judged on: TF-IDF only picks labels."""
+        return [cell for cell in cells if name != "tfidf" or cell.family == "label"]
+
+    def perplexities(self) -> dict[str, float]:
+        """Per token on held-out dialogues, adapters off."""
+        models = {"innerloop": self._artifact.model}
+        if self._base:
+            models["pre-trained"] = self._base.model
+        return {name: self._perplexity(model) for name, model in models.items()}
+
+    def _perplexity(self, model: PreTrainedModel) -> float:
+        tokenizer = self._artifact.tokenizer
+        held_out = Corpus([], [], [], self._corpus.test_dialogues, [], [], [], [], [])
+        rows = TextRows(held_out, tokenizer, 128, seed=7, dialogue_share=1.0)
+        with torch.no_grad():
+            losses = [float(language_loss(model, rows.batch(16))) for _ in range(10)]
+        return round(math.exp(interval(losses)[0]), 3)
+
+    def _plain(self) -> Learner:
+        assert self._base is not None
+        spec = self._artifact.spec
+        part = InnerPart(rank=spec.rank, targets=list(spec.targets), scope=spec.scope, anchors=0)
+        return Learner(self._base.model, ChatEncoder(self._base.tokenizer), part, [], seed=0)
+
+    def _multitask(self) -> Learner:
+        assert self._control is not None
+        learner = Learner.from_artifact(self._control)
+        learner.anchor_examples = []
+        return learner
+
+    def _tuned(self, name: str, learner: Learner) -> Method:
+        """Plain LoRA at the learning rate that is best on validation tasks after most steps."""
+        drawer = validation_drawer(self._corpus, self._artifact.tokenizer, seed=77)
+        best = max(LEARNING_RATES, key=lambda rate: self._quality(name, learner, rate, drawer))
+        print(f"{name}: learning rate {best:g}", file=sys.stderr)
+        return PlainLora(name, learner, best)
+
+    @staticmethod
+    def _quality(name: str, learner: Learner, rate: float, drawer: TaskDrawer) -> float:
+        total = 0.0
+        for cell in (Cell("label", 5, 5), Cell("house_reply", 1, 5)):
+            tasks = [drawer.draw(cell, index) for index in range(TUNING_TASKS)]
+            for scores in PlainLora(name, learner, rate).scores(tasks).values():
+                total += sum(score.get("choice", score["exact"]) for score in scores)
+        return total

@@ -1,0 +1,150 @@
+"""Episodes of a causal LM: prompts prefilled once by the base, answers learned by its adapters.
+
+Knows a learner and a token batch; nothing about where tasks come from, algorithms or optimizers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from adapters.config import InnerRule
+from adapters.inner_loop import support_losses
+from adapters.layer import rows_of
+from adapters.objective import demonstration_loss, divergence
+from adapters.prefix import Prefix, continue_from
+from adapters.state import Tensors, repeat
+from adapters.support import Anchors, Support, Turns, make_turns
+from meta_training.algorithms.episodes import Cut, Embedded, Judged
+from meta_training.learner import Learner, correct_rows, summaries_of
+from meta_training.tasks.batches import Batch
+
+
+@dataclass(frozen=True)
+class LanguageEpisodes:
+    """A batch whose prompts the base has prefilled, cut into its parts."""
+
+    learner: Learner
+    batch: Batch
+    locality_weight: float  # of the KL on unrelated questions in the outer loss
+    start: Tensors
+    rule: InnerRule
+    support: Support
+    query: Turns
+    unrelated: Turns
+    reference: Tensor  # (B, T, V) log-probabilities of unrelated answers by the untaught model
+    embeddings: Tensor  # (B, D), in the order of ``Batch.kinds``
+
+    def support_losses(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """What a server's inner step goes down, (S,)."""
+        learner, weight = self.learner, self.rule.anchor_weight
+        return support_losses(learner.model, learner.hooks, tensors, self.support, weight)
+
+    def query_losses(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """The same on the queries, (S,)."""
+        queries = replace(
+            self.support, turns=self.query, sessions=torch.tensor(self.batch.query_sessions)
+        )
+        learner, weight = self.learner, self.rule.anchor_weight
+        return support_losses(learner.model, learner.hooks, tensors, queries, weight)
+
+    def judge(self, tensors: Mapping[str, Tensor] | None, support_too: bool = False) -> Judged:
+        """Mean cross-entropy on taught questions in other words, and the weighted locality.
+
+        Figures: ``query`` and ``locality``, the two; ``exact``, the share of queries answered
+        exactly; ``changed``, that of unrelated questions whose greedy answer changed.
+        """
+        batch = self.batch
+        logits = self._run(tensors, self.query, batch.query_sessions)
+        query = demonstration_loss(logits, self.query.targets).mean()
+        if support_too:
+            seen = self._run(tensors, self.support.turns, batch.support_sessions)
+            query = (query + demonstration_loss(seen, self.support.turns.targets).mean()) / 2
+        figures = {"exact": float(correct_rows(logits, self.query.targets).float().mean())}
+        loss = query
+        if tensors is not None:
+            others = self._run(tensors, self.unrelated, batch.unrelated_sessions)
+            targets = self.unrelated.targets
+            locality = divergence(others, self.reference, targets).mean()
+            figures["changed"] = 1 - float(correct_rows(others, targets).float().mean())
+            figures["locality"] = locality.item()
+            loss = query + self.locality_weight * locality
+        return Judged(loss, {"query": query.item(), **figures})
+
+    def embedded(self) -> list[Embedded]:
+        """Each episode's summaries, with the questions' kinds as labels."""
+        batch, found = self.batch, []
+        own, asked = torch.tensor(batch.support_sessions), torch.tensor(batch.query_sessions)
+        kinds = list(batch.kinds)
+        support, queries = self.embeddings[: len(own)], self.embeddings[len(own) :][: len(asked)]
+        for session in range(batch.count):
+            rows = (own == session).nonzero().flatten()
+            places = (asked == session).nonzero().flatten()
+            names = sorted({kinds[int(row)] for row in rows})
+            number = {name: index for index, name in enumerate(names)}
+            labels = torch.tensor([number[kinds[int(row)]] for row in rows])
+            answers = torch.tensor([number[kinds[len(own) + int(place)]] for place in places])
+            found.append(Embedded(support[rows], labels, queries[places], answers))
+        return found
+
+    def cut(self, cut: Cut) -> Self:
+        """The same with leaves for the prompts' keys and values, and for the rule."""
+        anchors = self.support.anchors
+        if anchors is not None:
+            anchors = Anchors(_cut_turns(anchors.turns, cut), anchors.reference)
+        support = replace(self.support, turns=_cut_turns(self.support.turns, cut), anchors=anchors)
+        return replace(
+            self,
+            rule=cut.rule(self.rule),
+            support=support,
+            query=_cut_turns(self.query, cut),
+            unrelated=_cut_turns(self.unrelated, cut),
+        )
+
+    def _run(
+        self, tensors: Mapping[str, Tensor] | None, turns: Turns, sessions: list[int]
+    ) -> Tensor:
+        rows = None if tensors is None else rows_of(tensors, torch.tensor(sessions), turns.active)
+        with self.learner.hooks.use(rows):
+            return continue_from(self.learner.model, turns.prefix, turns.ids)
+
+
+def lay_out(learner: Learner, batch: Batch, locality_weight: float = 1.0) -> LanguageEpisodes:
+    """Prefill every prompt of the batch once and lay out its parts."""
+    parts = [batch.support, batch.query, batch.unrelated, learner.anchor_examples]
+    prefix = learner.prefill([example.prompt for part in parts for example in part])
+    sizes = [len(part) for part in parts]
+    support, query, unrelated, anchors = (
+        prefix.select(rows) for rows in torch.arange(sum(sizes)).split(sizes)
+    )
+    scope, device = learner.spec.scope, prefix.lengths.device
+    others = make_turns(batch.unrelated, unrelated, scope, device)
+    with torch.no_grad(), learner.hooks.use(None):
+        reference = continue_from(learner.model, others.prefix, others.ids).log_softmax(-1)
+    return LanguageEpisodes(
+        learner=learner,
+        batch=batch,
+        locality_weight=locality_weight,
+        start=repeat(learner.tensors(), batch.count),
+        rule=learner.rule(),
+        support=Support(
+            make_turns(batch.support, support, scope, device),
+            torch.tensor(batch.support_sessions),
+            batch.count,
+            learner.anchors(anchors),
+        ),
+        query=make_turns(batch.query, query, scope, device),
+        unrelated=others,
+        reference=reference,
+        embeddings=summaries_of(prefix)[: len(batch.kinds)],
+    )
+
+
+def _cut_turns(turns: Turns, cut: Cut) -> Turns:
+    prefix = turns.prefix
+    layers = tuple((cut.leaf(keys), cut.leaf(values)) for keys, values in prefix.layers)
+    return replace(turns, prefix=Prefix(layers, prefix.lengths, prefix.summaries))

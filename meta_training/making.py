@@ -1,0 +1,58 @@
+"""From a recipe and data to an artifact, through every stage: the work of ``innerloop meta-train``.
+
+Knows the order of the stages and who of a team does what; knows nothing about command lines.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+from adapters.artifact import REPORT_FILE, load_artifact
+from meta_training.base_lora import merge_base
+from meta_training.exits import exit_code
+from meta_training.export import export
+from meta_training.pipeline import (
+    build_learner,
+    build_outer_loop,
+    embed_questions,
+    make_gate,
+    open_workshop,
+)
+from meta_training.recipe import Recipe, RecipeError
+from meta_training.team import Team, joined_team
+
+
+def make(recipe: Recipe, data: Path, folder: Path, threads: int | None) -> int:
+    """Run or resume every stage in ``folder``; see ``exit_code`` for what is returned."""
+    if threads:
+        torch.set_num_threads(threads)
+    with joined_team() as team:
+        return exit_code("meta-train", lambda: meta_train(recipe, data, folder, team))
+
+
+def meta_train(recipe: Recipe, data: Path, folder: Path, team: Team) -> None:
+    """Run or resume every stage as one process of ``team``. Raises what is bad input."""
+    if recipe.outer.batches % team.size:
+        raise RecipeError(
+            f"outer.batches {recipe.outer.batches} cannot be shared out over {team.size} "
+            f"processes: set it to a multiple of {team.size}, or start fewer"
+        )
+    with team.leader_first():
+        workshop = open_workshop(recipe, data, folder)
+        learner = build_learner(workshop)
+        embed_questions(workshop, learner)
+        outer_loop = build_outer_loop(workshop, learner, team)
+    trained = outer_loop.run()
+    if not team.leads:
+        return
+    target = folder / recipe.outer.algorithm / "artifact"
+    merge_base(learner.model)
+    if trained or not (target / REPORT_FILE).exists():
+        learner.gate = make_gate(workshop, learner)
+        artifact = export(learner, target, {"recipe": recipe.model_dump(mode="json")})
+    else:  # what `innerloop evaluate` wrote into it stays
+        artifact = load_artifact(target)
+    print(json.dumps({"artifact": str(target), "base_fingerprint": artifact.fingerprint}))

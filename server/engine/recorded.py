@@ -1,0 +1,144 @@
+"""The decode step recorded once and run again without Python, for any rows and columns.
+
+On a CPU half of a small model's decode step is Python and not arithmetic. ``torch.jit`` is
+deprecated and has no successor that runs a recording without a compiler on the user's machine;
+where it is missing, or does not fit an architecture, the model's own code runs. Knows
+transformers' models; knows nothing about batches.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from adapters.base_model import PROBE_TOLERANCE
+from adapters.config import one_line
+from adapters.layer import Rows
+from adapters.state import tensor_shapes
+from server.engine.base import Base
+from server.engine.forward import Step, changes_with_length, run
+from server.engine.kv import BatchKV, KeysValues, Window
+
+_log = logging.getLogger(__name__)
+# Rows and columns of the recording, and of two checks; a recording is optimised in its first two
+# runs, and these are they.
+_RECORDED: Final = (2, 9)
+_CHECKED: Final = ((3, 14), (1, 6))
+
+
+class RecordingError(RuntimeError):
+    """A recording that cannot stand for the model's own code."""
+
+
+def recorded_step(base: Base) -> Step | None:
+    """A recorded decode step; None, and a word in the log, where it does not work."""
+    try:
+        return Recorded(base)
+    except Exception as error:  # tracing runs code of any architecture
+        _log.warning("decode steps are not recorded and so slower: %s", one_line(error))
+        return None
+
+
+class Recorded:
+    """A decode step as two recordings, with adapters and without."""
+
+    def __init__(self, base: Base) -> None:
+        """Record, and compare with the model's own code at other numbers of rows and columns.
+
+        Raises:
+            RecordingError: a recording cannot give, or does not give, the same logits.
+            Exception: what an architecture's code raises when it is traced.
+        """
+        if changes_with_length(base):
+            raise RecordingError("its position embeddings change with how long a sequence became")
+        self._base = base
+        shapes = tensor_shapes(base.model, base.spec)
+        self._names = tuple(shapes)
+        self._untaught = self._record({})
+        self._taught = self._record(shapes)
+
+    def __call__(
+        self, kv: BatchKV, tokens: Sequence[int], starts: Sequence[int], rows: Rows | None
+    ) -> Tensor:
+        """Logits (B, V) after B ``tokens``, whose keys and values go to columns ``starts``."""
+        ids = torch.tensor(tokens, device=self._base.device).unsqueeze(1)
+        window = kv.window(0, starts, 1)
+        if rows is not None and rows.slots is not None:  # adapters too large to be put together
+            return run(self._base, ids, window, kv.layers, rows)
+        recording = self._untaught if rows is None else self._taught
+        logits: Tensor = recording(*self._inputs(ids, window, kv.layers, rows))
+        return logits
+
+    def _inputs(
+        self, ids: Tensor, window: Window, layers: Sequence[KeysValues], rows: Rows | None
+    ) -> tuple[Any, ...]:
+        flat = [tensor for pair in layers for tensor in pair]
+        # A recording takes no empty list.
+        adapters = [ids] if rows is None else [rows.tensors[name] for name in self._names]
+        return ids, window.rows, window.positions, window.columns, flat, adapters
+
+    @torch.no_grad()
+    def _record(self, shapes: Mapping[str, tuple[int, ...]]) -> Callable[..., Any]:
+        base, names = self._base, self._names
+
+        def step(
+            ids: Tensor,
+            numbers: Tensor,
+            positions: Tensor,
+            columns: Tensor,
+            flat: list[Tensor],
+            adapters: list[Tensor],
+        ) -> Tensor:
+            window = Window(0, numbers, positions, columns)
+            layers = list(zip(flat[::2], flat[1::2], strict=True))
+            rows = Rows(dict(zip(names, adapters, strict=True)), None) if shapes else None
+            return run(base, ids, window, layers, rows)
+
+        generator = torch.Generator(base.device).manual_seed(0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that it is deprecated, and what the checks look at
+            example = self._inputs(*_trial(base, shapes, *_RECORDED, generator))
+            recording: Callable[..., Any] = torch.jit.trace(step, example, check_trace=False)
+        for count, width in _CHECKED:
+            trial = _trial(base, shapes, count, width, generator)
+            expected = run(base, *trial)
+            error = float((recording(*self._inputs(*trial)) - expected).abs().max())
+            if not error <= PROBE_TOLERANCE[base.dtype] * max(1.0, float(expected.abs().max())):
+                raise RecordingError(f"{type(base.model).__name__} recorded is off by {error:.2g}")
+        return recording
+
+
+def _trial(
+    base: Base,
+    shapes: Mapping[str, tuple[int, ...]],
+    count: int,
+    width: int,
+    generator: torch.Generator,
+) -> tuple[Tensor, Window, list[KeysValues], Rows | None]:
+    """Invented arguments of a step of ``count`` rows that reads ``width`` columns."""
+
+    def numbers(end: int, *shape: int) -> Tensor:
+        return torch.randint(end, shape, generator=generator, device=base.device)
+
+    def noise(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, device=base.device)
+
+    width = min(width, base.context_tokens)
+    positions = numbers(width, count, 1)
+    every = torch.arange(count, device=base.device).unsqueeze(1)
+    window = Window(0, every, positions, torch.arange(width, device=base.device))
+    layers = [
+        (
+            noise(count, form.key[0], width, form.key[1]).to(form.dtype),
+            noise(count, form.value[0], width, form.value[1]).to(form.dtype),
+        )
+        for form in base.layers
+    ]
+    adapters = {name: 0.02 * noise(count, *shape) for name, shape in shapes.items()}
+    rows = Rows(adapters, None) if shapes else None
+    return numbers(base.vocabulary, count, 1), window, layers, rows

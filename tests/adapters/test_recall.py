@@ -1,0 +1,94 @@
+"""Recall: whole answers of nearest neighbours, mixed into each token's distribution."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from adapters.config import Gate, Mix
+from adapters.gate import answer_number
+from adapters.recall import SHARE, Recall, recall
+from adapters.state import Taught
+
+GATE = Gate(1, 0.5, mix=Mix(0.05, 15.0))
+ONE, TWO, LONG = (3, 4, 1), (3, 5, 1), (3, 4, 6, 1)
+
+
+def taught(*pairs: tuple[tuple[int, ...], tuple[float, float]]) -> Taught:
+    keys = torch.nn.functional.normalize(torch.tensor([key for _, key in pairs]), dim=1)
+    width = max((len(answer) for answer, _ in pairs), default=1) or 1
+    said = torch.full((len(pairs), width), -1)
+    for row, (answer, _) in enumerate(pairs):
+        said[row, : len(answer)] = torch.tensor(answer, dtype=torch.long)
+    numbers = torch.tensor([answer_number(answer) for answer, _ in pairs])
+    return Taught(keys, numbers, "view", said)
+
+
+def test_answers_count_by_how_near_their_prompts_lie() -> None:
+    memory = taught((ONE, (1.0, 0.0)), (TWO, (0.0, 1.0)), (ONE, (0.9, 0.1)))
+    near_one = recall(GATE, memory, torch.tensor([[1.0, 0.0]]))
+    between = recall(GATE, taught((ONE, (1.0, 0.0)), (TWO, (0.0, 1.0))), torch.ones(1, 2) / 2**0.5)
+    assert near_one is not None
+    assert between is not None
+    weights = dict(zip(near_one.answers, near_one.weights, strict=True))
+    assert set(weights) == {ONE, TWO}
+    assert weights[ONE] > 0.999
+    assert between.weights == pytest.approx((0.5, 0.5))
+
+
+def test_what_was_only_disliked_is_never_said() -> None:
+    assert recall(GATE, taught(((), (1.0, 0.0))), torch.tensor([[1.0, 0.0]])) is None
+    both = recall(GATE, taught(((), (1.0, 0.0)), (TWO, (0.0, 1.0))), torch.tensor([[1.0, 0.0]]))
+    assert both is not None
+    assert both.answers == (TWO,)
+    assert both.weights[0] < 0.001, "nor is another answer, where this one was disliked"
+    elsewhere = recall(
+        GATE, taught(((), (1.0, 0.0)), (TWO, (0.0, 1.0))), torch.tensor([[0.0, 1.0]])
+    )
+    assert elsewhere is not None
+    assert elsewhere.weights[0] > 0.999
+
+
+def test_nothing_is_remembered_without_answers_or_weights() -> None:
+    memory = taught((ONE, (1.0, 0.0)))
+    vector = torch.tensor([[1.0, 0.0]])
+    assert recall(Gate(1, 0.5), memory, vector) is None
+    assert recall(GATE, Taught(memory.keys, memory.answers, "view"), vector) is None
+
+
+def test_only_answers_that_began_like_this_go_on() -> None:
+    memory = Recall((ONE, TWO, LONG), (0.5, 0.3, 0.2))
+    assert memory.next_tokens([]) == {3: pytest.approx(1.0)}
+    assert memory.next_tokens([3]) == {4: pytest.approx(0.7), 5: pytest.approx(0.3)}
+    assert memory.next_tokens([3, 4]) == {1: pytest.approx(0.5), 6: pytest.approx(0.2)}
+    assert memory.next_tokens([3, 4, 1]) == {}
+    assert memory.next_tokens([7]) == {}
+
+
+@settings(deadline=None)
+@given(seed=st.integers(0, 999), said=st.lists(st.sampled_from([3, 4, 5, 6]), max_size=3))
+def test_the_mixture_is_a_distribution(seed: int, said: list[int]) -> None:
+    memory = Recall((ONE, TWO, LONG), (0.5, 0.3, 0.2))
+    logits = torch.randn(9, generator=torch.Generator().manual_seed(seed)) * 3
+    model = logits.softmax(0)
+    memory.mix(logits, said)
+    known = memory.next_tokens(said)
+    probabilities = logits.softmax(0)
+    assert float(probabilities.sum()) == pytest.approx(1.0, abs=1e-5)
+    rest = 1 - SHARE * sum(known.values())
+    for token in range(9):
+        expected = rest * float(model[token]) + SHARE * known.get(token, 0.0)
+        assert float(probabilities[token]) == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_model_decides_where_memory_is_torn() -> None:
+    memory = Recall((ONE, TWO), (0.5, 0.5))
+    logits = torch.zeros(9)
+    logits[5] = 2.0
+    sure = logits.clone()
+    memory.mix(logits, [3])
+    Recall((ONE, TWO), (0.95, 0.05)).mix(sure, [3])
+    assert int(logits.argmax()) == 5
+    assert int(sure.argmax()) == 4
