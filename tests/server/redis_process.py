@@ -1,5 +1,6 @@
 """redis-server processes that belong to no innerloop: alone, as a Cluster, or under a Sentinel."""
 
+import random
 import signal
 import socket
 import subprocess
@@ -13,25 +14,37 @@ import redis
 from server.sessions.binary import find_binary
 
 SLOTS = 16384
+_random = random.SystemRandom()  # not one that every worker seeds alike
 
 
 class RedisProcess:
-    """One redis-server on a port that it keeps."""
+    """One redis-server on a port that it keeps; `within` may lead to a network of its own."""
 
-    def __init__(self, folder: Path, *options: str, port: int = 0, **environment: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *options: str,
+        port: int = 0,
+        host: str = "127.0.0.1",
+        within: Sequence[str] = (),
+        **environment: str,
+    ) -> None:
         self.folder = folder
         self.port = port or free_port()
+        self.host = host
+        self.within = within
         self.options = options
         self.environment = environment
         self.binary: Path | None = None  # the usual one
         self.process: subprocess.Popen[bytes] | None = None
-        self.client = redis.Redis(port=self.port, socket_timeout=10)
+        self.client = redis.Redis(host, self.port, socket_timeout=10)
 
     def start(self, *arguments: str) -> None:
         """Start it, again where it was started before, and wait until it answers."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        command = [str(self.binary or find_binary().path), *arguments, "--port", str(self.port)]
-        command += ["--bind", "127.0.0.1", "--dir", str(self.folder), *self.options]
+        binary = str(self.binary or find_binary().path)
+        command = [*self.within, binary, *arguments, "--port", str(self.port)]
+        command += ["--bind", self.host, "--dir", str(self.folder), *self.options]
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
                 command, stdout=log, stderr=log, env=self.environment or None
@@ -144,17 +157,16 @@ def move_slot(slot: int, source: RedisProcess, target: RedisProcess, pause_s: fl
 
 
 def free_port() -> int:
-    """A port whose companion, 10000 above, is free for a Cluster's gossip too."""
+    """A port whose companion, 10000 above, is free for a Cluster's gossip too.
+
+    Below those that the system gives to connections: it may give such a one to any process
+    before a server has bound it, and while a server that comes back is away.
+    """
     while True:
-        with socket.socket() as first, socket.socket() as second:
-            first.bind(("127.0.0.1", 0))
-            port = int(first.getsockname()[1])
-            if port > 50000:
-                continue
-            try:
-                second.bind(("127.0.0.1", port + 10000))
-            except OSError:
-                continue
+        port = _random.randrange(10_000, 22_000)
+        with socket.socket() as first, socket.socket() as second, suppress(OSError):
+            first.bind(("127.0.0.1", port))
+            second.bind(("127.0.0.1", port + 10_000))
             return port
 
 
