@@ -21,7 +21,8 @@ from adapters.state import Tensors, take
 from benchmarks.policies import Steps, policies
 from benchmarks.trial import Record, Trial, TrialError, arguments, open_trial, percent, table
 from meta_training.evaluation.cells import Cell, Task
-from meta_training.evaluation.judge import Judge, interval
+from meta_training.evaluation.intervals import interval
+from meta_training.evaluation.judge import Judge
 from meta_training.learner import Learner
 from meta_training.tasks.batches import encode_turn
 from meta_training.tasks.families import Turn

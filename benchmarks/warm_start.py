@@ -21,7 +21,8 @@ from adapters.artifact import ArtifactError, load_artifact
 from adapters.inner_loop import adapt
 from adapters.state import Tensors, repeat
 from meta_training.evaluation.cells import Cell, Task, TaskDrawer
-from meta_training.evaluation.judge import Judge, interval
+from meta_training.evaluation.intervals import interval
+from meta_training.evaluation.judge import Judge
 from meta_training.evaluation.judging import EvaluationError, corpus_of
 from meta_training.learner import Learner
 from meta_training.pipeline import make_families, validation_drawer

@@ -3,15 +3,32 @@
 from __future__ import annotations
 
 import argparse
-from importlib.util import find_spec
 from pathlib import Path
 
 from meta_training.arguments import need, positive, refused
 from meta_training.evaluation.cells import CELLS, Cell
 
 DESCRIPTION = "Score an artifact on held-out tasks, beside the plain alternatives."
-NEEDED = {"in-context": "pretrained", "lora": "pretrained", "multitask-lora": "multitask"}
-METHODS = ("ours", "ours-recall", "tfidf", "in-context", "lora", "multitask-lora")
+NEEDED = {
+    "frozen": "pretrained",
+    "in-context": "pretrained",
+    "lora": "pretrained",
+    "multitask-lora": "multitask",
+}
+METHODS = {
+    "ours": "the adapter after its inner steps",
+    "ours-recall": "the same with the memory of what was taught, as a server answers",
+    "ours-prompt": "the same with the examples in the prompt as well",
+    "tfidf": "nearest centroid of TF-IDF (labels only, as all up to `frozen`)",
+    "prototypical": "nearest class mean of the artifact's hidden states",
+    "matching": "attention over the examples' hidden states",
+    "siamese": "nearest example by hidden states",
+    "frozen": "nearest class mean of the pre-trained base's hidden states",
+    "in-context": "the pre-trained base with the examples in the prompt",
+    "lora": "LoRA and AdamW on the pre-trained base, step size tuned on validation tasks",
+    "multitask-lora": "the same on the multi-task control's base",
+}
+DEFAULT = [name for name in METHODS if name not in ("matching", "siamese")]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,10 +38,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pretrained", type=Path, help="the base before meta-training (controls)")
     parser.add_argument("--multitask", type=Path, help="the multi-task control's artifact")
     parser.add_argument("--episodes", type=positive, default=200, help="tasks a cell")
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        choices=list(METHODS),
+        default=DEFAULT,
+        metavar="METHOD",
+        help="; ".join(f"{name}: {what}" for name, what in METHODS.items())
+        + " (default: all but matching and siamese)",
+    )
     parser.add_argument("--cells", nargs="+", default=[], help="only cells with these words")
     parser.add_argument("--threads", type=positive, help="CPU threads (default all)")
     parser.add_argument("--seed", type=int, default=1000, help="of the tasks drawn")
+    parser.add_argument(
+        "--page", type=Path, help="page with all plots and tables (default ARTIFACT/../report.html)"
+    )
     parser.add_argument(
         "--plot", type=Path, help="draw quality against examples here (.svg, .png or .pdf)"
     )
@@ -34,12 +62,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Evaluate, resume, or only sum up; writes ``report.json`` into the artifact.
+    """Evaluate, resume, or only sum up; writes ``report.json`` into the artifact, and a page.
 
     Raises:
         ModuleNotFoundError: a package of the extra is missing.
     """
-    need("sklearn", "sacrebleu")
+    need("sklearn", "sacrebleu", "matplotlib")
     try:
         cells = _cells(arguments)
     except ValueError as error:
@@ -60,6 +88,4 @@ def _cells(arguments: argparse.Namespace) -> list[Cell]:
             raise ValueError(
                 f"method {name} needs --{option}: give its folder, or name other --methods"
             )
-    if arguments.plot is not None and find_spec("matplotlib") is None:
-        raise ValueError("--plot needs matplotlib: pip install 'innerloop[train]'")
     return cells

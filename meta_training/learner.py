@@ -6,6 +6,7 @@ Knows the adapters package and a transformers model; knows nothing about tasks o
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import takewhile
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from adapters.chat import ChatEncoder, user_turn
 from adapters.config import Anchor, Gate, InnerRule, LoraSpec
 from adapters.layer import LoraHooks, Rows
 from adapters.objective import IGNORE
-from adapters.prefix import Continuation, Prefix, continue_from, prefill
+from adapters.prefix import Continuation, Prefix, continue_from, pad, prefill
 from adapters.state import initial_tensors
 from adapters.support import Anchors, Example, make_turns
 from meta_training.recipe import InnerPart
@@ -86,6 +87,19 @@ class Learner(Starting):
     def prefill(self, prompts: Sequence[Sequence[int]]) -> Prefix:
         """Prefill B prompts with gradients, their summaries with them."""
         return prefill(self.model, prompts, self.model.device, self.summary_layer)
+
+    def prefill_alike(self, prompts: Sequence[Sequence[int]]) -> Prefix:
+        """Prefill prompts that begin with the same history, computing that once; no summaries."""
+        columns = zip(*(prompt[:-1] for prompt in prompts), strict=False)
+        shared = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
+        if not shared:
+            return self.prefill(prompts)
+        history = self.prefill([prompts[0][:shared]])
+        rows = torch.zeros(len(prompts), dtype=torch.long)
+        rest = Continuation(self.model, history.select(rows))
+        asked = [prompt[shared:] for prompt in prompts]
+        rest.extend(pad(asked, 0, rows.device))
+        return rest.prefix(torch.tensor([len(ids) for ids in asked]))
 
     def summaries(self, prompts: Sequence[Sequence[int]]) -> Tensor:
         """(B, D) what the last layer sees at each prompt's last token, with gradients."""

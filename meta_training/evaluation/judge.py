@@ -5,13 +5,12 @@ Knows a learner (base, hooks, encoder) and tasks; knows nothing about how adapte
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from adapters.chat import user_turn
 from adapters.config import Gate
@@ -24,7 +23,7 @@ from adapters.gate import (
 )
 from adapters.layer import rows_of
 from adapters.objective import IGNORE, demonstration_loss, divergence
-from adapters.prefix import Continuation, Prefix, continue_from, pad
+from adapters.prefix import Prefix, continue_from
 from adapters.recall import SHARE, Recall, recall
 from adapters.state import Taught, Tensors
 from adapters.support import Example, Support, Turns, make_turns
@@ -44,14 +43,16 @@ class Group:
     """Rows of turns, the session each belongs to, and whether its adapter answers (B,).
 
     ``untaught``: (B, T, V) logits with adapters off; what is said where a gate stays closed.
-    ``recalls``: what the memory says to each row, where it is asked.
+    ``vectors``: (B, E) how the gate sees what is asked. ``recalls``: what the memory says to each
+    row, where it is asked.
     """
 
     turns: Turns
     sessions: Tensor
     opened: Tensor
     untaught: Tensor
-    recalls: Sequence[Recall | None] = ()
+    vectors: Tensor | None
+    recalls: Sequence[Recall | None]
 
 
 class Judge:
@@ -67,8 +68,9 @@ class Judge:
     ) -> None:
         """Prefill all prompts.
 
-        ``histories`` go before a task's queries (in-context examples). With ``recall``, what was
-        taught for prompts like the one asked is mixed into every token, by ``share``.
+        ``histories`` go before a task's queries (in-context examples); a gate sees the question
+        without them, as in serving. With ``recall``, what was taught for prompts like the one
+        asked is mixed into every token, by ``share``.
         """
         self._recall = recall
         self._share = share
@@ -92,7 +94,8 @@ class Judge:
             self.support = self._support([e for e, _ in support], [s for _, s in support])
             self._query_prefix = self._prefill([e for e, _ in query])
             self._query_examples = [e for e, _ in query]
-            self._query = self._group(query, self._query_prefix)
+            questions = [turn.question for task in tasks for turn in task.episode.query]
+            self._query = self._group(questions, query, self._query_prefix)
             self._options = [
                 [encoder.completion(choice) for choice in task.episode.choices] for task in tasks
             ]
@@ -103,17 +106,18 @@ class Judge:
         """One dict of figures per task under stacked ``adapters`` (S first); None is adapter off.
 
         Where the learner has a gate, the untaught model answers what the gate keeps out.
-        ``exact``: share of queries whose greedy answer is the target. ``choice``: share whose best
-        choice is the target, as served; ``choice_model`` and ``choice_memory`` by the model or by
-        the gate's memory alone (label only). ``chrf``: persona only. ``changed``: share of
-        unrelated questions whose greedy answer changed, ``changed_first`` in its first token
-        already; ``kl``: nats per token there. ``opened`` and ``opened_else``: share of queries and
-        of unrelated questions that the gate let through.
+        ``exact``: share of queries whose greedy answer is the target. Label only: ``choice``, share
+        whose best choice is the target, as served; ``choice_model`` and ``choice_memory``, by the
+        model or by the gate's memory alone; ``confidence``, the probability of the best choice, and
+        ``brier``, the squared error of all choices' (Brier 1950). Persona only:
+        ``chrf``. ``changed``: share of unrelated questions whose greedy answer changed,
+        ``changed_first`` in its first token already; ``kl``: nats per token there. ``opened`` and
+        ``opened_else``: share of queries and of unrelated questions that the gate let through.
         """
         figures = {"exact": (self.exact(adapters).float(), self._query)}
         if self._tasks[0].episode.choices:
-            for name, right in self.choices(adapters).items():
-                figures[name] = (right.float(), self._query)
+            for name, values in self.choices(adapters).items():
+                figures[name] = (values.float(), self._query)
         if self._tasks[0].episode.family == "persona" and not self._recall:
             figures["chrf"] = (self._chrf(adapters), self._query)
         others = self._logits(adapters, self._unrelated)
@@ -148,7 +152,10 @@ class Judge:
 
     @torch.no_grad()
     def choices(self, adapters: Tensors | None) -> dict[str, Tensor]:
-        """(B,) whether each query's target is its best choice, by each of three scores."""
+        """(B,) whether each query's target is its best choice, by each of three scores.
+
+        ``confidence`` and ``brier`` are of the probabilities that are served.
+        """
         gate, logprobs = self._learner.gate, self.choice_logprobs(adapters)
         scores = {"choice": logprobs}
         if gate is not None and gate.mix is not None and adapters is not None:
@@ -156,47 +163,44 @@ class Judge:
             mixed = choice_scores(gate.mix, likeness, logprobs)
             scores = {"choice": mixed, "choice_model": logprobs, "choice_memory": likeness}
         targets = self.choice_targets()
-        return {name: rows.argmax(1) == targets for name, rows in scores.items()}
+        found = {name: rows.argmax(1) == targets for name, rows in scores.items()}
+        shares = scores["choice"].softmax(1)
+        errors = shares - one_hot(targets, shares.shape[1])
+        return {**found, "confidence": shares.amax(1), "brier": errors.square().sum(1)}
 
     def _asked(self, session: int, question: str) -> list[dict[str, str]]:
         return self._histories[session] + user_turn(question)
 
     def _prefill(self, examples: Sequence[Example]) -> Prefix:
         prompts = [example.prompt for example in examples]
-        if len(self._tasks) > 1 or not any(self._histories) or self._learner.gate is not None:
+        if len(self._tasks) > 1 or not any(self._histories):
             return self._learner.prefill(prompts)
-        return prefill_alike(self._learner, prompts)
+        return self._learner.prefill_alike(prompts)
 
-    def _group(self, pairs: Sequence[tuple[Example, int]], prefix: Prefix) -> Group:
+    def _group(
+        self, questions: Sequence[str], pairs: Sequence[tuple[Example, int]], prefix: Prefix
+    ) -> Group:
         learner, device = self._learner, prefix.lengths.device
         turns = make_turns([example for example, _ in pairs], prefix, learner.spec.scope, device)
-        sessions = torch.tensor([s for _, s in pairs], device=device)
+        owners = [s for _, s in pairs]
+        sessions = torch.tensor(owners, device=device)
         with learner.hooks.use(None):
             untaught = continue_from(learner.model, turns.prefix, turns.ids)
-        examples = [example for example, _ in pairs]
-        opened = self._opened(examples, sessions, prefix)
-        return Group(turns, sessions, opened, untaught, self._recalls(examples, sessions, prefix))
-
-    def _recalls(
-        self, examples: Sequence[Example], sessions: Tensor, prefix: Prefix
-    ) -> list[Recall | None]:
-        gate = self._learner.gate
-        if gate is None or not self._recall:
-            return []
-        rows = zip(sessions.tolist(), self._vectors(gate, examples, prefix).split(1), strict=True)
-        return [recall(gate, self._memories[s], asked, self._share) for s, asked in rows]
-
-    def _opened(self, examples: Sequence[Example], sessions: Tensor, prefix: Prefix) -> Tensor:
-        gate = self._learner.gate
+        gate = learner.gate
         if gate is None:
-            return torch.ones_like(sessions, dtype=torch.bool)
-        rows = zip(sessions.tolist(), self._vectors(gate, examples, prefix).split(1), strict=True)
-        return torch.cat([gate_opens(gate, self._memories[s].keys, asked) for s, asked in rows])
+            return Group(turns, sessions, torch.ones_like(sessions).bool(), untaught, None, [])
+        vectors = self._vectors(gate, questions, prefix)
+        rows = list(zip((self._memories[s] for s in owners), vectors.split(1), strict=True))
+        opened = torch.cat([gate_opens(gate, known.keys, asked) for known, asked in rows])
+        recalls = [recall(gate, known, asked, self._share) for known, asked in rows]
+        recalls = recalls if self._recall else []
+        return Group(turns, sessions, opened, untaught, vectors, recalls)
 
-    @staticmethod
-    def _vectors(gate: Gate, examples: Sequence[Example], prefix: Prefix) -> Tensor:
-        prompts = [example.prompt for example in examples]
-        return prompt_vectors(gate, summaries_of(prefix), prompts)
+    def _vectors(self, gate: Gate, questions: Sequence[str], prefix: Prefix) -> Tensor:
+        encoder = self._learner.encoder
+        prompts = [encoder.prompt(user_turn(question)).prefix for question in questions]
+        alone = self._learner.prefill(prompts) if any(self._histories) else prefix
+        return prompt_vectors(gate, summaries_of(alone), prompts)
 
     def _support(self, examples: list[Example], sessions: list[int]) -> Support:
         learner = self._learner
@@ -218,19 +222,21 @@ class Judge:
         """The unrelated questions as they are asked, and what the untaught model says to them."""
         encoder = self._learner.encoder
         asked = [(question, s) for s, task in enumerate(self._tasks) for question in task.unrelated]
-        plain = [encoder.example(user_turn(question), "") for question, _ in asked]
+        questions = [question for question, _ in asked]
+        plain = [encoder.example(user_turn(question), "") for question in questions]
         answers = self._learner.greedy(plain, ANSWER_TOKENS)
         alone, after_history = [], []
         for (question, s), example, answer in zip(asked, plain, answers, strict=True):
             alone.append((Example(example.prompt, example.header, answer), s))
             prompt = encoder.prompt(self._asked(s, question))
             after_history.append((Example(prompt.prefix, prompt.header, answer), s))
-        untaught = self._group(alone, self._prefill([example for example, _ in alone]))
+        prefix = self._learner.prefill([example.prompt for example, _ in alone])
+        untaught = self._group(questions, alone, prefix)
         reference = untaught.untaught.log_softmax(-1)
         if not any(self._histories):
             return untaught, reference
         prefix = self._prefill([example for example, _ in after_history])
-        return self._group(after_history, prefix), reference
+        return self._group(questions, after_history, prefix), reference
 
     def _logits(self, adapters: Tensors | None, group: Group) -> Tensor:
         if adapters is None or not bool(group.opened.any()):
@@ -259,8 +265,8 @@ class Judge:
     @torch.no_grad()
     def choice_likeness(self, gate: Gate) -> Tensor:
         """(B, C) what the gate's memory says to each query's choices."""
-        asked = self._vectors(gate, self._query_examples, self._query_prefix)
-        pairs = zip(self._query.sessions.tolist(), asked.split(1), strict=True)
+        assert self._query.vectors is not None
+        pairs = zip(self._query.sessions.tolist(), self._query.vectors.split(1), strict=True)
         return torch.cat(
             [choice_likeness(gate, self._memories[s], row, self._options[s]) for s, row in pairs]
         )
@@ -316,29 +322,6 @@ def _mix(logits: Tensor, targets: Sequence[int], recalled: Recall | None) -> Non
             said.append(target)
 
 
-def prefill_alike(learner: Learner, prompts: Sequence[Sequence[int]]) -> Prefix:
-    """Prefill prompts that begin with the same history, computing that once; no summaries."""
-    columns = zip(*(prompt[:-1] for prompt in prompts), strict=False)
-    shared = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
-    if not shared:
-        return learner.prefill(prompts)
-    history = learner.prefill([prompts[0][:shared]])
-    rows = torch.zeros(len(prompts), dtype=torch.long)
-    rest = Continuation(learner.model, history.select(rows))
-    asked = [prompt[shared:] for prompt in prompts]
-    rest.extend(pad(asked, 0, rows.device))
-    return rest.prefix(torch.tensor([len(ids) for ids in asked]))
-
-
 def with_untaught(adapters: Tensors) -> Tensors:
     """Stacked adapters with one more slot at the end that changes nothing."""
     return {n: torch.cat([t, t.new_zeros(1, *t.shape[1:])]) for n, t in adapters.items()}
-
-
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Mean over tasks and the half width of its 95% interval (normal approximation)."""
-    mean = sum(values) / len(values)
-    if len(values) < 2:
-        return mean, math.nan
-    variance = sum((value - mean) ** 2 for value in values) / (len(values) - 1)
-    return mean, 1.96 * math.sqrt(variance / len(values))

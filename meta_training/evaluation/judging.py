@@ -21,25 +21,30 @@ from transformers import PreTrainedModel
 from adapters.artifact import Artifact, load_artifact
 from adapters.base_model import load_base
 from adapters.chat import ChatEncoder
+from meta_training.algorithms.metric import Matching, Prototypical, Siamese
 from meta_training.corpus import Corpus, load_corpus
 from meta_training.evaluation.cells import Cell, TaskDrawer
-from meta_training.evaluation.judge import interval
+from meta_training.evaluation.intervals import interval
 from meta_training.evaluation.methods import (
     InContext,
     MetaLearned,
     Method,
+    NearestTaught,
     PlainLora,
+    Shown,
     TfidfCentroid,
 )
-from meta_training.evaluation.plots import quality_plot
-from meta_training.evaluation.report import markdown, summarise
+from meta_training.evaluation.page import render
+from meta_training.evaluation.plots import examples_figure, save
+from meta_training.evaluation.report import ADAPTER, SERVED, differences, markdown, summarise
 from meta_training.evaluation.run import ResultsError, evaluate, read_results
 from meta_training.exits import exit_code
 from meta_training.learner import Learner
 from meta_training.pipeline import held_out_drawer, validation_drawer
 from meta_training.pretrain import TextRows, language_loss
-from meta_training.recipe import InnerPart, Recipe
+from meta_training.recipe import InnerPart, OuterPart, Recipe
 
+LABELS_ONLY = ("tfidf", "prototypical", "matching", "siamese", "frozen")
 LEARNING_RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 TUNING_TASKS = 6
 CPU = torch.device("cpu")
@@ -64,12 +69,18 @@ def _judge(arguments: argparse.Namespace, cells: Sequence[Cell]) -> None:
     for name in arguments.methods:
         method, suited = bench.method(name), bench.cells_for(name, cells)
         evaluate([method], suited, bench.drawer, arguments.episodes, results, of)
-    summary = summarise(read_results(results, of))
+    rows = read_results(results, of)
+    summary = summarise(rows)
+    best = SERVED if any(row["method"] == SERVED for row in rows) else ADAPTER
+    served = (best, f"{artifact.rule.steps} steps")
     report: dict[str, Any] = dict(artifact.report or {})
-    report |= {"cells": summary, "seed": arguments.seed, "perplexity": bench.perplexities()}
+    report |= {"cells": summary, "differences": differences(rows, served)}
+    report |= {"seed": arguments.seed, "perplexity": bench.perplexities()}
     _write(arguments.artifact / "report.json", report)
+    page = arguments.page or results.with_name("report.html")
+    _replace(page, render(report, artifact.name, served))
     if arguments.plot is not None:
-        quality_plot(summary, arguments.plot)
+        save(examples_figure(summary), arguments.plot)
     print(markdown(summary))
     print(json.dumps(report["perplexity"]))
 
@@ -101,9 +112,12 @@ def corpus_of(artifact: Artifact, data: Path) -> Corpus:
 
 
 def _write(path: Path, report: dict[str, Any]) -> None:
-    text = _lines(report, levels=3)  # a line for each method of a cell
-    partial = path.with_suffix(".partial")
-    partial.write_text(text + "\n", encoding="utf-8")
+    _replace(path, _lines(report, levels=3) + "\n")  # a line for each method of a cell
+
+
+def _replace(path: Path, text: str) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
     partial.replace(path)
 
 
@@ -128,22 +142,33 @@ class _Bench:
 
     def method(self, name: str) -> Method:
         makers: dict[str, Callable[[], Method]] = {
-            "ours": lambda: MetaLearned("innerloop", Learner.from_artifact(self._artifact)),
-            "ours-recall": lambda: MetaLearned(
-                "innerloop with recall", Learner.from_artifact(self._artifact), recall=True
+            "ours": lambda: MetaLearned(ADAPTER, self._ours()),
+            "ours-recall": lambda: MetaLearned(SERVED, self._ours(), recall=True),
+            "ours-prompt": lambda: MetaLearned(
+                f"{SERVED} and the examples in the prompt", self._ours(), True, self._shown()
             ),
             "tfidf": TfidfCentroid,
-            "in-context": lambda: InContext(
-                "examples in the prompt", self._plain(), self._artifact.context_tokens
+            "prototypical": lambda: NearestTaught(
+                "nearest prototype, this base", self._ours(), Prototypical()
             ),
+            "matching": lambda: NearestTaught(
+                "matching network, this base", self._ours(), Matching(self._outer().sharpness)
+            ),
+            "siamese": lambda: NearestTaught(
+                "siamese network, this base", self._ours(), Siamese(self._outer().margin)
+            ),
+            "frozen": lambda: NearestTaught(
+                "nearest prototype, pre-trained base", self._plain(), Prototypical()
+            ),
+            "in-context": lambda: InContext("examples in the prompt", self._plain(), self._shown()),
             "lora": lambda: self._tuned("LoRA, pre-trained base", self._plain()),
             "multitask-lora": lambda: self._tuned("LoRA, multi-task base", self._multitask()),
         }
         return makers[name]()
 
     def cells_for(self, name: str, cells: Sequence[Cell]) -> list[Cell]:
-        """Cells a method can be judged on: TF-IDF only picks labels."""
-        return [cell for cell in cells if name != "tfidf" or cell.family == "label"]
+        """Cells a method can be judged on: some only pick labels."""
+        return [cell for cell in cells if name not in LABELS_ONLY or cell.family == "label"]
 
     def perplexities(self) -> dict[str, float]:
         """Per token on held-out dialogues, adapters off."""
@@ -159,6 +184,15 @@ class _Bench:
         with torch.no_grad():
             losses = [float(language_loss(model, rows.batch(16))) for _ in range(10)]
         return round(math.exp(interval(losses)[0]), 3)
+
+    def _ours(self) -> Learner:
+        return Learner.from_artifact(self._artifact)
+
+    def _outer(self) -> OuterPart:
+        return Recipe.model_validate((self._artifact.report or {})["recipe"]).outer
+
+    def _shown(self) -> Shown:
+        return Shown(self._artifact.tokenizer, self._artifact.context_tokens)
 
     def _plain(self) -> Learner:
         assert self._base is not None

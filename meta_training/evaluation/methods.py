@@ -13,12 +13,15 @@ import numpy as np
 import torch
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.pipeline import FeatureUnion
+from transformers import PreTrainedTokenizerBase
 
 from adapters.inner_loop import inner_step, support_losses
 from adapters.state import Tensors, repeat
+from meta_training.algorithms.metric import Metric
 from meta_training.evaluation.cells import Task
 from meta_training.evaluation.judge import Judge, Scores
 from meta_training.learner import Learner
+from meta_training.tasks.batches import encode_turn
 
 INNER_STEPS = (0, 1, 3, 5, 10)
 LORA_STEPS = (5, 50)
@@ -38,26 +41,45 @@ class Method(Protocol):
 class MetaLearned:
     """The artifact: session_init and the learned inner steps."""
 
-    checkpoints = tuple(f"{step} steps" for step in INNER_STEPS)
+    def __init__(
+        self, name: str, learner: Learner, recall: bool = False, shown: Shown | None = None
+    ) -> None:
+        """Adapt ``learner`` by its own inner rule; judge after as many steps as that has, too.
 
-    def __init__(self, name: str, learner: Learner, recall: bool = False) -> None:
-        """Adapt ``learner`` by its own inner rule; answer with ``recall`` or without."""
+        Args:
+            name: of the method, in reports.
+            learner: what adapts.
+            recall: answer with the memory of what was taught beside the adapter.
+            shown: the examples are in the prompt as well.
+        """
         self.name = name
         self._learner = learner
         self._recall = recall
+        self._shown = shown
+        self._steps = sorted({*INNER_STEPS, learner.rule().steps})
+        self.checkpoints = tuple(f"{step} steps" for step in self._steps)
 
     def scores(self, tasks: Sequence[Task]) -> dict[str, Scores]:
-        """Scores after 0, 1, 3, 5 and 10 inner steps."""
+        """Scores after 0, 1, 3, 5 and 10 inner steps, and the rule's own."""
+        if self._shown is None:
+            return self._scores(Judge(self._learner, tasks, recall=self._recall), len(tasks))
+        # One by one: a judge of one task computes its examples once for all its questions.
+        parts = [
+            self._scores(Judge(self._learner, [task], [self._shown.turns(task)], self._recall), 1)
+            for task in tasks
+        ]
+        return {place: [part[place][0] for part in parts] for place in self.checkpoints}
+
+    def _scores(self, judge: Judge, count: int) -> dict[str, Scores]:
         learner = self._learner
-        judge = Judge(learner, tasks, recall=self._recall)
         with torch.no_grad():
-            tensors: Tensors = repeat(learner.tensors(), len(tasks))
+            tensors: Tensors = repeat(learner.tensors(), count)
             rule = learner.rule()
         scores = {}
-        for step in range(max(INNER_STEPS) + 1):
-            if step in INNER_STEPS:
+        for step in range(self._steps[-1] + 1):
+            if step in self._steps:
                 scores[f"{step} steps"] = judge.score(tensors)
-            if step == max(INNER_STEPS):
+            if step == self._steps[-1]:
                 break
             sizes = {name: size.detach() for name, size in rule.sizes_at(step).items()}
             weight = torch.as_tensor(rule.anchor_weight).detach()
@@ -116,33 +138,68 @@ class PlainLora:
 
 
 class InContext:
-    """The examples as earlier turns of the chat, as many as fit the context; no adapter."""
+    """The examples in the prompt; no adapter."""
 
     checkpoints: tuple[str, ...] = ("prompt",)
 
-    def __init__(self, name: str, learner: Learner, context_tokens: int) -> None:
+    def __init__(self, name: str, learner: Learner, shown: Shown) -> None:
         """Prompt ``learner``'s base."""
         self.name = name
         self._learner = learner
-        self._room_tokens = context_tokens - 96  # left for the question and its answer
+        self._shown = shown
 
     def scores(self, tasks: Sequence[Task]) -> dict[str, Scores]:
         """Scores of the prompt with examples."""
-        # One by one: a judge of one task computes its examples once for all its questions.
-        judges = (Judge(self._learner, [task], [self._history(task)]) for task in tasks)
+        judges = (Judge(self._learner, [task], [self._shown.turns(task)]) for task in tasks)
         return {"prompt": [judge.score(None)[0] for judge in judges]}
 
-    def _history(self, task: Task) -> list[dict[str, str]]:
+
+class Shown:
+    """Examples as earlier turns of the chat, as many as fit the context."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, context_tokens: int) -> None:
+        """Fill a context of that size, up to what a question and its answer need."""
+        self._tokenizer = tokenizer
+        self._room_tokens = context_tokens - 96
+
+    def turns(self, task: Task) -> list[dict[str, str]]:
+        """A task's support as messages, from its first example on."""
         messages: list[dict[str, str]] = []
-        tokenizer = self._learner.encoder.tokenizer
         used = 0
         for turn in task.episode.support:
-            used += len(tokenizer(turn.question + turn.answer)["input_ids"]) + 6
+            used += len(self._tokenizer(turn.question + turn.answer)["input_ids"]) + 6
             if used > self._room_tokens:
                 break
             messages.append({"role": "user", "content": turn.question})
             messages.append({"role": "assistant", "content": turn.answer})
         return messages
+
+
+class NearestTaught:
+    """A label by what the prompts' hidden states lie near to; no adapter, no gate."""
+
+    checkpoints: tuple[str, ...] = ("-",)
+
+    def __init__(self, name: str, learner: Learner, metric: Metric) -> None:
+        """Compare the summaries of ``learner``'s base by ``metric``."""
+        self.name = name
+        self._learner = learner
+        self._metric = metric
+
+    def scores(self, tasks: Sequence[Task]) -> dict[str, Scores]:
+        """Share of queries whose best class is right."""
+        return {"-": [{"choice": self._accuracy(task)} for task in tasks]}
+
+    @torch.no_grad()
+    def _accuracy(self, task: Task) -> float:
+        support, query = task.episode.support, task.episode.query
+        prompts = [encode_turn(turn, self._learner.encoder).prompt for turn in (*support, *query)]
+        vectors = self._learner.summaries(prompts)
+        kinds = sorted({turn.kind for turn in support})
+        labels = torch.tensor([kinds.index(turn.kind) for turn in support])
+        known, asked = vectors.split((len(support), len(query)))
+        best = self._metric.scores(known, labels.to(known.device), asked).argmax(1).tolist()
+        return float(np.mean([kinds[i] == turn.kind for i, turn in zip(best, query, strict=True)]))
 
 
 class TfidfCentroid:

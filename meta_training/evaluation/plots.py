@@ -1,26 +1,27 @@
-"""Quality against the number of examples, drawn from a report's cells.
+"""A report's numbers drawn: quality against examples, inner steps, and answers left alone.
 
 Knows a summary's numbers; knows nothing about models. matplotlib is only imported when it draws.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from meta_training.evaluation.report import Summary
+from meta_training.evaluation.report import ADAPTER, SERVED, Summary, right_figure, steps_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 STEPS: Final = "5 steps"
-SERVED: Final = ("innerloop with recall", STEPS)
-OURS: Final = ("innerloop", STEPS)
 LORA: Final = ("LoRA, pre-trained base", STEPS)
 TFIDF: Final = ("TF-IDF nearest centroid", "-")
 SHOTS: Final = (1, 3, 5)
-COLOURS: Final = ("#3d4cc9", "#11704a", "#b3261e")
+COLOURS: Final = ("#3d4cc9", "#11704a", "#b3261e", "#8a5a00", "#6b2f86", "#0b7285", "#565c76")
+MARKS: Final = "osD^vPX"
 REPLIES: Final = {
     "one reply": "house_reply 1-way",
     "three replies at once": "house_reply 3-way",
@@ -31,70 +32,214 @@ LABELS: Final = {
     "10 labels": "label 10-way",
     "20 labels": "label 20-way",
 }
+PANELS: Final = 3  # a row
 
 
-def quality_plot(summary: Summary, path: Path) -> None:
-    """Draw what is there of every family at 1, 3 and 5 examples; the suffix says the format.
+def examples_figure(summary: Summary) -> Figure:
+    """Quality against the number of examples: every family at 1, 3 and 5 of them."""
+    figure, (left, right) = _figure(1, 2, 9, 3.6)
+    _families(left, summary, REPLIES, "Free answers, exactly right", (SERVED, STEPS), LORA)
+    _families(right, summary, LABELS, "Labels picked from choices", (ADAPTER, STEPS), TFIDF)
+    left.set_ylabel("% of other wordings")
+    return figure
 
-    Raises:
-        ImportError: matplotlib is not installed.
-    """
+
+def steps_figure(summary: Summary) -> Figure | None:
+    """Quality against inner steps: every cell, methods that take none as a line across."""
+    return _cells(summary, _steps_panel, "% right")
+
+
+def trade_figure(summary: Summary) -> Figure | None:
+    """What was taught, answered right, against what was not taught, answered differently."""
+    told = {cell: methods for cell, methods in summary.items() if _has({cell: methods}, "changed")}
+    return _cells(told, _trade_panel, "% right")
+
+
+def calibration_figure(summary: Summary) -> Figure | None:
+    """How often the best choice is right against the probability that it was given."""
+    if not _has(summary, "confidence"):
+        return None
+    figure, (axes,) = _figure(1, 1, 4.6, 4.2)
+    for number, (method, points) in enumerate(_methods(summary).items()):
+        found = [
+            (100 * point["confidence"]["mean"], 100 * point["choice"]["mean"])
+            for cell, checkpoint in points
+            if (point := summary[cell][method][checkpoint]).get("confidence", {}).get("mean")
+        ]
+        if found:
+            sure, right = zip(*found, strict=True)
+            axes.plot(sure, right, MARKS[number % 7], color=COLOURS[number % 7], label=method)
+    axes.plot([0, 100], [0, 100], "-", color="#c5c9d8", zorder=0)
+    axes.set_xlabel("mean probability of the best choice, %")
+    axes.set_ylabel("best choice right, %")
+    axes.set_xlim(0, 100)
+    axes.set_ylim(0, 100)
+    axes.legend(fontsize=8, loc="lower right", frameon=False)
+    return figure
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure; the suffix says the format. Equal numbers give equal bytes."""
     import matplotlib
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    # Equal numbers give equal bytes.
-    with matplotlib.rc_context({"svg.hashsalt": "innerloop", "font.size": 10}):
-        figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.6), sharey=True)
-        _panel(left, summary, REPLIES, "exact", "Free answers, exactly right", SERVED, LORA)
-        _panel(right, summary, LABELS, "choice", "Labels picked from choices", OURS, TFIDF)
-        left.set_ylabel("% of other wordings")
-        figure.tight_layout()
+    with matplotlib.rc_context({"svg.hashsalt": "innerloop"}):
         figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
-        pyplot.close(figure)
 
 
-def _panel(
+def svg(figure: Figure) -> str:
+    """A figure as the text of an SVG file."""
+    import matplotlib
+
+    text = StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": "innerloop"}):
+        figure.savefig(text, format="svg", metadata={"Date": None})
+    return text.getvalue()
+
+
+def _figure(rows: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="tight")
+    panels = figure.subplots(rows, columns, squeeze=False)
+    axes = [each for row in panels for each in row]
+    for each in axes:
+        each.grid(axis="y", alpha=0.3)
+        for side in ("top", "right"):
+            each.spines[side].set_visible(False)
+    return figure, axes
+
+
+def _families(
     axes: Axes,
     summary: Summary,
     families: dict[str, str],
-    name: str,
     title: str,
     ours: tuple[str, str],
     other: tuple[str, str],
 ) -> None:
-    for colour, (label, family) in zip(COLOURS, families.items(), strict=True):
+    for colour, (label, family) in zip(COLOURS, families.items(), strict=False):
         for method, line in ((ours, "-"), (other, ":")):
-            points = [_point(summary, f"{family} {shots}-shot", method, name) for shots in SHOTS]
-            _line(axes, points, colour, line, label if method is ours else None)
+            points = [
+                summary.get(f"{family} {shots}-shot", {}).get(method[0], {}).get(method[1], {})
+                for shots in SHOTS
+            ]
+            pairs = zip(SHOTS, (point.get(right_figure(family)) for point in points), strict=True)
+            _line(axes, list(pairs), colour, f"o{line}", label if method is ours else None)
     axes.plot([], [], ":", color="#565c76", label=", ".join(part for part in other if part != "-"))
     axes.set_title(title, fontsize=11)
     axes.set_xlabel("examples of each")
     axes.set_xticks(SHOTS)
     axes.set_ylim(0, 100)
-    axes.grid(axis="y", alpha=0.3)
     axes.legend(fontsize=8, loc="lower right", frameon=False)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
 
 
 def _line(
-    axes: Axes, points: Sequence[dict[str, Any] | None], colour: str, line: str, label: str | None
+    axes: Axes,
+    points: Sequence[tuple[float, dict[str, Any] | None]],
+    colour: str,
+    style: str,
+    label: str | None,
 ) -> None:
     known = [
-        (shots, 100 * point["mean"], 100 * (point["ci95"] or 0.0))
-        for shots, point in zip(SHOTS, points, strict=True)
+        (place, 100 * point["mean"], 100 * (point["ci95"] or 0.0))
+        for place, point in points
         if point is not None and point["mean"] is not None
     ]
     if known:
-        shots, means, halves = zip(*known, strict=True)
+        places, means, halves = zip(*known, strict=True)
         axes.errorbar(
-            shots, means, halves, fmt=f"o{line}", color=colour, label=label, markersize=4, capsize=2
+            places, means, halves, fmt=style, color=colour, label=label, markersize=4, capsize=2
         )
 
 
-def _point(
-    summary: Summary, cell: str, method: tuple[str, str], name: str
-) -> dict[str, Any] | None:
-    return summary.get(cell, {}).get(method[0], {}).get(method[1], {}).get(name)
+Panel = Callable[["Axes", str, dict[str, dict[str, dict[str, Any]]], list[str]], None]
+
+
+def _cells(summary: Summary, panel: Panel, label: str) -> Figure | None:
+    """A panel a cell; a method has the same colour in each, told once below them."""
+    if not summary:
+        return None
+    cells = sorted(summary)
+    rows = -(-len(cells) // PANELS)
+    names = list(_methods(summary))
+    figure, axes = _figure(rows, min(PANELS, len(cells)), 9.6, 2.7 * rows + 0.6)
+    for each in axes[len(cells) :]:
+        each.set_visible(False)
+    for cell, each in zip(cells, axes, strict=False):
+        panel(each, cell, summary[cell], names)
+        each.set_title(cell, fontsize=9)
+        each.set_ylim(0, 101)
+    axes[0].set_ylabel(label)
+    handles = {
+        text: handle
+        for each in axes
+        for handle, text in zip(*each.get_legend_handles_labels(), strict=True)
+    }
+    shown = [name for name in names if name in handles]
+    figure.legend(
+        [handles[name] for name in shown],
+        shown,
+        loc="outside lower center",
+        ncols=3,
+        fontsize=8,
+        frameon=False,
+    )
+    return figure
+
+
+def _steps_panel(
+    axes: Axes, cell: str, methods: dict[str, dict[str, dict[str, Any]]], names: list[str]
+) -> None:
+    right = right_figure(cell)
+    for method, points in methods.items():
+        number = names.index(method)
+        colour, mark = COLOURS[number % 7], MARKS[number % 7]
+        taken = sorted(points, key=steps_of)
+        if set(taken) <= {"-", "prompt"}:
+            mean = points[taken[0]].get(right, {}).get("mean")
+            if mean is not None:
+                axes.axhline(100 * mean, ls="--", lw=1.2, color=colour, label=method)
+        else:
+            known = [(steps_of(checkpoint), points[checkpoint].get(right)) for checkpoint in taken]
+            _line(axes, known, colour, mark + "-", method)
+    axes.set_xscale("symlog", linthresh=10)
+    axes.set_xticks([0, 1, 3, 5, 10, 50], ["0", "1", "3", "5", "10", "50"])
+    axes.set_xlabel("steps", fontsize=8)
+
+
+def _trade_panel(
+    axes: Axes, cell: str, methods: dict[str, dict[str, dict[str, Any]]], names: list[str]
+) -> None:
+    right = right_figure(cell)
+    for method, points in methods.items():
+        number = names.index(method)
+        point = points.get(STEPS) or points.get("prompt") or {}
+        if point.get("changed") is None or point.get(right, {}).get("mean") is None:
+            continue
+        axes.errorbar(
+            100 * point["changed"]["mean"],
+            100 * point[right]["mean"],
+            100 * (point[right]["ci95"] or 0.0),
+            100 * (point["changed"]["ci95"] or 0.0),
+            fmt=MARKS[number % 7],
+            color=COLOURS[number % 7],
+            label=method,
+            markersize=6,
+        )
+    axes.set_xlim(-1, 101)
+    axes.set_xlabel("unrelated answers changed, %", fontsize=8)
+
+
+def _has(summary: Summary, figure: str) -> bool:
+    found = (points for methods in summary.values() for points in methods.values())
+    return any(figure in point for points in found for point in points.values())
+
+
+def _methods(summary: Summary) -> dict[str, list[tuple[str, str]]]:
+    """Every method, in the order of the report, with where it was judged after `STEPS` or alone."""
+    found: dict[str, list[tuple[str, str]]] = {}
+    for cell, methods in summary.items():
+        for method, points in methods.items():
+            places = found.setdefault(method, [])
+            places += [(cell, one) for one in (STEPS, "-", "prompt") if one in points]
+    return found

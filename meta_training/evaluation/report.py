@@ -1,4 +1,4 @@
-"""Sums results up: means with 95% intervals, as ``report.json`` and as Markdown tables.
+"""Sums results up: means with 95% intervals and differences, as ``report.json`` and as tables.
 
 Knows the lines a run keeps; knows nothing about models.
 """
@@ -7,17 +7,23 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, Final
 
-from meta_training.evaluation.judge import interval
+from meta_training.evaluation.intervals import interval, paired_bootstrap
 
-TASKS = "tasks"
+TASKS: Final = "tasks"
+SERVED: Final = "innerloop with recall"  # free answers, as a server gives them
+ADAPTER: Final = "innerloop"
+COMPARED: Final = ("choice", "exact", "changed")
+
 Summary = dict[str, dict[str, dict[str, dict[str, Any]]]]
 TITLES = {
     "choice": "accuracy %",
     "choice_model": "accuracy, adapter alone %",
     "choice_memory": "accuracy, memory alone %",
+    "confidence": "probability of the best %",
+    "brier": "Brier score",
     "exact": "exactly right %",
     "chrf": "chrF",
     "changed": "unrelated answers changed %",
@@ -26,7 +32,8 @@ TITLES = {
     "opened_else": "gate opened, unrelated %",
     "kl": "KL, nats/token",
 }
-PERCENT = TITLES.keys() - {"kl"}
+PERCENT = TITLES.keys() - {"kl", "brier"}
+_Place = tuple[str, str, str, str]  # cell, method, checkpoint, figure
 
 
 def summarise(rows: Iterable[dict[str, Any]]) -> Summary:
@@ -34,13 +41,8 @@ def summarise(rows: Iterable[dict[str, Any]]) -> Summary:
 
     The mean is None where a method diverged, the interval also where there is one task only.
     """
-    values: dict[tuple[str, str, str, str], dict[int, float]] = defaultdict(dict)
-    for row in rows:
-        for figure, value in row["figures"].items():
-            key = (row["cell"], row["method"], row["checkpoint"], figure)
-            values[key][row["task"]] = math.nan if value is None else value
     summary: Summary = {}
-    for (cell, method, checkpoint, figure), by_task in values.items():
+    for (cell, method, checkpoint, figure), by_task in _by_task(rows).items():
         mean, half = interval(list(by_task.values()))
         place = summary.setdefault(cell, {}).setdefault(method, {}).setdefault(checkpoint, {})
         place[figure] = {"mean": _finite(mean), "ci95": _finite(half)}
@@ -48,39 +50,91 @@ def summarise(rows: Iterable[dict[str, Any]]) -> Summary:
     return summary
 
 
-def _finite(value: float) -> float | None:
-    return round(value, 4) if math.isfinite(value) else None
+def differences(rows: Iterable[dict[str, Any]], served: tuple[str, str]) -> Summary:
+    """How much better than the others a method is at a checkpoint, on tasks that both have.
+
+    cell -> method -> checkpoint -> figure -> {mean, low, high, tasks}: ``served`` minus the other,
+    with the paired bootstrap's 95% interval. A figure is left out where either diverged on a task.
+    """
+    values = _by_task(rows)
+    found: Summary = {}
+    for (cell, method, place, figure), others in values.items():
+        own = values.get((cell, *served, figure), {})
+        if method == served[0] or figure not in COMPARED:
+            continue
+        pairs = [own[task] - other for task, other in sorted(others.items()) if task in own]
+        if not pairs or not math.isfinite(sum(pairs)):
+            continue
+        low, high = paired_bootstrap(pairs)
+        found.setdefault(cell, {}).setdefault(method, {}).setdefault(place, {})[figure] = {
+            "mean": _finite(sum(pairs) / len(pairs)),
+            "low": _finite(low),
+            "high": _finite(high),
+            TASKS: len(pairs),
+        }
+    return found
 
 
-def markdown(summary: Summary, figures: Sequence[str] = tuple(TITLES)) -> str:
-    """One table a cell: a line per method and checkpoint, a column per figure the cell has."""
-    parts = []
-    for cell, methods in summary.items():
-        have = {f for points in methods.values() for point in points.values() for f in point}
-        columns = [figure for figure in figures if figure in have]
-        parts.append(f"### {cell}\n")
-        parts.append("| method | " + " | ".join(TITLES[c] for c in columns) + " | tasks |")
-        parts.append("|---|" + "---|" * (len(columns) + 1))
-        for method, points in methods.items():
-            for checkpoint, point in sorted(points.items(), key=lambda item: _steps(item[0])):
-                name = method if checkpoint == "-" else f"{method}, {checkpoint}"
-                cells = [_text(column, point.get(column)) for column in columns]
-                parts.append(f"| {name} | " + " | ".join(cells) + f" | {point[TASKS]} |")
-        parts.append("")
-    return "\n".join(parts)
+def right_figure(cell: str) -> str:
+    """The figure that says how much of a cell is answered right."""
+    return "choice" if cell.startswith("label") else "exact"
 
 
-def _steps(checkpoint: str) -> int:
+def steps_of(checkpoint: str) -> int:
     """How many steps a checkpoint is after; as text, 10 would come before 3."""
     first = checkpoint.split()[0]
     return int(first) if first.isdecimal() else 0
 
 
-def _text(figure: str, value: dict[str, Any] | None) -> str:
+def columns(methods: dict[str, dict[str, dict[str, Any]]]) -> list[str]:
+    """The figures that a cell has, in the order of tables."""
+    have = {f for points in methods.values() for point in points.values() for f in point}
+    return [figure for figure in TITLES if figure in have]
+
+
+def lines(methods: dict[str, dict[str, dict[str, Any]]]) -> list[tuple[str, dict[str, Any]]]:
+    """A cell's methods and checkpoints in the order of tables, named."""
+    return [
+        (method if checkpoint == "-" else f"{method}, {checkpoint}", point)
+        for method, points in methods.items()
+        for checkpoint, point in sorted(points.items(), key=lambda item: steps_of(item[0]))
+    ]
+
+
+def text(figure: str, value: dict[str, Any] | None) -> str:
+    """A figure with its interval; a dash where there is none."""
     if value is None or value["mean"] is None:
         return "–"
     scale = 100 if figure in PERCENT else 1
     digits = 1 if figure in PERCENT else 3
-    text = f"{value['mean'] * scale:.{digits}f}"
+    shown = f"{value['mean'] * scale:.{digits}f}"
     half = value["ci95"]
-    return text if half is None else f"{text} ± {half * scale:.{digits}f}"
+    return shown if half is None else f"{shown} ± {half * scale:.{digits}f}"
+
+
+def markdown(summary: Summary) -> str:
+    """One table a cell: a line per method and checkpoint, a column per figure the cell has."""
+    parts = []
+    for cell, methods in summary.items():
+        figures = columns(methods)
+        parts.append(f"### {cell}\n")
+        parts.append("| method | " + " | ".join(TITLES[c] for c in figures) + " | tasks |")
+        parts.append("|---|" + "---|" * (len(figures) + 1))
+        for name, point in lines(methods):
+            cells = [text(figure, point.get(figure)) for figure in figures]
+            parts.append(f"| {name} | " + " | ".join(cells) + f" | {point[TASKS]} |")
+        parts.append("")
+    return "\n".join(parts)
+
+
+def _by_task(rows: Iterable[dict[str, Any]]) -> dict[_Place, dict[int, float]]:
+    values: dict[_Place, dict[int, float]] = defaultdict(dict)
+    for row in rows:
+        for figure, value in row["figures"].items():
+            place = (row["cell"], row["method"], row["checkpoint"], figure)
+            values[place][row["task"]] = math.nan if value is None else value
+    return values
+
+
+def _finite(value: float) -> float | None:
+    return round(value, 4) if math.isfinite(value) else None

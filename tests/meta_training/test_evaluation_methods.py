@@ -17,6 +17,7 @@ from adapters.artifact import load_artifact
 from adapters.chat import user_turn
 from adapters.inner_loop import adapt
 from adapters.state import repeat
+from meta_training.algorithms.metric import Matching, Prototypical, Siamese
 from meta_training.corpus import Corpus
 from meta_training.evaluation.cells import (
     CELLS,
@@ -32,7 +33,9 @@ from meta_training.evaluation.methods import (
     InContext,
     MetaLearned,
     Method,
+    NearestTaught,
     PlainLora,
+    Shown,
     TfidfCentroid,
 )
 from meta_training.learner import Learner
@@ -147,11 +150,11 @@ def test_examples_in_the_prompt_leave_room_for_the_answer(
     learner: Learner, large: TaskDrawer, cell: Cell
 ) -> None:
     context_tokens = 256
-    method = InContext("prompt", learner, context_tokens)
     tokenizer = learner.encoder.tokenizer
+    examples = Shown(tokenizer, context_tokens)
     for index in range(3):
         task = large.draw(cell, index)
-        history = method._history(task)
+        history = examples.turns(task)
         shown = [message["content"] for message in history]
         taught = [text for turn in task.episode.support for text in (turn.question, turn.answer)]
         assert shown == taught[: len(shown)]
@@ -172,7 +175,7 @@ def test_every_method_scores_what_it_promises(learner: Learner, held_out: TaskDr
     methods: list[Method] = [
         MetaLearned("ours", learner),
         PlainLora("lora", learner, 1e-2),
-        InContext("prompt", learner, 256),
+        InContext("prompt", learner, Shown(learner.encoder.tokenizer, 256)),
     ]
     plain, persona = Cell("house_reply", 1, 1), Cell("persona", 2, 1)
     for cell, judged in ((plain, methods), (persona, methods[2:])):
@@ -186,6 +189,35 @@ def test_every_method_scores_what_it_promises(learner: Learner, held_out: TaskDr
                 wanted |= {"chrf"} if cell.family == "persona" else set()
                 assert all(set(figure) == wanted for figure in figures)
                 assert all(math.isfinite(v) for figure in figures for v in figure.values())
+
+
+def test_hidden_states_pick_the_label_of_what_they_lie_near_to(learner: Learner) -> None:
+    """What was taught lies on itself, whatever the metric; asked for another label, it is wrong."""
+    questions = [question for question, _ in KNOWN[:3]]
+    choices = ("red", "blue", "green")
+    support = tuple(Turn(q, c, q) for q, c in zip(questions, choices, strict=True))
+    wrong = tuple(Turn(support[n].question, choices[n - 1], questions[n - 1]) for n in range(3))
+    episodes = [Episode("label", support, q, choices, frozenset()) for q in (support, wrong)]
+    for metric in (Prototypical(), Matching(100.0), Siamese()):
+        method: Method = NearestTaught("nearest", learner, metric)
+        scores = method.scores([Task(episode, ()) for episode in episodes])
+        assert scores == {"-": [{"choice": 1.0}, {"choice": 0.0}]}
+
+
+def test_examples_in_the_prompt_beside_the_adapter(learner: Learner, held_out: TaskDrawer) -> None:
+    tasks = [held_out.draw(Cell("house_reply", 1, 1), index) for index in range(2)]
+    shown = Shown(learner.encoder.tokenizer, 256)
+    both = MetaLearned("both", learner, shown=shown)
+    scores = both.scores(tasks)
+    assert tuple(scores) == both.checkpoints
+    histories = [shown.turns(task) for task in tasks]
+    judge = Judge(learner, tasks, histories)
+    with torch.no_grad():
+        start = repeat(learner.tensors(), 2)
+    moved, _ = adapt(learner.model, learner.hooks, start, judge.support, learner.rule(), 5)
+    for alone, together in zip(scores["5 steps"], judge.score(moved), strict=True):
+        assert alone == pytest.approx(together, rel=1e-3, abs=1e-5)
+    assert scores["5 steps"] != MetaLearned("one", learner).scores(tasks)["5 steps"]
 
 
 def test_ours_takes_the_servers_inner_steps(learner: Learner, held_out: TaskDrawer) -> None:

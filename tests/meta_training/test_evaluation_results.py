@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import random
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,10 @@ from transformers import PreTrainedTokenizerFast
 
 from meta_training.corpus import Corpus
 from meta_training.evaluation.cells import Cell, Task, TaskDrawer, held_out_questions
-from meta_training.evaluation.judge import Scores, interval
+from meta_training.evaluation.intervals import interval
+from meta_training.evaluation.judge import Scores
 from meta_training.evaluation.methods import TfidfCentroid
-from meta_training.evaluation.report import markdown, summarise
+from meta_training.evaluation.report import differences, markdown, summarise
 from meta_training.evaluation.run import ResultsError, evaluate, read_results
 from meta_training.pipeline import label_words
 from meta_training.tasks.families import Families
@@ -169,3 +172,24 @@ def test_markdown_has_a_table_a_cell() -> None:
         "| m | 25.0 | – | 1 |",
     ]
     assert markdown({}) == ""
+
+
+def test_differences_are_of_the_tasks_that_both_have() -> None:
+    """By the bootstrap's own definition, drawn again here one resample at a time."""
+    served = [row(task, value) | {"method": "ours"} for task, value in enumerate((1.0, 0.5, 1.0))]
+    others = [row(1, 0.5), row(2, 0.0), row(0, 0.25), row(9, 0.0), row(0, None, "early")]
+    found = differences(served + others, ("ours", "late"))[CELL.name]
+    assert set(found) == {"m"}
+    assert set(found["m"]) == {"late"}, "what diverged is no number to compare with"
+    point = found["m"]["late"]["exact"]
+    assert (point["mean"], point["tasks"]) == (pytest.approx((0.75 + 0 + 1) / 3, abs=1e-4), 3)
+    rng = random.Random(1)
+    means = sorted(statistics.fmean(rng.choices((0.75, 0.0, 1.0), k=3)) for _ in range(20_000))
+    assert point["low"] == pytest.approx(means[500], abs=0.02)
+    assert point["high"] == pytest.approx(means[-501], abs=0.02)
+
+
+def test_a_difference_of_one_task_has_no_interval() -> None:
+    rows = [row(0, 1.0) | {"method": "ours"}, row(0, 0.5)]
+    found = differences(rows, ("ours", "late"))[CELL.name]["m"]["late"]["exact"]
+    assert found == {"mean": 0.5, "low": None, "high": None, "tasks": 1}

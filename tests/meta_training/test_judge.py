@@ -21,7 +21,8 @@ from adapters.state import Tensors, take
 from adapters.support import Example
 from adapters.words import Words, control_tokens
 from meta_training.evaluation.cells import Task
-from meta_training.evaluation.judge import ANSWER_TOKENS, Judge, interval
+from meta_training.evaluation.intervals import interval
+from meta_training.evaluation.judge import ANSWER_TOKENS, Judge
 from meta_training.learner import Learner
 from meta_training.tasks.families import Episode, Turn
 
@@ -192,7 +193,7 @@ def test_a_memory_chooses_with_the_model(learner: Learner) -> None:
     rows = iter(logprobs)
     for task, figures, plain in zip(drawn, scores, alone, strict=True):
         keys, turns = keys_of(learner, task), task.episode.support
-        by_memory, by_both = [], []
+        by_memory, by_both, best, errors = [], [], [], []
         for turn in task.episode.query:
             asked_for, row = vector(learner, turn.question)[0], next(rows)
             likeness = {
@@ -204,9 +205,15 @@ def test_a_memory_chooses_with_the_model(learner: Learner) -> None:
             both = {c: 0.3 * float(row[i]) + 12 * likeness[c] for i, c in enumerate(likeness)}
             by_memory.append(max(likeness, key=likeness.__getitem__) == turn.answer)
             by_both.append(max(both, key=both.__getitem__) == turn.answer)
+            odds = {choice: math.exp(score) for choice, score in both.items()}
+            shares = {choice: one / sum(odds.values()) for choice, one in odds.items()}
+            best.append(max(shares.values()))
+            errors.append(sum((p - (c == turn.answer)) ** 2 for c, p in shares.items()))
         assert figures["choice"] == pytest.approx(share(by_both))
         assert figures["choice_memory"] == pytest.approx(share(by_memory))
         assert figures["choice_model"] == pytest.approx(plain["choice"])
+        assert figures["confidence"] == pytest.approx(statistics.fmean(best), rel=1e-4)
+        assert figures["brier"] == pytest.approx(statistics.fmean(errors), rel=1e-3, abs=1e-6)
 
 
 def middle_threshold(learner: Learner) -> float:
@@ -267,6 +274,27 @@ def test_examples_in_the_prompt_are_history(learner: Learner) -> None:
     alone = Judge(learner, drawn[:1], [history]).score(None)[0]
     assert alone == pytest.approx(scores[0], rel=1e-4, abs=1e-6), "examples computed once"
     assert scores[0]["kl"] > 0
+
+
+def test_a_gate_sees_the_question_without_the_examples_before_it(learner: Learner) -> None:
+    drawn, adapters = tasks(), nudged(learner, *NUDGES)
+    turn = drawn[0].episode.support[0]
+    history = [*user_turn(turn.question), {"role": "assistant", "content": turn.answer}]
+    least = middle_threshold(learner)
+    learner.gate = make_gate(learner, least)
+    try:
+        plain = Judge(learner, drawn).score(adapters)
+        shown = Judge(learner, drawn, [history, history]).score(adapters)
+        (alone,) = Judge(learner, drawn[:1], [history]).score(take_one(adapters))
+    finally:
+        learner.gate = None
+    for figure in ("opened", "opened_else"):
+        assert [one[figure] for one in shown] == [one[figure] for one in plain]
+    assert alone == pytest.approx(shown[0], rel=1e-3, abs=1e-5)
+
+
+def take_one(adapters: Tensors) -> Tensors:
+    return {name: tensor[:1] for name, tensor in adapters.items()}
 
 
 def test_personas_are_scored_by_likeness_too(learner: Learner) -> None:

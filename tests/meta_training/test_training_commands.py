@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
 import signal
 from collections.abc import Sequence
+from html.parser import HTMLParser
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,6 +25,7 @@ from meta_training.evaluation.judge import Scores
 from meta_training.evaluation.methods import TfidfCentroid
 from meta_training.recipe import Recipe, load_recipe
 
+ESCAPED = {ord(sign): f"\\u{ord(sign):04x}" for sign in "<>&"}  # as JSON in a page
 ONE_CELL = ("--cells", "label", "5-way", "1-shot", "--episodes", 2)
 
 
@@ -42,6 +45,31 @@ def change_report(artifact: Path, **changes: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | changes), encoding="utf-8")
 
 
+def recipe_of(artifact: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((artifact / "report.json").read_text("utf-8"))["recipe"]
+    return found
+
+
+class Page(HTMLParser):
+    """What a page says and shows."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.text = ""
+        self.pictures: list[str] = []
+        self.described: list[str] = []
+        self.feed(page)
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag == "img":
+            found = dict(attrs)
+            self.pictures.append(found["src"] or "")
+            self.described.append(found["alt"] or "")
+
+
 def test_evaluate_writes_a_report_and_prints_tables(
     artifact: Path, finished: Path, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -57,7 +85,7 @@ def test_evaluate_writes_a_report_and_prints_tables(
     report = load_artifact(artifact).report or {}
     (cell,) = report["cells"].values()
     assert set(cell) == {"innerloop", "TF-IDF nearest centroid", "examples in the prompt"}
-    assert set(cell["innerloop"]) == {f"{step} steps" for step in (0, 1, 3, 5, 10)}
+    assert set(cell["innerloop"]) == {f"{step} steps" for step in (0, 1, 2, 3, 5, 10)}
     figures = cell["innerloop"]["5 steps"]
     assert figures["tasks"] == 2
     assert 0 <= figures["choice"]["mean"] <= 1
@@ -66,6 +94,34 @@ def test_evaluate_writes_a_report_and_prints_tables(
     assert set(report["perplexity"]) == {"innerloop", "pre-trained"}
     assert all(1 < value < 10_000 for value in report["perplexity"].values())
     assert not list(artifact.glob("*.partial"))
+    page = (artifact.parent / "report.html").read_text("utf-8")
+    told = Page(page)
+    assert told.text.count("label 5-way 1-shot") >= 3  # two differences and a table
+    differing = report["differences"]["label 5-way 1-shot"]
+    assert set(differing) == {"TF-IDF nearest centroid", "examples in the prompt"}
+    mean = differing["TF-IDF nearest centroid"]["-"]["choice"]["mean"]
+    assert f"{100 * mean:+.1f} (" in told.text
+    assert told.pictures
+    assert all(source.startswith("data:image/svg+xml;base64,") for source in told.pictures)
+    assert all(told.described)
+    assert not re.search(r"<script|<link|@import|url\(", page), "it needs nothing else"
+
+
+def test_a_page_of_nothing_says_so_and_draws_nothing(artifact: Path, data: Path) -> None:
+    page = artifact.parent / "elsewhere.html"
+    arguments = ("--cells", "house", "--methods", "tfidf", "--page", page)
+    assert evaluate(artifact, data, *arguments) == 0
+    told = Page(page.read_text("utf-8"))
+    assert "No alternative was judged" in told.text
+    assert told.pictures == []
+
+
+def test_a_recipe_is_text_on_the_page(artifact: Path, data: Path) -> None:
+    change_report(artifact, recipe={**recipe_of(artifact), "name": "<img src=x>&"})
+    assert evaluate(artifact, data, *ONE_CELL, "--methods", "tfidf") == 0
+    page = (artifact.parent / "report.html").read_text("utf-8")
+    assert "<img src=x>" not in page
+    assert json.dumps("<img src=x>&").translate(ESCAPED) in Page(page).text
 
 
 def test_tfidf_is_left_out_where_there_is_nothing_to_pick(
@@ -139,7 +195,7 @@ def test_evaluate_stopped_by_ctrl_c_goes_on(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ((), "method in-context needs --pretrained"),
+        ((), "method frozen needs --pretrained"),
         (("--methods", "ours", "multitask-lora"), "method multitask-lora needs --multitask"),
         (("--cells", "house", "5-way"), "no cell has all of ['house', '5-way']"),
         (("--methods", "lora", "--pretrained", "nowhere"), "nowhere is no model folder"),

@@ -1,0 +1,127 @@
+"""A report as one HTML file that needs nothing else: plots, differences, every table.
+
+Knows a report's numbers; knows nothing about models.
+"""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import jinja2
+
+from meta_training.evaluation.plots import (
+    calibration_figure,
+    examples_figure,
+    steps_figure,
+    svg,
+    trade_figure,
+)
+from meta_training.evaluation.report import TASKS, TITLES, columns, lines, right_figure, text
+
+TEMPLATE: Final = Path(__file__).with_name("page.html")
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A drawing with what it shows, for those who see it and those who do not."""
+
+    title: str
+    about: str
+    source: str  # a data: URI
+
+
+def render(report: dict[str, Any], name: str, served: tuple[str, str]) -> str:
+    """The page of a report as ``innerloop evaluate`` writes it.
+
+    Args:
+        report: with ``cells``, ``differences``, ``perplexity``, ``seed`` and ``recipe``.
+        name: of the artifact.
+        served: method and checkpoint that a server answers by.
+    """
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    return template.render(
+        name=name,
+        report=report,
+        served=", ".join(served),
+        plots=_plots(report),
+        rows=[row for cell in report["cells"] for row in _rows(report, cell, served)],
+        cells={
+            cell: [(line, point[TASKS], [text(f, point.get(f)) for f in columns(methods)])
+                   for line, point in lines(methods)]
+            for cell, methods in report["cells"].items()
+        },
+        titles={
+            cell: [TITLES[figure] for figure in columns(methods)]
+            for cell, methods in report["cells"].items()
+        },
+    )  # fmt: skip
+
+
+def _plots(report: dict[str, Any]) -> list[Plot]:
+    cells = report["cells"]
+    if not cells:
+        return []
+    about = "Means over held-out tasks; bars are 95% intervals."
+    drawn = [
+        ("Quality against examples", about + " Solid: innerloop.", examples_figure(cells)),
+        (
+            "Quality against inner steps",
+            about + " Methods without steps are a line across.",
+            steps_figure(cells),
+        ),
+        (
+            "What was taught against what was left alone",
+            "Best is the upper left corner: all taught questions right, nothing else changed.",
+            trade_figure(cells),
+        ),
+        (
+            "Calibration of choices",
+            "A point a label cell. On the line the model is right as often as it believes.",
+            calibration_figure(cells),
+        ),
+    ]
+    return [Plot(title, words, _data_uri(svg(figure))) for title, words, figure in drawn if figure]
+
+
+def _rows(report: dict[str, Any], cell: str, served: tuple[str, str]) -> list[dict[str, str]]:
+    """A line per other method: how far it is from what is served, in points, and on how much."""
+    figure = right_figure(cell)
+    own = report["cells"][cell].get(served[0], {}).get(served[1], {})
+    found = []
+    for method, points in report["differences"].get(cell, {}).items():
+        for checkpoint, point in points.items():
+            if figure in point:
+                found.append(
+                    {
+                        "cell": cell,
+                        "own": text(figure, own.get(figure)),
+                        "other": method if checkpoint == "-" else f"{method}, {checkpoint}",
+                        "right": _points(point[figure]),
+                        "changed": _points(point["changed"]) if "changed" in point else "–",
+                        "tasks": str(point[figure][TASKS]),
+                        "sure": _side(point[figure]),
+                    }
+                )
+    return found
+
+
+def _points(value: dict[str, Any]) -> str:
+    mean = f"{100 * value['mean']:+.1f}"
+    if value["low"] is None:
+        return mean
+    return f"{mean} ({100 * value['low']:+.1f} to {100 * value['high']:+.1f})"
+
+
+def _side(value: dict[str, Any]) -> str:
+    """Which side of zero the whole interval is on, as a class of the page's style."""
+    if value["low"] is None or value["low"] <= 0 <= value["high"]:
+        return "even"
+    return "ahead" if value["low"] > 0 else "behind"
+
+
+def _data_uri(drawing: str) -> str:
+    return "data:image/svg+xml;base64," + base64.b64encode(drawing.encode()).decode()
