@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from meta_training.arguments import need, positive, refused
@@ -48,6 +49,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         + " (default: all but matching and siamese)",
     )
     parser.add_argument("--cells", nargs="+", default=[], help="only cells with these words")
+    parser.add_argument(
+        "--queries", type=positive, help="queries a class (default: some 20 a task for labels)"
+    )
+    parser.add_argument(
+        "--wrong",
+        nargs="+",
+        type=_percent,
+        default=[0],
+        metavar="PERCENT",
+        help="shares of examples that are taught another class's answer (default 0: none)",
+    )
     parser.add_argument("--threads", type=positive, help="CPU threads (default all)")
     parser.add_argument("--seed", type=int, default=1000, help="of the tasks drawn")
     parser.add_argument(
@@ -59,6 +71,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--results", type=Path, help="lines per task (default ARTIFACT/../results.jsonl)"
     )
+
+
+def _percent(text: str) -> int:
+    if not text.isdecimal() or int(text) > 100:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 0 to 100, got {text!r}")
+    return int(text)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -79,10 +97,18 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _cells(arguments: argparse.Namespace) -> list[Cell]:
     """The cells that are asked for. Raises ValueError where arguments do not go together."""
-    cells = [cell for cell in CELLS if all(word in cell.name for word in arguments.cells)]
-    if not cells:
-        names = ", ".join(cell.name for cell in CELLS)
+    shapes = [cell for cell in CELLS if all(word in cell.shape for word in arguments.cells)]
+    if not shapes:
+        names = ", ".join(cell.shape for cell in CELLS)
         raise ValueError(f"no cell has all of {arguments.cells}; there are {names}")
+    cells = [
+        replace(cell, wrong_percent=percent, asked=arguments.queries)
+        for cell in shapes
+        for percent in sorted(set(arguments.wrong))
+        if cell.ways > 1 or not percent  # one class has no other's answer
+    ]
+    if not cells:
+        raise ValueError("--wrong needs cells of two classes or more")
     for name, option in NEEDED.items():
         if name in arguments.methods and getattr(arguments, option) is None:
             raise ValueError(

@@ -6,7 +6,7 @@ Knows families and held-out material; knows nothing about methods or models.
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from meta_training.corpus import Corpus
 from meta_training.tasks.families import Episode, Families, Shape, unrelated_questions
@@ -18,20 +18,35 @@ HOUSE_REPLY_TOKENS = (8, 30)
 
 @dataclass(frozen=True)
 class Cell:
-    """One row of the report: a family in one shape."""
+    """One row of the report: a family in one shape.
+
+    ``wrong_percent`` of the support have another class's answer. ``asked`` is how many queries a
+    class has, where it is not the usual number.
+    """
 
     family: str
     ways: int
     shots: int
+    wrong_percent: int = 0
+    asked: int | None = None
 
     @property
-    def name(self) -> str:
+    def shape(self) -> str:
         """Such as ``label 5-way 3-shot``."""
         return f"{self.family} {self.ways}-way {self.shots}-shot"
 
     @property
+    def name(self) -> str:
+        """The shape and what is unusual about it, such as ``label 5-way 3-shot, 20% wrong``."""
+        queries = "" if self.asked is None else f", {self.asked} queries"
+        wrong = f", {self.wrong_percent}% wrong" if self.wrong_percent else ""
+        return self.shape + queries + wrong
+
+    @property
     def queries(self) -> int:
         """Queries a class: about 20 a label episode, 3 to 5 a taught reply."""
+        if self.asked is not None:
+            return self.asked
         return {5: 4, 10: 2, 20: 1}.get(self.ways, 1) if self.family == "label" else 3
 
 
@@ -66,7 +81,7 @@ class TaskDrawer:
         Raises:
             DataError: too little is held out for such a task.
         """
-        rng = random.Random(f"{self._seed}/{cell.name}/{index}")
+        rng = random.Random(f"{self._seed}/{cell.shape}/{index}")
         shape = Shape(cell.ways, cell.shots, cell.queries)
         if cell.family == "label":
             episode = self._families.label(shape, rng)
@@ -82,7 +97,17 @@ class TaskDrawer:
             kind, question = rng.choice(self._unrelated)
             if kind not in episode.taught and question not in others:
                 others.append(question)
-        return Task(episode, tuple(others))
+        return Task(_mistaught(episode, cell.wrong_percent, rng), tuple(others))
+
+
+def _mistaught(episode: Episode, percent: int, rng: random.Random) -> Episode:
+    """The episode with so many of its examples, rounded, taught another class's answer."""
+    support = list(episode.support)
+    answers = {turn.answer for turn in support}
+    for place in rng.sample(range(len(support)), round(len(support) * percent / 100)):
+        others = sorted(answers - {support[place].answer})
+        support[place] = replace(support[place], answer=rng.choice(others))
+    return replace(episode, support=tuple(support))
 
 
 def held_out_questions(corpus: Corpus) -> list[tuple[str, str]]:

@@ -195,11 +195,13 @@ class NearestTaught:
         support, query = task.episode.support, task.episode.query
         prompts = [encode_turn(turn, self._learner.encoder).prompt for turn in (*support, *query)]
         vectors = self._learner.summaries(prompts)
-        kinds = sorted({turn.kind for turn in support})
-        labels = torch.tensor([kinds.index(turn.kind) for turn in support])
+        names = sorted({turn.answer for turn in support})
+        labels = torch.tensor([names.index(turn.answer) for turn in support])
         known, asked = vectors.split((len(support), len(query)))
         best = self._metric.scores(known, labels.to(known.device), asked).argmax(1).tolist()
-        return float(np.mean([kinds[i] == turn.kind for i, turn in zip(best, query, strict=True)]))
+        return float(
+            np.mean([names[i] == turn.answer for i, turn in zip(best, query, strict=True)])
+        )
 
 
 class TfidfCentroid:
@@ -221,10 +223,12 @@ class TfidfCentroid:
             ]
         )
         seen = vectorizer.fit_transform([turn.question for turn in support]).toarray()
-        labels = np.array([turn.kind for turn in support])
-        kinds = sorted(set(labels))
-        centroids = np.stack([seen[labels == kind].mean(0) for kind in kinds])
+        labels = np.array([turn.answer for turn in support])
+        names = sorted(set(labels))
+        centroids = np.stack([seen[labels == kind].mean(0) for kind in names])
         centroids /= np.linalg.norm(centroids, axis=1, keepdims=True) + 1e-9
         asked = vectorizer.transform([turn.question for turn in query]).toarray()
         best = (asked @ centroids.T).argmax(1)
-        return float(np.mean([kinds[i] == turn.kind for i, turn in zip(best, query, strict=True)]))
+        return float(
+            np.mean([names[i] == turn.answer for i, turn in zip(best, query, strict=True)])
+        )

@@ -18,6 +18,7 @@ from meta_training.evaluation.plots import (
     steps_figure,
     svg,
     trade_figure,
+    wrong_figure,
 )
 from meta_training.evaluation.report import TASKS, TITLES, columns, lines, right_figure, text
 
@@ -77,6 +78,11 @@ def _plots(report: dict[str, Any]) -> list[Plot]:
             "What was taught against what was left alone",
             "Best is the upper left corner: all taught questions right, nothing else changed.",
             trade_figure(cells),
+        ),
+        (
+            "Quality against wrong examples",
+            about + " Wrong ones were taught another class's answer.",
+            wrong_figure(cells),
         ),
         (
             "Calibration of choices",

@@ -10,13 +10,21 @@ from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from meta_training.evaluation.report import ADAPTER, SERVED, Summary, right_figure, steps_of
+from meta_training.evaluation.report import (
+    ADAPTER,
+    SERVED,
+    Summary,
+    right_figure,
+    steps_of,
+    wrong_percent_of,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 STEPS: Final = "5 steps"
+JUDGED: Final = (STEPS, "-", "prompt")  # where a method's quality is read
 LORA: Final = ("LoRA, pre-trained base", STEPS)
 TFIDF: Final = ("TF-IDF nearest centroid", "-")
 SHOTS: Final = (1, 3, 5)
@@ -46,13 +54,29 @@ def examples_figure(summary: Summary) -> Figure:
 
 def steps_figure(summary: Summary) -> Figure | None:
     """Quality against inner steps: every cell, methods that take none as a line across."""
-    return _cells(summary, _steps_panel, "% right")
+    return _cells(_well_taught(summary), _steps_panel, "% right")
 
 
 def trade_figure(summary: Summary) -> Figure | None:
     """What was taught, answered right, against what was not taught, answered differently."""
-    told = {cell: methods for cell, methods in summary.items() if _has({cell: methods}, "changed")}
+    told = {
+        cell: methods
+        for cell, methods in _well_taught(summary).items()
+        if _has({cell: methods}, "changed")
+    }
     return _cells(told, _trade_panel, "% right")
+
+
+def wrong_figure(summary: Summary) -> Figure | None:
+    """Quality against the share of examples that were taught another class's answer."""
+    shares: Summary = {}
+    for cell, methods in summary.items():
+        shape, percent = wrong_percent_of(cell)
+        for method, points in methods.items():
+            for checkpoint in set(points) & set(JUDGED):
+                found = shares.setdefault(shape, {}).setdefault(method, {})
+                found[str(percent)] = points[checkpoint]
+    return _cells({shape: m for shape, m in shares.items() if _several(m)}, _wrong_panel, "% right")
 
 
 def calibration_figure(summary: Summary) -> Figure | None:
@@ -207,6 +231,17 @@ def _steps_panel(
     axes.set_xlabel("steps", fontsize=8)
 
 
+def _wrong_panel(
+    axes: Axes, cell: str, methods: dict[str, dict[str, dict[str, Any]]], names: list[str]
+) -> None:
+    right = right_figure(cell)
+    for method, points in methods.items():
+        number = names.index(method)
+        known = [(int(share), points[share].get(right)) for share in sorted(points, key=int)]
+        _line(axes, known, COLOURS[number % 7], MARKS[number % 7] + "-", method)
+    axes.set_xlabel("examples taught wrongly, %", fontsize=8)
+
+
 def _trade_panel(
     axes: Axes, cell: str, methods: dict[str, dict[str, dict[str, Any]]], names: list[str]
 ) -> None:
@@ -235,11 +270,19 @@ def _has(summary: Summary, figure: str) -> bool:
     return any(figure in point for points in found for point in points.values())
 
 
+def _well_taught(summary: Summary) -> Summary:
+    return {cell: methods for cell, methods in summary.items() if not wrong_percent_of(cell)[1]}
+
+
+def _several(methods: dict[str, dict[str, dict[str, Any]]]) -> bool:
+    return any(len(points) > 1 for points in methods.values())
+
+
 def _methods(summary: Summary) -> dict[str, list[tuple[str, str]]]:
     """Every method, in the order of the report, with where it was judged after `STEPS` or alone."""
     found: dict[str, list[tuple[str, str]]] = {}
     for cell, methods in summary.items():
         for method, points in methods.items():
             places = found.setdefault(method, [])
-            places += [(cell, one) for one in (STEPS, "-", "prompt") if one in points]
+            places += [(cell, one) for one in JUDGED if one in points]
     return found

@@ -6,6 +6,7 @@ Knows the lines a run keeps; knows nothing about models.
 from __future__ import annotations
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any, Final
@@ -78,6 +79,12 @@ def differences(rows: Iterable[dict[str, Any]], served: tuple[str, str]) -> Summ
 def right_figure(cell: str) -> str:
     """The figure that says how much of a cell is answered right."""
     return "choice" if cell.startswith("label") else "exact"
+
+
+def wrong_percent_of(cell: str) -> tuple[str, int]:
+    """A cell's name without its share of wrong examples, and that share in percent."""
+    found = re.fullmatch(r"(.*), (\d+)% wrong", cell)
+    return (found[1], int(found[2])) if found else (cell, 0)
 
 
 def steps_of(checkpoint: str) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -44,7 +45,9 @@ from meta_training.tasks.families import Episode, Families, Turn, unrelated_ques
 from meta_training.tasks.sources import DataError
 
 PROPERTY = settings(
-    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=30,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 SMALL = [Cell("label", 5, 3), Cell("house_reply", 1, 5), Cell("house_reply", 3, 1)]
 SMALL += [Cell("persona", 3, 1)]
@@ -263,3 +266,27 @@ def test_tasks_are_drawn_from_the_seed_alone(held_out: TaskDrawer) -> None:
     first = held_out.draw(SMALL[0], 3)
     random.seed(2)
     assert held_out.draw(SMALL[0], 3) == first
+
+
+@pytest.mark.parametrize("cell", [Cell("label", 5, 3), Cell("house_reply", 3, 1)])
+def test_wrong_examples_are_the_same_task_with_some_answers_swapped(
+    held_out: TaskDrawer, cell: Cell
+) -> None:
+    right = held_out.draw(cell, 0)
+    for percent in (20, 50, 100):
+        wrong = held_out.draw(replace(cell, wrong_percent=percent), 0)
+        assert (
+            replace(wrong, episode=replace(wrong.episode, support=right.episode.support)) == right
+        )
+        pairs = list(zip(right.episode.support, wrong.episode.support, strict=True))
+        swapped = [(a, b) for a, b in pairs if a != b]
+        assert len(swapped) == round(len(pairs) * percent / 100)
+        answers = {turn.answer for turn in right.episode.support}
+        assert all(b == replace(a, answer=b.answer) and b.answer in answers for a, b in swapped)
+
+
+def test_queries_a_class_can_be_asked_for(large: TaskDrawer) -> None:
+    cell = Cell("label", 5, 1, asked=5)
+    assert len(large.draw(cell, 0).episode.query) == 25
+    assert cell.name == "label 5-way 1-shot, 5 queries"
+    assert replace(cell, wrong_percent=20).name == "label 5-way 1-shot, 5 queries, 20% wrong"

@@ -116,6 +116,20 @@ def test_a_page_of_nothing_says_so_and_draws_nothing(artifact: Path, data: Path)
     assert told.pictures == []
 
 
+def test_wrong_examples_are_cells_of_their_own(artifact: Path, data: Path) -> None:
+    arguments = ("--cells", "label", "5-way", "1-shot", "--queries", 2, "--wrong", 60, 0)
+    assert evaluate(artifact, data, *arguments, "--methods", "tfidf", "--episodes", 4) == 0
+    cells = (load_artifact(artifact).report or {})["cells"]
+    name = "label 5-way 1-shot, 2 queries"
+    assert set(cells) == {name, f"{name}, 60% wrong"}
+    right, wrong = (
+        cells[cell]["TF-IDF nearest centroid"]["-"]["choice"]["mean"] for cell in sorted(cells)
+    )
+    assert wrong < right
+    page = (artifact.parent / "report.html").read_text("utf-8")
+    assert "Quality against wrong examples" in page
+
+
 def test_a_recipe_is_text_on_the_page(artifact: Path, data: Path) -> None:
     change_report(artifact, recipe={**recipe_of(artifact), "name": "<img src=x>&"})
     assert evaluate(artifact, data, *ONE_CELL, "--methods", "tfidf") == 0
@@ -198,6 +212,7 @@ def test_evaluate_stopped_by_ctrl_c_goes_on(
         ((), "method frozen needs --pretrained"),
         (("--methods", "ours", "multitask-lora"), "method multitask-lora needs --multitask"),
         (("--cells", "house", "5-way"), "no cell has all of ['house', '5-way']"),
+        (("--cells", "1-way", "--wrong", "20"), "--wrong needs cells of two classes or more"),
         (("--methods", "lora", "--pretrained", "nowhere"), "nowhere is no model folder"),
         (("--methods", "tfidf", "--multitask", "nowhere"), "there is no folder nowhere"),
         (("--methods", "tfidf", "--data", "nowhere"), "is missing: run `innerloop data"),
@@ -247,7 +262,16 @@ def test_evaluate_names_broken_results_and_places_it_cannot_write(
 
 @pytest.mark.parametrize(
     "arguments",
-    [("--episodes", "0"), ("--threads", "-1"), ("--methods", "magic"), ("--seed", "x"), ("--x",)],
+    [
+        ("--episodes", "0"),
+        ("--threads", "-1"),
+        ("--methods", "magic"),
+        ("--seed", "x"),
+        ("--wrong", "101"),
+        ("--wrong", "1.5"),
+        ("--queries", "0"),
+        ("--x",),
+    ],
 )
 def test_evaluate_refuses_wrong_arguments(
     arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]
