@@ -110,7 +110,8 @@ def record(name: str, begin_s: float, end_s: float, **attributes: Value) -> None
     """A part of the current request that is over, between two times of `time.monotonic`."""
     if _tracer is None or not _inside():
         return
-    ago_s = time.time() - time.monotonic()
+    # Whoever is held up between the two clocks gets too little.
+    ago_s = max(time.time() - time.monotonic() for _ in range(3))
     begin_ns, end_ns = (int((at + ago_s) * 1e9) for at in (begin_s, end_s))
     _tracer.start_span(name, attributes=attributes, start_time=begin_ns).end(end_ns)
 

@@ -9,11 +9,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
-# Hypothesis fails an example that takes 200 ms, which on a busy machine any example may do.
+# Hypothesis fails an example that takes 200 ms, and some that take 30 s to draw, which on a busy
+# machine any may do.
 # Everything else stays as it is, so that CI=true still means the same examples at every run.
-settings.register_profile("house", settings(deadline=None))
+settings.register_profile(
+    "house", settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+)
 settings.load_profile("house")
 
 # A run started in the background of a script inherits an ignored Ctrl-C, and so would every process

@@ -26,6 +26,7 @@ _SETTINGS = (
     f"core.hooksPath={os.devnull}",
     "advice.detachedHead=false",
     "gc.auto=0",
+    "maintenance.auto=false",
     "http.lowSpeedLimit=1000",
     "http.lowSpeedTime=60",
 )

@@ -5,6 +5,7 @@ Knows a summary's numbers; knows nothing about models. matplotlib is only import
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from io import StringIO
 from pathlib import Path
@@ -59,11 +60,7 @@ def steps_figure(summary: Summary) -> Figure | None:
 
 def trade_figure(summary: Summary) -> Figure | None:
     """What was taught, answered right, against what was not taught, answered differently."""
-    told = {
-        cell: methods
-        for cell, methods in _well_taught(summary).items()
-        if _has({cell: methods}, "changed")
-    }
+    told = {c: m for c, m in _well_taught(summary).items() if _has({c: m}, "changed")}
     return _cells(told, _trade_panel, "% right")
 
 
@@ -123,7 +120,7 @@ def svg(figure: Figure) -> str:
 def _figure(rows: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="tight")
+    figure = Figure(figsize=(width, height), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False)
     axes = [each for row in panels for each in row]
     for each in axes:
@@ -153,6 +150,7 @@ def _families(
     axes.set_title(title, fontsize=11)
     axes.set_xlabel("examples of each")
     axes.set_xticks(SHOTS)
+    axes.set_xlim(SHOTS[0] - 0.4, SHOTS[-1] + 0.4)
     axes.set_ylim(0, 100)
     axes.legend(fontsize=8, loc="lower right", frameon=False)
 
@@ -183,7 +181,7 @@ def _cells(summary: Summary, panel: Panel, label: str) -> Figure | None:
     """A panel a cell; a method has the same colour in each, told once below them."""
     if not summary:
         return None
-    cells = sorted(summary)
+    cells = sorted(summary, key=_numbers_by_size)
     rows = -(-len(cells) // PANELS)
     names = list(_methods(summary))
     figure, axes = _figure(rows, min(PANELS, len(cells)), 9.6, 2.7 * rows + 0.6)
@@ -263,6 +261,10 @@ def _trade_panel(
         )
     axes.set_xlim(-1, 101)
     axes.set_xlabel("unrelated answers changed, %", fontsize=8)
+
+
+def _numbers_by_size(name: str) -> list[str | int]:
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
 
 
 def _has(summary: Summary, figure: str) -> bool:

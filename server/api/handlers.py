@@ -94,6 +94,8 @@ async def _on_error(request: Request, error: Exception) -> JSONResponse:
 async def _on_failure(request: Request, error: Exception) -> JSONResponse:
     """As `_on_error`, outside of the middleware that names answers."""
     response = await _on_error(request, error)
+    # uvicorn hangs up after it; a client that is not told sends its next request to nobody.
+    response.headers["Connection"] = "close"
     if (known := logs.current()) is not None:
         response.headers["X-Request-ID"] = known.id
     return response

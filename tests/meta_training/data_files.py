@@ -457,6 +457,7 @@ def commit(folder: Path) -> str:
         ["init", "--quiet"],
         ["config", "uploadpack.allowFilter", "true"],
         ["config", "uploadpack.allowAnySHA1InWant", "true"],
+        ["config", "maintenance.auto", "false"],  # in the background, while a test copies files
         ["add", "--all"],
         ["-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "--quiet", "-m", "files"],
     ):

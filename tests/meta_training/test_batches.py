@@ -20,7 +20,9 @@ from meta_training.tasks.families import Families, Shape, unrelated_questions
 from meta_training.tasks.sampler import BATCH_ROWS, EpisodeSampler
 
 PROPERTY = settings(
-    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=30,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 SEEDS = st.integers(0, 2**32)
 

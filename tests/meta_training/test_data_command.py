@@ -141,10 +141,10 @@ def test_ctrl_c_stops_cleanly(tmp_path: Path) -> None:
             text=True,
             start_new_session=True,
         )
-        silent.settimeout(60)
+        silent.settimeout(600)
         connection, _ = silent.accept()
         os.killpg(process.pid, signal.SIGINT)
-        _, error = process.communicate(timeout=60)
+        _, error = process.communicate(timeout=600)
         connection.close()
     assert process.returncode == 130
     assert "stopped: finished files are kept" in error

@@ -26,7 +26,9 @@ SHAPES = st.builds(Shape, st.integers(1, 20), st.integers(1, 5), st.integers(1, 
 FEW = st.builds(Shape, st.integers(1, 3), st.integers(1, 3), st.integers(1, 3))
 BANDS = st.sampled_from([(4, 10), (8, 20), (12, 30)])
 PROPERTY = settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 
 

@@ -27,6 +27,12 @@ from meta_training.team import Team
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 TWO = {"batches": 2}
+# Stopped, the launcher kills after 30 s what has not ended; a busy machine may take longer.
+ENVIRONMENT = {
+    "PYTHONPATH": str(ROOT),
+    "OMP_NUM_THREADS": "1",
+    "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "600",
+}
 
 
 def write_recipe(folder: Path, **outer: int) -> Path:
@@ -45,7 +51,7 @@ def launched(data: Path, folder: Path, **outer: int) -> Iterator[subprocess.Pope
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(
             [sys.executable, *launcher, str(HERE / "mini_launch.py"), *arguments],
-            env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+            env=os.environ | ENVIRONMENT,
             stdout=log,
             stderr=log,
             start_new_session=True,

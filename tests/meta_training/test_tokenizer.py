@@ -12,7 +12,9 @@ from meta_training.tokenizer import BOS, END, PAD, ROLES, train_tokenizer
 
 CONTROL = [PAD, BOS, END, *(f"<|{role}|>" for role in ROLES)]
 PROPERTY = settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=150,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 
 

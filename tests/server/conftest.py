@@ -26,6 +26,14 @@ def the_log_as_it_was() -> Iterator[None]:
     root.setLevel(level)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def patience_with_redis() -> Iterator[None]:
+    """A disk that other programs keep busy for some seconds is no Redis that is away."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SessionStore.open.__func__.__kwdefaults__, "timeout_s", 60.0)
+        yield
+
+
 @pytest.fixture(scope="session")
 def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """An embedded Redis, or the one that TEST_REDIS_URL names."""

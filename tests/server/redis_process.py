@@ -37,7 +37,7 @@ class RedisProcess:
         self.environment = environment
         self.binary: Path | None = None  # the usual one
         self.process: subprocess.Popen[bytes] | None = None
-        self.client = redis.Redis(host, self.port, socket_timeout=10)
+        self.client = redis.Redis(host, self.port, socket_timeout=60)
 
     def start(self, *arguments: str) -> None:
         """Start it, again where it was started before, and wait until it answers."""
@@ -99,7 +99,7 @@ def redis_process(folder: Path, *options: str, **environment: str) -> Iterator[R
 @contextmanager
 def redis_cluster(folder: Path, count: int = 3) -> Iterator[list[RedisProcess]]:
     """A Cluster of primaries that share all slots evenly, each on disk with every write."""
-    options = ("--cluster-enabled", "yes", "--cluster-node-timeout", "2000", "--save", "")
+    options = ("--cluster-enabled", "yes", "--cluster-node-timeout", "15000", "--save", "")
     options += ("--appendonly", "yes", "--appendfsync", "always")
     nodes = [RedisProcess(folder / str(n), *options) for n in range(count)]
     with ExitStack() as stack:

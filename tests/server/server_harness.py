@@ -1,15 +1,17 @@
 """A whole server inside the test process: real engine, real Redis, real HTTP on a free port."""
 
 import asyncio
+import itertools
 import threading
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import httpx
+import pytest
 import uvicorn
 
 from server.app import attach
@@ -18,6 +20,8 @@ from server.runtime import Runtime, running
 from server.settings import Settings
 
 T = TypeVar("T")
+HANG_S = 600.0
+"""No machine is so slow."""
 
 
 def make_settings(model: Path, data_dir: Path, **values: Any) -> Settings:
@@ -37,7 +41,7 @@ class LiveServer:
 
     def __enter__(self) -> Self:
         self._thread.start()
-        self._up.result(timeout=120)
+        self._up.result(timeout=HANG_S)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -45,11 +49,35 @@ class LiveServer:
         self._thread.join()
 
     def client(self, face: int = 0, **options: Any) -> httpx.Client:
-        return httpx.Client(base_url=self.urls[face], timeout=60, **options)
+        return httpx.Client(base_url=self.urls[face], timeout=HANG_S, **options)
 
     def call(self, work: Coroutine[Any, Any, T]) -> T:
         """Run on the server's event loop, for what HTTP does not show."""
-        return asyncio.run_coroutine_threadsafe(work, self.loop).result(timeout=60)
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(timeout=HANG_S)
+
+    @contextmanager
+    def held_after(self, steps: int) -> Iterator[threading.Event]:
+        """Hold the engine after so many steps of decoding, until it is stopped or the block ends.
+
+        The event says that it stands still.
+        """
+        worker = self.runtime.engine._worker
+        batch, still, go = worker._traffic.batch, threading.Event(), threading.Event()
+        step, left = batch.step, itertools.count(steps, -1)
+
+        def held() -> None:
+            if next(left) <= 0:
+                still.set()
+                while not (worker._closed or go.wait(0.02)):
+                    pass
+            step()
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(batch, "step", held)
+            try:
+                yield still
+            finally:
+                go.set()
 
     def _run(self) -> None:
         try:
@@ -67,7 +95,10 @@ class LiveServer:
                 # Not merged with model_copy alone: the checks of Settings have to see it.
                 settings = Settings(**{**self._settings.model_dump(), **face})
                 app = attach(replace(self.runtime, settings=settings))
-                config = uvicorn.Config(app, lifespan="off", log_config=None)
+                # A connection that is closed just as a test sends something on it is no answer.
+                config = uvicorn.Config(
+                    app, lifespan="off", log_config=None, timeout_keep_alive=int(HANG_S)
+                )
                 listener = listen("127.0.0.1", 0)
                 sockets.append(listener)
                 self.urls.append(f"http://127.0.0.1:{listener.getsockname()[1]}")

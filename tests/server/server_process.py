@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ from redis_process import until
 from warm_process import WarmProcess
 
 ROOT = Path(__file__).parents[2]
+HANG_S = 600.0  # no machine is so slow
 READY = re.compile(r"innerloop is ready at (http://\S+) \(model tiny(?:, \d replicas)?\)\n")
 
 
@@ -35,7 +35,7 @@ def run(*args: str | Path, **extra: str) -> "subprocess.CompletedProcess[str]":
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=HANG_S,
         check=False,
     )
 
@@ -53,7 +53,9 @@ class Server:
         self._line = told.read_text()
         found = READY.fullmatch(self._line)
         assert found, f"not ready: {self._line!r}\n{log.read_text()}"
-        self.http = httpx.Client(base_url=found[1], timeout=120)
+        # A connection that is closed just as a test sends something on it is no answer.
+        unshared = httpx.Limits(max_keepalive_connections=0)
+        self.http = httpx.Client(base_url=found[1], timeout=HANG_S, limits=unshared)
 
     @property
     def redis_pid(self) -> int:
@@ -66,7 +68,7 @@ class Server:
         return self.wait()
 
     def wait(self) -> int:
-        code = self.process.wait(timeout=120)
+        code = self.process.wait(timeout=HANG_S)
         self.http.close()
         assert self._told.read_text() == self._line  # one line and no more
         return code
@@ -106,10 +108,14 @@ def _start(
 
 
 def gone(pid: int) -> bool:
-    for _ in range(400):
+    """Whether a process ends; one that does not is a hang."""
+
+    def ended() -> bool:
         try:
             os.kill(pid, 0)
         except ProcessLookupError:
             return True
-        time.sleep(0.05)
-    return False
+        return False
+
+    until(ended)
+    return True

@@ -13,10 +13,16 @@ class Stub(BaseHTTPRequestHandler):
         """Nothing."""
 
 
+class Server(ThreadingHTTPServer):
+    """One whose clients may all come before it looks."""
+
+    request_queue_size = 128
+
+
 @contextmanager
 def stubbed(handler: type[Stub]) -> Iterator[str]:
     """Serve with ``handler`` while the block runs; gives the address."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+    with Server(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         try:

@@ -2,16 +2,17 @@
 
 import shutil
 import signal
+import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from redis_process import until
 from server_model import make_model_folder
-from server_process import Server, environment, gone, run, serving
+from server_process import HANG_S, Server, environment, gone, run, serving
 
 from server.cli import main
 from server.settings import Settings, flag, variable
@@ -25,6 +26,7 @@ LONG_JOB = {
     "steps": 30,
     "wait": False,
 }
+DRAIN = {"INNERLOOP_DRAIN_S": "3600"}  # what ends sooner was ended by what the test does
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +42,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_life(model: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with serving(model, data, warm=False) as server:
+    with serving(model, data, warm=False, **DRAIN) as server:
         body = {"session_id": "a", "examples": EXAMPLES}
         assert server.http.post("/adapt", json=body).json()["accepted"] is True
         adapter = server.http.get("/admin/sessions/a/export").content
@@ -66,15 +68,17 @@ def test_a_life(model: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> 
         assert server.wait() == -signal.SIGKILL
     assert gone(redis_pid)
 
-    with serving(model, data) as server:
+    with serving(model, data, **DRAIN) as server:
         result = _result_of(server, job.json()["id"])
         assert result["accepted"] is True
         assert (result["steps"], result["examples_used"]) == (30, 24)
-        for number in range(8):
+        for number in range(64):  # more than is learned before the second signal
             server.http.post("/adapt", json={"session_id": f"c{number}", **LONG_JOB})
         redis_pid = server.redis_pid
         server.process.send_signal(signal.SIGTERM)
-        time.sleep(0.2)
+        port = server.http.base_url.port
+        assert port is not None
+        until(lambda: _refuses(port))  # two signals at once would be one
         assert server.stop(signal.SIGTERM) == 130
     assert gone(redis_pid)
 
@@ -90,7 +94,9 @@ def test_a_copy_of_the_running_servers_file_is_a_backup(model: Path, tmp_path: P
             copy(source, tmp_path / "restored" / source.name)
         assert server.http.delete("/sessions/a").status_code == 204
         events = str(server.http.base_url.join("/sessions/a/events"))
-        with httpx.stream("GET", events, timeout=60) as told:  # stopping closes the other client
+        with httpx.stream(
+            "GET", events, timeout=HANG_S
+        ) as told:  # stopping closes the other client
             lines = told.iter_lines()
             assert next(lines) == "id: 0-0"
             assert server.stop() == 0
@@ -123,13 +129,19 @@ def _ctrl_c_finishes_what_is_under_way(server: Server) -> None:
     assert server.wait() == 0
 
 
+def _refuses(port: int) -> bool:
+    """Whether the server takes no connections any more."""
+    try:
+        socket.create_connection(("127.0.0.1", port)).close()
+    except OSError:
+        return True
+    return False
+
+
 def _result_of(server: Server, job: str) -> dict[str, Any]:
-    for _ in range(2000):
-        found = server.http.get(f"/jobs/{job}").json()
-        if found["status"] == "done":
-            return dict(found["result"])
-        time.sleep(0.05)
-    pytest.fail("the job does not end")
+    path = f"/jobs/{job}"
+    until(lambda: server.http.get(path).json()["status"] == "done")
+    return dict(server.http.get(path).json()["result"])
 
 
 @pytest.mark.parametrize(
@@ -195,7 +207,7 @@ def light(*arguments: str) -> subprocess.CompletedProcess[str]:
     """`innerloop` where nothing that takes long can be imported."""
     command = [sys.executable, "-c", LIGHT, *arguments]
     return subprocess.run(
-        command, env=environment(), capture_output=True, text=True, timeout=120, check=False
+        command, env=environment(), capture_output=True, text=True, timeout=HANG_S, check=False
     )
 
 

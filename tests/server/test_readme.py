@@ -6,7 +6,6 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import pytest
 from server_harness import LiveServer
 from server_process import run
@@ -61,7 +60,7 @@ def python(script: str) -> str:
 
 
 def test_its_routes_are_those_that_there_are(live: LiveServer) -> None:
-    with httpx.Client(base_url=live.urls[0]) as http:
+    with live.client() as http:
         paths = set(http.get("/openapi.json").json()["paths"])
     known = {re.sub(r"\{\w+(:path)?\}", "{}", path) for path in paths} | PAGES
     told: set[str] = set()

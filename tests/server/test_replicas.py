@@ -4,11 +4,11 @@ The replicas are processes of their own and so is Redis; the proxy is nginx with
 that docker/ ships.
 """
 
+import itertools
 import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import threading
@@ -22,8 +22,9 @@ from typing import Any
 import httpx
 import pytest
 import redis
+from redis_process import free_port
 from server_model import make_model_folder
-from server_process import ROOT, Server, serving
+from server_process import HANG_S, ROOT, Server, serving
 
 from server.cli import main
 from server.sessions.binary import find_binary
@@ -38,7 +39,8 @@ KEY = "operator-secret-key"
 HEADERS = {"Authorization": f"Bearer {KEY}"}
 SETTINGS = {
     "INNERLOOP_TAKEOVER_S": "1",
-    "INNERLOOP_SHUTDOWN_DELAY_S": "1",
+    "INNERLOOP_SHUTDOWN_DELAY_S": "20",  # in which a test looks at one that stops
+    "INNERLOOP_DRAIN_S": "600",
     "INNERLOOP_OPERATOR_KEYS": KEY,
     "INNERLOOP_LOG_FORMAT": "json",
     "INNERLOOP_LOG_LEVEL": "debug",
@@ -52,7 +54,7 @@ class Deployment:
         self.redis_url = redis_url
         self.model = folder / "tiny"
         make_model_folder(self.model)
-        self.ports = dict(zip("ab", free_ports(2), strict=True))
+        self.ports = dict(zip("ab", free_ports(), strict=True))
         self.up: dict[str, Server] = {}
         self._folder = folder
         self._stack = stack
@@ -70,12 +72,10 @@ class Deployment:
         return (self._folder / name / "log").read_text()
 
 
-def free_ports(count: int) -> list[int]:
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
+def free_ports() -> tuple[int, int]:
+    first = free_port()
+    second = next(port for port in iter(free_port, None) if port != first)
+    return first, second
 
 
 @pytest.fixture(scope="module")
@@ -164,16 +164,21 @@ def test_both_teach_one_session_at_once(deployment: Deployment) -> None:
 
 def test_what_a_killed_one_left_the_other_finishes(deployment: Deployment) -> None:
     killed, other = deployment.up["a"], deployment.up["b"].http
-    job = post(killed.http, "/adapt", session_id="left", examples=LONG, steps=20, wait=False)
-    assert job["status"] == "pending"
+    for number in itertools.count():  # it may be done before it can be left
+        session = f"left-{number}"
+        job = post(killed.http, "/adapt", session_id=session, examples=LONG, steps=20, wait=False)
+        killed.process.send_signal(signal.SIGSTOP)
+        assert job["status"] == "pending"
+        if other.get(f"/jobs/{job['id']}").json()["status"] == "pending":
+            break
+        killed.process.send_signal(signal.SIGCONT)
     killed.process.kill()
     assert killed.wait() == -signal.SIGKILL
-    assert other.get(f"/jobs/{job['id']}").json()["status"] == "pending"
     while (found := other.get(f"/jobs/{job['id']}").json())["status"] == "pending":
         time.sleep(0.1)
     assert found["result"]["accepted"] is True
     assert found["result"]["examples_used"] == len(LONG)
-    assert ask(other, "left", LONG[0]["prompt"]) == ("Yes, and no.", 1)
+    assert ask(other, session, LONG[0]["prompt"]) == ("Yes, and no.", 1)
 
 
 def test_the_log_names_requests_and_never_what_they_say(deployment: Deployment) -> None:
@@ -197,11 +202,12 @@ def test_the_log_names_requests_and_never_what_they_say(deployment: Deployment) 
     lines = [json.loads(line) for line in text.splitlines()]
     assert all({"time", "level", "logger", "message"} <= set(line) for line in lines)
     assert {"uvicorn.error", "server.access", "server.runtime"} <= {x["logger"] for x in lines}
-    (mine,) = [line for line in lines if line.get("request_id") == "my-request-1"]
+    requests = [line for line in lines if line["logger"] == "server.access"]
+    (mine,) = [line for line in requests if line.get("request_id") == "my-request-1"]
     assert (mine["method"], mine["route"], mine["status"]) == ("POST", "/generate", 200)
     assert (mine["session_id"], mine["tenant"]) == ("hush", "default")
     assert mine["duration_ms"] >= mine["first_byte_ms"] > 0
-    (inspected,) = [line for line in lines if line.get("route") == "/sessions/{session_id}"]
+    (inspected,) = [line for line in requests if line.get("route") == "/sessions/{session_id}"]
     assert inspected["session_id"] == "hush"
 
 
@@ -222,7 +228,7 @@ def test_a_replica_with_another_model_is_refused_beside_them(
 def nginx(deployment: Deployment, folder: Path) -> Iterator[str]:
     """The configuration of docker/ before the replicas; gives its address."""
     assert NGINX is not None
-    (port,) = free_ports(1)
+    port = free_port()
     text = (ROOT / "docker" / "nginx.conf").read_text()
     for name, own in deployment.ports.items():
         assert f"replica-{name}:8000" in text
@@ -239,7 +245,7 @@ def nginx(deployment: Deployment, folder: Path) -> Iterator[str]:
         url = f"http://127.0.0.1:{port}"
         while True:
             try:
-                assert httpx.get(url + "/nginx-health").status_code == 204
+                assert httpx.get(url + "/nginx-health", timeout=HANG_S).status_code == 204
                 break
             except httpx.ConnectError:
                 assert process.poll() is None
@@ -261,7 +267,7 @@ class Load:
 
     def _client(self, kind: str, number: int) -> None:
         session, count = f"{kind}-{number}", 0
-        with httpx.Client(base_url=self._url, timeout=60, headers=HEADERS) as http:
+        with httpx.Client(base_url=self._url, timeout=HANG_S, headers=HEADERS) as http:
             http.headers["X-Session-ID"] = session
             while not self._stop.is_set():
                 count += 1

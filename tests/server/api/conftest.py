@@ -8,8 +8,10 @@ from pathlib import Path
 
 import httpx
 import pytest
-from server_harness import LiveServer, make_settings
+from server_harness import HANG_S, LiveServer, make_settings
 from server_model import make_model_folder
+
+from server.engine import trial_process
 
 KEYED = {
     "api_keys": "acme:acme-key,acme:acme-second,globex:globex-key",
@@ -24,6 +26,15 @@ def no_settings_of_the_machine() -> Iterator[None]:
         for name in list(os.environ):
             if name.upper().startswith("INNERLOOP_"):
                 patch.delenv(name)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def patience_with_schemas() -> Iterator[None]:
+    """A process that tries one may get no turn for a while: what bounds it here is its CPU time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trial_process, "_TRIAL_S", HANG_S)
+        patch.setattr(trial_process, "_START_S", HANG_S)
         yield
 
 

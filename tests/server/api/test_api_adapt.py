@@ -1,6 +1,5 @@
 """POST /adapt, POST /feedback, GET /jobs: teaching over HTTP, and doing it once."""
 
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import httpx
 import pytest
 from api_calls import ANSWER, EXAMPLES, QUESTION, ask, ok, problem, teach
+from redis_process import until
 from server_harness import LiveServer
 
 
@@ -104,12 +104,8 @@ def test_feedback_at_the_same_time_all_ends_up_in_the_result(
 
 
 def wait_for(http: httpx.Client, job_id: str) -> dict[str, Any]:
-    for _ in range(600):
-        job = ok(http.get(f"/jobs/{job_id}"))
-        if job["status"] == "done":
-            return job
-        time.sleep(0.05)
-    pytest.fail("the job does not end")
+    until(lambda: ok(http.get(f"/jobs/{job_id}"))["status"] == "done")
+    return ok(http.get(f"/jobs/{job_id}"))
 
 
 def test_jobs(http: httpx.Client, session: str) -> None:

@@ -2,15 +2,17 @@
 
 import json
 import subprocess
-import time
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx
 import pytest
 from api_calls import ANSWER, EXAMPLES, QUESTION, ask, events, ok, problem, teach
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis_process import until
 from server_harness import LiveServer, make_settings
 from server_model import make_model_folder
 
@@ -36,13 +38,15 @@ class PlainRedis:
         command = [str(find_binary().path), "--port", "0", "--unixsocket", str(self._socket)]
         command += ["--dir", str(self._folder), "--appendonly", "yes", "--appendfsync", "always"]
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        for _ in range(500):
-            try:
-                self.client.ping()
-                return
-            except RedisConnectionError:
-                time.sleep(0.02)
-        pytest.fail("redis-server does not answer")
+        until(self._answers)
+
+    def _answers(self) -> bool:
+        assert self._process is not None
+        assert self._process.poll() is None, "redis-server ended"
+        try:
+            return bool(self.client.ping())
+        except RedisConnectionError:
+            return False
 
     def kill(self) -> None:
         assert self._process is not None
@@ -100,7 +104,7 @@ def test_engine_that_stops_in_the_middle_of_a_stream(settings: Settings) -> None
         answers = (http.post("/generate", json={**body, "seed": seed}).json() for seed in range(50))
         seed = next(i for i, answer in enumerate(answers) if answer["finish_reason"] == "length")
         long = {**body, "seed": seed, "stream": True}
-        with http.stream("POST", "/generate", json=long) as response:
+        with live.held_after(60), http.stream("POST", "/generate", json=long) as response:
             lines = response.iter_lines()
             first = next(lines)
             live.call(live.runtime.engine.stop(0))
@@ -121,7 +125,13 @@ def test_more_than_the_engine_takes(settings: Settings) -> None:
     small = settings.model_copy(update={"rows": 1, "queue": 1})
     with LiveServer(small) as live, live.client() as http, ThreadPoolExecutor(12) as pool:
         body = {"session_id": "busy", "prompt": QUESTION, "max_tokens": 100, "temperature": 1.0}
-        answers = list(pool.map(lambda _: http.post("/generate", json=body), range(12)))
+        together = threading.Barrier(12)
+
+        def send(_: int) -> httpx.Response:
+            together.wait()
+            return http.post("/generate", json=body)
+
+        answers = list(pool.map(send, range(12)))
         answered = [answer for answer in answers if answer.status_code == 200]
         assert 1 <= len(answered) < 12
         for answer in answers:
@@ -174,10 +184,7 @@ def test_what_a_crash_left_pending_is_finished_at_the_start(settings: Settings) 
     with LiveServer(embedded) as live:
         live.call(_append(live.runtime.store))
     with LiveServer(embedded) as live, live.client() as http:
-        for _ in range(600):
-            if ok(http.get("/sessions/crashed"))["adapter_version"] == 1:
-                break
-            time.sleep(0.05)
+        until(lambda: ok(http.get("/sessions/crashed"))["adapter_version"] == 1)
         assert ask(http, "crashed")["text"] == ANSWER
         assert ok(http.get("/jobs/crashed~1-2"))["result"]["accepted"] is True
 

@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, settings
 from schemathesis import Case
 from schemathesis.checks import CHECKS
 from schemathesis.config import SchemathesisConfig as Config
-from server_harness import LiveServer
+from server_harness import HANG_S, LiveServer
 
 from server.app import create_app
 from server.settings import Settings
@@ -26,7 +26,12 @@ CHECKED = [
 schemathesis.serializer.alias("application/zip", "application/octet-stream")
 # A body may be too long as well as wrong.
 REJECTED = [400, 401, 403, 404, 405, 406, 409, 413, 415, 422, 428, 429, "5xx"]
-config = Config.from_dict({"checks": {"negative_data_rejection": {"expected-statuses": REJECTED}}})
+config = Config.from_dict(
+    {
+        "request-timeout": HANG_S,
+        "checks": {"negative_data_rejection": {"expected-statuses": REJECTED}},
+    }
+)
 schema = schemathesis.openapi.from_dict(create_app(Settings()).openapi(), config=config).exclude(
     path="/sessions/{session_id}/events"  # its answer has no end
 )

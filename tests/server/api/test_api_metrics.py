@@ -6,6 +6,7 @@ from pathlib import Path
 import httpx
 from api_calls import ask, ok, problem, teach
 from prometheus_client.parser import text_string_to_metric_families
+from redis_process import until
 from server_harness import LiveServer
 
 PAGE = Path(__file__).parents[3] / "docs" / "operating.md"
@@ -39,6 +40,8 @@ def test_requests_and_feedback_are_counted(http: httpx.Client, session: str) -> 
     http.get("/no/such/route")
     http.request("BREW", "/no/such/route")
     http.request("BREW", "/healthz")
+    # The engine counts after it has answered.
+    until(lambda: grown(before, read(http), "innerloop_answers_finished_total") >= 1)
     after = read(http)
     for method, route, status in (
         ("POST", "/adapt", "200"),

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from api_calls import ANSWER, EXAMPLES, QUESTION, ask, events, ok, problem, teach
 from redis_process import RedisProcess, redis_process, until
-from server_harness import LiveServer, make_settings
+from server_harness import HANG_S, LiveServer, make_settings
 from tcp_proxy import Proxy
 
 from server.sessions import SessionStore
@@ -96,10 +96,13 @@ def test_a_redis_out_of_reach(
                 (n, one) for n, one in enumerate(answers) if one["finish_reason"] == "length"
             )
             streamed = {**long, "seed": seed, "stream": True}
-            with http.stream("POST", "/generate", json=streamed) as response:
-                lines = response.iter_lines()
-                first = next(lines)
-                line.cut()
+            with ExitStack() as stack:
+                with live.held_after(60) as still:  # else all may be said and kept before the cut
+                    response = stack.enter_context(http.stream("POST", "/generate", json=streamed))
+                    lines = response.iter_lines()
+                    first = next(lines)
+                    assert still.wait(HANG_S)
+                    line.cut()
                 told = events("\n".join([first, *lines]))
             # Every token came; then it says that this completion cannot be kept for feedback.
             name, document = told[-1]

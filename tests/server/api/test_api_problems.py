@@ -256,7 +256,9 @@ NAMES = st.sampled_from(
     body=st.dictionaries(NAMES, JSON),
 )
 @settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 def test_no_body_is_an_internal_error(http: httpx.Client, path: str, body: dict[str, Any]) -> None:
     content = json.dumps(body).encode("utf-8", "surrogatepass")

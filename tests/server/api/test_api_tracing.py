@@ -46,6 +46,8 @@ def collector(monkeypatch: pytest.MonkeyPatch) -> Iterator[Collector]:
     with stubbed(opened.handler) as url:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", url)
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_COMPRESSION", "none")
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "600")
+        monkeypatch.setenv("OTEL_BSP_EXPORT_TIMEOUT", "600000")
         yield opened
 
 
@@ -126,3 +128,4 @@ def test_a_failure_names_its_request_too(
         answer = http.get("/readyz", headers={"X-Request-ID": "broken"})
     assert answer.status_code == 500
     assert answer.headers["x-request-id"] == "broken"
+    assert answer.headers["connection"] == "close"

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from server_harness import LiveServer, make_settings
+from server_harness import HANG_S, LiveServer, make_settings
 from server_model import make_model_folder
 
 from server.cli import main
-from server.doctor import machine, storage
+from server.doctor import machine, serving, storage
 from server.sessions import RedisServerMissing
 from server.sessions.folder import Record
 
@@ -47,6 +47,8 @@ def doctor(
     for name in list(os.environ):
         if name.upper().startswith("INNERLOOP_"):
             monkeypatch.delenv(name)
+    for module in (serving, storage):
+        monkeypatch.setattr(module, "TIMEOUT_S", HANG_S)
 
     def call(*args: str, quick: bool = True, **settings: str) -> tuple[int, dict[str, Any]]:
         defaults = {"model": str(place.model), "data_dir": str(tmp_path / "data"), "port": "0"}
@@ -134,12 +136,13 @@ def echo(listener: socket.socket) -> None:
         taken.recv(4096)
 
 
-def test_a_redis_that_does_not_answer(doctor: Doctor) -> None:
+def test_a_redis_that_does_not_answer(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         threading.Thread(target=echo, args=(listener,), daemon=True).start()
         there = f"127.0.0.1:{listener.getsockname()[1]}"
         told = {doctor(redis_url=f"redis://:s3cret@{there}")[1]["redis"]["detail"]}
     assert "***" in next(iter(told))
+    monkeypatch.setattr(storage, "TIMEOUT_S", 1.0)
     for url, why in (
         (f"redis://me:s3cret@{there}/0", there),
         ("redis://:s3cret/more@localhost", "percent-encode"),

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
-from server_harness import LiveServer, make_settings
+from server_harness import HANG_S, LiveServer, make_settings
 from server_model import make_model_folder
 from server_process import ROOT, command, environment
 from stub_server import Stub, stubbed
@@ -75,7 +75,7 @@ class Gathering(Stub):
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["content-length"]))
-        self.waiting.wait(timeout=60)
+        self.waiting.wait(timeout=HANG_S)
         reply(self, 200, ANSWER)
 
 
@@ -92,7 +92,7 @@ def loaded(url: str, load: Load) -> Tally:
     return tally
 
 
-ASKS = Load(rate=40, duration_s=1, warmup_s=0, adapts=0, feedback=0, stream=False)
+ASKS = Load(rate=40, duration_s=1, warmup_s=0, adapts=0, feedback=0, stream=False, timeout_s=HANG_S)
 
 
 def test_arrivals_do_not_wait_for_answers() -> None:
@@ -129,7 +129,7 @@ class Naughty(Stub):
             self.end_headers()
             self.wfile.write(b'event: error\ndata: {"status": 503, "detail": "away"}\n\n')
         elif self.how == "silence":
-            threading.Event().wait(2)
+            self.rfile.read(1)  # until the client has gone
         elif self.path == "/adapt":
             told = {"accepted": True, "items": [1], "steps": 1, "examples_used": 1}
             reply(self, 200, {"session_id": "s", "adapter_version": 1, **told})
@@ -164,8 +164,7 @@ def test_failures_are_counted_by_kind(how: str, kind: str, changes: dict[str, An
 
 
 def test_nobody_listens() -> None:
-    with stubbed(Stub) as url:
-        pass
+    url = "http://127.0.0.1:9"
     summary = loaded(url, ASKS).summary()
     assert set(summary["failures"]) == {"no connection"}
     assert asyncio.run(delete_sessions(url, None, ["a", "b"], lambda: None)) == 2
@@ -274,7 +273,7 @@ def test_ctrl_c_gives_the_report_so_far(live: LiveServer) -> None:
     while sessions(live, "cut-") < 3:
         assert running.poll() is None
     running.send_signal(signal.SIGINT)
-    out, err = running.communicate(timeout=120)
+    out, err = running.communicate(timeout=HANG_S)
     assert running.returncode == 130, err
     found = json.loads(out)
     assert found["interrupted"]

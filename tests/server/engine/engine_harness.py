@@ -8,12 +8,14 @@ from __future__ import annotations
 import asyncio
 import copy
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import aclosing, asynccontextmanager
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
+import pytest
 import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -169,12 +171,43 @@ class World:
 @asynccontextmanager
 async def running(artifact: Artifact, **limits: int) -> AsyncIterator[Engine]:
     """An engine whose decode steps are recorded only where a test says so: it takes a second."""
-    engine = Engine(artifact, replace(EngineLimits(threads=1, recorded=False), **limits))
+    patient = EngineLimits(threads=1, recorded=False, patience_s=600.0)
+    engine = Engine(artifact, replace(patient, **limits))
     engine.start()
     try:
         yield engine
     finally:
-        await engine.stop(60.0)
+        await engine.stop(600.0)
+
+
+@contextmanager
+def holding(engine: Engine, **steps: int) -> Iterator[None]:
+    """Let decoding, learning or prompts take so many steps and then none; the rest goes on.
+
+    Nothing of it is over before the test has seen it, however long the test's thread is held up.
+    An answer has its first token without any step. At the end all go on at the same moment.
+    """
+    worker, released = engine._worker, False
+    batch, learner, prompts = worker._traffic.batch, worker._learner, worker._prefills
+    parts = {"decoding": batch, "learning": learner, "prompts": prompts}
+
+    def held(name: str, real: Callable[[], None]) -> Callable[[], None]:
+        def step() -> None:
+            if released or steps[name] > 0:
+                steps[name] -= name != "decoding" or len(batch) > 0
+                real()
+            else:
+                time.sleep(0.001)
+
+        return step
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in steps:
+            patch.setattr(parts[name], "step", held(name, parts[name].step))
+        try:
+            yield
+        finally:
+            released = True
 
 
 class Answer:

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from engine_harness import World, collect, gather, run, running, until
+from engine_harness import World, collect, gather, holding, run, running, until
 
 from adapters.chat import EncodedPrompt
 from adapters.state import AdapterState
@@ -120,7 +120,10 @@ def test_short_prompts_need_not_wait_for_the_whole_of_a_long_one(world: World) -
     async def main() -> None:
         async with running(world.artifact, prefill_tokens=8) as engine:
             asks = [("long", " ".join(TEXTS)), ("short", "Hi"), ("short", "Yes")]
-            await asyncio.gather(*(ask(engine, *one) for one in asks))
+            with holding(engine, prompts=0):
+                asked = asyncio.gather(*(ask(engine, *one) for one in asks))
+                await until(lambda: engine.status().prefilling == len(asks))
+            await asked
 
     run(main())
     assert order == ["short", "short", "long"]
@@ -229,8 +232,9 @@ def test_what_is_not_finite_does_not_reach_the_next_in_its_row(world: World) -> 
     async def main() -> None:
         async with running(world.artifact, rows=2) as engine:
             long = world.request(TEXTS[3], max_tokens=100, min_tokens=100)
-            others = asyncio.create_task(collect(engine, long))
-            await until(lambda: engine.status().decoding == 1)
+            with holding(engine, decoding=0):
+                others = asyncio.create_task(collect(engine, long))
+                await until(lambda: engine.status().decoding == 1)
             request = replace(world.request(TEXTS[0]), adapter=AdapterRef("t/broken/1", load))
             with pytest.raises(EngineFailed, match="not finite"):
                 await collect(engine, request)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from engine_harness import World, collect, gather, make_artifact, run, running
+from engine_harness import World, collect, gather, make_artifact, run, running, until
 
 from adapters.artifact import Artifact
 from adapters.config import Gate, Mix
@@ -77,7 +77,7 @@ def test_the_adapter_answers_the_taught_prompt_and_the_base_the_others(world: Wo
             assert far.tokens == world.greedy(FAR)
             assert [a.finished.adapter_used for a in (taught, far, other)] == [True, False, True]
             assert other.tokens == world.greedy(TAUGHT, "bob")
-            assert engine.status().slots_pinned == 0
+            await until(lambda: engine.status().slots_pinned == 0)
 
     run(main())
     assert world.greedy(FAR) != world.greedy(FAR, "ann"), "the adapter would have changed it"
@@ -236,7 +236,7 @@ def test_a_house_answers_what_it_was_taught_the_nearest(world: World, slots: int
                 text = asked[requests.index(request) // 2]
                 who = {TAUGHT: name, HOUSE_PROMPT: HOUSE, FAR: None}[text]
                 assert answer.tokens == world.greedy(text, who)
-            assert engine.status().slots_pinned == 0
+            await until(lambda: engine.status().slots_pinned == 0)
 
     run(main())
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from engine_harness import Answer, World, collect, gather, run, running, until
+from engine_harness import Answer, World, collect, gather, holding, run, running, until
 
 from adapters.config import LoraSpec
 from adapters.state import AdapterState
@@ -45,10 +45,12 @@ async def started(engine: Engine, request: GenerateRequest, sink: list) -> async
 def test_closing_the_iterator_frees_the_row(world: World) -> None:
     async def main() -> None:
         async with running(world.artifact, rows=1, slots=1) as engine:
-            async with aclosing(engine.generate(world.request(TEXT, "ann", **LONG, seed=1))) as gen:
-                async for _ in gen:
-                    break
-            await until(lambda: engine.status().requests_cancelled == 1)
+            long = world.request(TEXT, "ann", **LONG, seed=1)
+            with holding(engine, decoding=9):
+                async with aclosing(engine.generate(long)) as gen:
+                    async for _ in gen:
+                        break
+                await until(lambda: engine.status().requests_cancelled == 1)
             status = engine.status()
             assert status.decoding == status.slots_pinned == 0
             request = world.request(TEXT, "bob")
@@ -80,18 +82,19 @@ def test_a_full_queue_is_busy_and_empties(world: World) -> None:
     async def main() -> None:
         async with running(world.artifact, rows=1, queue=2) as engine:
             sink: list = []
-            first = await started(engine, world.request(TEXT, **LONG, seed=3), sink)
-            waiting = [asyncio.ensure_future(collect(engine, world.request("Hi", "ann")))]
-            await until(lambda: engine.status().waiting == 1)
-            waiting.append(asyncio.ensure_future(collect(engine, world.request("Hi", "bob"))))
-            await until(lambda: engine.status().waiting == 2)
-            with pytest.raises(EngineBusy, match="2 requests are waiting") as busy:
-                await collect(engine, world.request("Hi", "cem"))
-            assert busy.value.retry_after_s > 0
-            assert "cem" not in world.loads, "nothing is loaded for a request that is refused"
-            with pytest.raises(EngineBusy):
-                await engine.adapt(AdaptRequest((world.example("Hi", "Yes"),)))
-            first.cancel()
+            with holding(engine, decoding=9):
+                first = await started(engine, world.request(TEXT, **LONG, seed=3), sink)
+                waiting = [asyncio.ensure_future(collect(engine, world.request("Hi", "ann")))]
+                await until(lambda: engine.status().waiting == 1)
+                waiting.append(asyncio.ensure_future(collect(engine, world.request("Hi", "bob"))))
+                await until(lambda: engine.status().waiting == 2)
+                with pytest.raises(EngineBusy, match="2 requests are waiting") as busy:
+                    await collect(engine, world.request("Hi", "cem"))
+                assert busy.value.retry_after_s > 0
+                assert "cem" not in world.loads, "nothing is loaded for a request that is refused"
+                with pytest.raises(EngineBusy):
+                    await engine.adapt(AdaptRequest((world.example("Hi", "Yes"),)))
+                first.cancel()
             for answer, session in zip(await asyncio.gather(*waiting), ("ann", "bob"), strict=True):
                 world.check_greedy(world.request("Hi", session), answer.tokens)
             assert (await collect(engine, world.request("Hi"))).tokens
@@ -107,19 +110,21 @@ def test_stopping_finishes_what_is_inside_and_refuses_what_comes(world: World) -
         engine.start()
         with pytest.raises(EngineStopped, match="runs once"):
             engine.start()
-        answers = asyncio.ensure_future(
-            gather(engine, [world.request(TEXT, s) for s in ("ann", "bob", None, "cem")])
-        )
-        adapting = asyncio.ensure_future(
-            engine.adapt(AdaptRequest((world.example("Hi", "Yes"),), steps=20))
-        )
-        await until(lambda: engine.status().adapts_learning == 1)
-        stopping = asyncio.ensure_future(engine.stop(60.0))
-        await until(lambda: not engine.status().running)
-        with pytest.raises(EngineStopped):
-            await collect(engine, world.request(TEXT))
-        with pytest.raises(EngineStopped):
-            await engine.adapt(AdaptRequest((world.example("Hi", "Yes"),)))
+        with holding(engine, decoding=0, learning=1):
+            answers = asyncio.ensure_future(
+                gather(engine, [world.request(TEXT, s) for s in ("ann", "bob", None, "cem")])
+            )
+            adapting = asyncio.ensure_future(
+                engine.adapt(AdaptRequest((world.example("Hi", "Yes"),), steps=20))
+            )
+            await until(lambda: engine.status().adapts_learning == 1)
+            await until(lambda: engine.status().decoding == engine.status().waiting == 2)
+            stopping = asyncio.ensure_future(engine.stop(600.0))
+            await until(lambda: not engine.status().running)
+            with pytest.raises(EngineStopped):
+                await collect(engine, world.request(TEXT))
+            with pytest.raises(EngineStopped):
+                await engine.adapt(AdaptRequest((world.example("Hi", "Yes"),)))
         await stopping
         for session, answer in zip(("ann", "bob", None, "cem"), await answers, strict=True):
             world.check_greedy(world.request(TEXT, session), answer.tokens)
@@ -134,12 +139,14 @@ def test_what_does_not_finish_in_time_is_cut(world: World) -> None:
         engine = Engine(world.artifact, EngineLimits(threads=1, rows=1, slots=1))
         engine.start()
         sink: list = []
-        running_task = await started(engine, world.request(TEXT, "ann", **LONG, seed=1), sink)
-        queued = asyncio.ensure_future(collect(engine, world.request(TEXT, "bob")))
-        example = world.example("Hi", "Yes")
-        adapting = asyncio.ensure_future(engine.adapt(AdaptRequest((example,), steps=100_000)))
-        await until(lambda: engine.status().adapts_learning == 1)
-        await engine.stop(0.0)
+        with holding(engine, decoding=9):
+            running_task = await started(engine, world.request(TEXT, "ann", **LONG, seed=1), sink)
+            queued = asyncio.ensure_future(collect(engine, world.request(TEXT, "bob")))
+            example = world.example("Hi", "Yes")
+            adapting = asyncio.ensure_future(engine.adapt(AdaptRequest((example,), steps=100_000)))
+            await until(lambda: engine.status().adapts_learning == 1)
+            await until(lambda: engine.status().waiting == 1)
+            await engine.stop(0.0)
         await running_task
         answer = Answer([item for item in sink if isinstance(item, Delta)], sink[-1])
         assert isinstance(sink[-1], Finished)
@@ -183,8 +190,9 @@ def test_a_prompt_that_breaks_its_batch_fails_alone(world: World) -> None:
     async def main() -> None:
         async with running(world.artifact) as engine:
             requests = [world.request("Hi", session, max_tokens=24) for session in SESSIONS]
-            good = asyncio.ensure_future(gather(engine, requests))
-            await until(lambda: engine.status().decoding > 0)
+            with holding(engine, decoding=0):
+                good = asyncio.ensure_future(gather(engine, requests))
+                await until(lambda: engine.status().decoding == len(requests))
             bad_prefix = replace(prompt, prefix=(poison, *prompt.prefix))
             bad_header = replace(prompt, header=(poison, *prompt.header))
             for bad in (bad_prefix, bad_header):
@@ -327,12 +335,13 @@ def test_adapters_without_a_slot_stay_in_the_hosts_memory(world: World) -> None:
 def test_who_finds_no_place_in_time_is_told_to_come_back(world: World) -> None:
     async def main() -> None:
         async with running(world.artifact, rows=1, patience_s=0.05) as engine:
-            long = asyncio.ensure_future(collect(engine, world.request("Hi", max_tokens=150)))
-            await until(lambda: engine.status().decoding == 1)
             short = [world.request("Hi", "ann"), world.request(TEXT)]
-            for outcome in await gather_outcomes(engine, short):
-                assert isinstance(outcome, EngineBusy)
-                assert outcome.retry_after_s > 0
+            with holding(engine, decoding=0):
+                long = asyncio.ensure_future(collect(engine, world.request("Hi", max_tokens=150)))
+                await until(lambda: engine.status().decoding == 1)
+                for outcome in await gather_outcomes(engine, short):
+                    assert isinstance(outcome, EngineBusy)
+                    assert outcome.retry_after_s > 0
             assert len((await long).tokens) > 1, "who has a place keeps it"
             world.check_greedy(short[0], (await collect(engine, short[0])).tokens)
 

@@ -184,7 +184,7 @@ SAMPLINGS = st.fixed_dictionaries(
     max_examples=25,
     deadline=None,
     derandomize=True,  # a draw on the very edge between two tokens may fall to either
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(drawn=st.lists(SAMPLINGS, min_size=1, max_size=4), session=st.sampled_from([None, "bob"]))
 def test_any_sampling_gives_an_answer_of_its_own(

@@ -66,7 +66,9 @@ async def play(world: World, engine: Engine, act: Act) -> Tensors | None:
 
 
 @settings(
-    max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=10,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(st.lists(ACTS, min_size=1, max_size=8), LIMITS)
 def test_random_schedules(world: World, acts: list[Act], limits: dict[str, int]) -> None:

@@ -9,7 +9,9 @@ from server.engine import Finished
 from server.engine.detokenize import Detokenizer, StopFilter
 
 QUICK = settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 TEXTS = [
     " leading",

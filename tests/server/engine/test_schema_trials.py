@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -16,12 +17,20 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
-from server.engine import EngineFailed, EngineStopped, GrammarRefused, grammar, schema_trial
+from server.engine import (
+    EngineFailed,
+    EngineStopped,
+    GrammarRefused,
+    grammar,
+    schema_trial,
+    trial_process,
+)
 from server.engine.base import Base, make_base
 from server.engine.grammar import Grammar, Grammars
 from server.engine.outbox import Mail, Outbox
 from server.engine.sampling import Chosen
 from server.engine.ticket import Writing
+from server.engine.trial_process import TrialProcess
 
 TEXT = "Where is my order?"
 GOOD = json.dumps({"enum": ["barn", "road"]})
@@ -44,7 +53,18 @@ def pid_of(grammars: Grammars) -> int:
     return grammars._trials._process.pid
 
 
-def test_an_endless_schema_is_refused_and_holds_up_nobody(world: World) -> None:
+def test_an_endless_schema_is_refused_and_holds_up_nobody(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answered, original = threading.Event(), TrialProcess.refusal
+
+    def refusal(self: TrialProcess, schema: str) -> str | None:
+        told = original(self, schema)
+        answered.wait()  # its time may be over before ours has begun
+        return told
+
+    monkeypatch.setattr(TrialProcess, "refusal", refusal)
+
     async def main() -> None:
         async with running(world.artifact) as engine:
             endless = [
@@ -54,6 +74,7 @@ def test_an_endless_schema_is_refused_and_holds_up_nobody(world: World) -> None:
             free = await collect(engine, world.request(TEXT))
             world.check_greedy(world.request(TEXT), free.tokens)
             assert not any(task.done() for task in endless)
+            answered.set()
             endless.pop().cancel()  # one client goes; the others get their answer
             for task in endless:
                 with pytest.raises(GrammarRefused, match="too long to compile"):
@@ -74,8 +95,19 @@ def test_an_endless_schema_is_refused_and_holds_up_nobody(world: World) -> None:
     run(main())
 
 
-def test_closing_ends_a_trial_and_a_lost_process_is_replaced(base: Base) -> None:
+def test_closing_ends_a_trial_and_a_lost_process_is_replaced(
+    base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
     grammars = Grammars(base)
+    asked, original = threading.Event(), trial_process._ask
+
+    def ask(process: "subprocess.Popen[str]", line: str, limit_s: float) -> str:
+        if json.loads(line) == ENDLESS:
+            process.send_signal(signal.SIGSTOP)  # no time of its own ends it before we do
+            asked.set()
+        return original(process, line, limit_s)
+
+    monkeypatch.setattr(trial_process, "_ask", ask)
 
     async def main() -> None:
         await grammars.begin(GOOD)
@@ -84,7 +116,7 @@ def test_closing_ends_a_trial_and_a_lost_process_is_replaced(base: Base) -> None
         await grammars.begin('{"const": 1}')
         assert pid_of(grammars) != first
         trial = asyncio.create_task(grammars.begin(ENDLESS))
-        await asyncio.sleep(0.05)
+        await asyncio.to_thread(asked.wait)
         await asyncio.to_thread(grammars.close)
         with pytest.raises(EngineStopped):
             await trial

@@ -68,5 +68,5 @@ async def test_whoever_stops_waiting_for_them_is_heard_at_any_moment(
         await asyncio.sleep(0)
     stopping.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await asyncio.wait_for(stopping, 10.0)
+        await asyncio.wait_for(stopping, 600.0)
     assert turns == 0 or cancelled.is_set()

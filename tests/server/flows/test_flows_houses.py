@@ -39,7 +39,7 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 
 @pytest.fixture
 async def engine(artifact: Artifact) -> AsyncIterator[Engine]:
-    engine = Engine(artifact, EngineLimits(threads=1))
+    engine = Engine(artifact, EngineLimits(threads=1, patience_s=600.0))
     engine.start()
     yield engine
     await engine.stop(0)
@@ -201,7 +201,7 @@ async def test_sessions_answer_without_a_house_that_nobody_can_have_again(
 @asynccontextmanager
 async def running(artifact: Artifact, store: SessionStore) -> AsyncIterator[Runtime]:
     """A server's flows with an engine of its own."""
-    engine = Engine(artifact, EngineLimits(threads=1, recorded=False))
+    engine = Engine(artifact, EngineLimits(threads=1, recorded=False, patience_s=600.0))
     engine.start()
     try:
         yield assemble(Settings(), artifact, store, engine)

@@ -71,7 +71,7 @@ def _hasty(artifact: Artifact) -> Artifact:
 async def _deriver(
     artifact: Artifact, store: SessionStore, **limits: int
 ) -> AsyncIterator[Deriver]:
-    engine = Engine(artifact, EngineLimits(threads=1, **limits))
+    engine = Engine(artifact, EngineLimits(threads=1, patience_s=600.0, **limits))
     engine.start()
     spending = Spending(store.access, budgets(Settings()))
     yield Deriver(artifact, engine, Encoding(ChatEncoder(artifact.tokenizer)), spending)

@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import pytest
 from openai import OpenAI
+from redis_process import until
 from server_model import make_model_folder
 from server_process import Server, gone, serving
 
@@ -44,6 +45,23 @@ def server(folder: Path) -> Iterator[Server]:
             up.stop(signal.SIGTERM)  # killed, it would take Ray's processes a while to notice
 
 
+def readiness(http: httpx.Client) -> Any:
+    """What is told once both are ready; one that is held up for some seconds is not counted."""
+    told: dict[str, Any] = {}
+
+    def both() -> bool:
+        told.update(http.get("/readyz").json())
+        return told.get("replicas_ready") == 2
+
+    until(both, 0.2)
+    return told
+
+
+def metrics(http: httpx.Client) -> str:
+    """Of those that answer within a few seconds."""
+    return http.get("/metrics").text
+
+
 def ask(http: httpx.Client, session: str, prompt: str = "Hello?") -> httpx.Response:
     body = {"session_id": session, "prompt": prompt, "max_tokens": 16}
     response = http.post("/generate", json=body)
@@ -58,11 +76,10 @@ def teach(http: httpx.Client, session: str, examples: list[dict[str, str]], **mo
 
 
 def test_both_are_ready_and_counted(server: Server) -> None:
-    ready = server.http.get("/readyz").json()
+    ready = readiness(server.http)
     assert (ready["status"], ready["replicas_ready"], ready["replicas"]) == ("ready", 2, 2)
-    metrics = server.http.get("/metrics").text
-    for rank in "01":
-        assert f'innerloop_engine_running{{replica="{rank}"}} 1.0' in metrics
+    running = 'innerloop_engine_running{{replica="{}"}} 1.0'
+    until(lambda: all(running.format(rank) in metrics(server.http) for rank in "01"))
     assert server.http.get("/metrics", headers={"Authorization": ""}).status_code == 401
     assert server.http.get("/healthz").json() == {"status": "ok"}
 
@@ -158,10 +175,9 @@ def test_a_replica_killed_in_the_midst_loses_nothing(server: Server, folder: Pat
     assert told["items"] == list(range(2, 2 + len(LONG)))  # sent twice, taken once
     assert server.http.get(f"/sessions/{session}").json()["items"] == 1 + len(LONG)
     assert ask(server.http, session, LONG[0]["prompt"]).json()["text"] == "Yes, and no."
-    while server.http.get("/readyz").json()["replicas_ready"] < 2:
-        time.sleep(0.2)
-    metrics = server.http.get("/metrics").text
-    assert set(re.findall(r'innerloop_engine_running{replica="(\d+)"}', metrics)) == {"0", "1"}
+    readiness(server.http)
+    ranks = re.compile(r'innerloop_engine_running{replica="(\d+)"}')
+    until(lambda: set(ranks.findall(metrics(server.http))) == {"0", "1"})
 
 
 def listen(http: httpx.Client, session: str, begun: Event) -> str:
@@ -176,7 +192,13 @@ def listen(http: httpx.Client, session: str, begun: Event) -> str:
 
 def pid_of(log: Path, session: str) -> int:
     """The process of the replica that has a session, by the lines that it writes."""
-    lines = re.findall(rf"pid=(\d+)\) .* session_id={session} ", log.read_text())
+    lines: list[str] = []
+
+    def written() -> bool:  # Ray brings them here, in its own time
+        lines[:] = re.findall(rf"pid=(\d+)\) .* session_id={session} ", log.read_text())
+        return bool(lines)
+
+    until(written)
     return int(lines[-1])
 
 

@@ -8,9 +8,17 @@ import pytest
 from redis import Redis
 from redis.cluster import RedisCluster
 
-from server.sessions import SessionStore
+from server.sessions import EmbeddedRedis, SessionStore
 
 Dump = Callable[[], dict[str, object]]
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What waits for a busy machine is not lost: a child that starts, or a free connection."""
+    monkeypatch.setitem(EmbeddedRedis.__init__.__kwdefaults__, "start_timeout_s", 600.0)
+    for module in ("link", "cluster"):
+        monkeypatch.setattr(f"server.sessions.{module}.CONNECTION_WAIT_S", 600.0)
 
 
 @pytest.fixture

@@ -10,11 +10,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from redis import Redis
+from redis.exceptions import RedisError
+from redis_process import until
 
 from server.sessions import (
     DataFolderLocked,
@@ -25,6 +27,7 @@ from server.sessions import (
     SessionStore,
     StoreUnavailable,
 )
+from server.sessions import folder as folder_module
 from server.sessions.binary import find_binary
 from server.sessions.folder import LOCK_NAME, LOG_NAME, RECORD_NAME, Record
 
@@ -40,15 +43,6 @@ redis.start()
 print(redis.pid, redis.url, flush=True)
 time.sleep(600)
 """
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Wait for what must come; only a hang fails."""
-    for _ in range(3000):
-        if condition():
-            return
-        time.sleep(0.01)
-    raise AssertionError("it never came")
 
 
 def is_there(pid: int) -> bool:
@@ -77,6 +71,15 @@ def owner_process(folder: Path) -> Iterator[tuple[subprocess.Popen[str], int, st
         process.kill()
         process.wait()
         process.stdout.close()
+
+
+def answers(socket: Path) -> bool:
+    """Whether a server listens there, which it does a moment after the socket exists."""
+    with Redis(unix_socket_path=str(socket)) as client:
+        try:
+            return bool(client.ping())
+        except RedisError:
+            return False
 
 
 def raw(redis: EmbeddedRedis) -> Redis:
@@ -251,11 +254,11 @@ def test_an_orphan_is_ended_first(tmp_path: Path) -> None:
     command += ["--appendonly", "yes", "--dir", str(tmp_path)]
     orphan = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     try:
-        until(socket.exists)
+        until(lambda: answers(socket))
         with Redis(unix_socket_path=str(socket)) as client:
             client.set("key", "value")
         Record(binary.product, binary.version, str(socket), orphan.pid).write(tmp_path)
-        with EmbeddedRedis(tmp_path) as redis:
+        with EmbeddedRedis(tmp_path, stop_timeout_s=600) as redis:
             assert orphan.wait() == 0  # cleanly
             assert not socket.parent.exists()
             with raw(redis) as client:
@@ -265,16 +268,22 @@ def test_an_orphan_is_ended_first(tmp_path: Path) -> None:
         orphan.wait()
 
 
-def test_an_orphan_that_hangs_is_killed(tmp_path: Path) -> None:
+def test_an_orphan_that_hangs_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits_s, ended = iter([0.2, 600.0]), folder_module._ended  # it dies, however slowly
+
+    def wait(pid: int, socket: str, timeout_s: float) -> bool:
+        return ended(pid, socket, min(timeout_s, next(waits_s)))
+
+    monkeypatch.setattr(folder_module, "_ended", wait)
     binary = find_binary()
     socket = tmp_path / "redis.sock"
     command = [str(binary.path), "--port", "0", "--unixsocket", str(socket), "--dir", str(tmp_path)]
     orphan = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     try:
-        until(socket.exists)
+        until(lambda: answers(socket))
         os.kill(orphan.pid, signal.SIGSTOP)
         Record(binary.product, binary.version, str(socket), orphan.pid).write(tmp_path)
-        with EmbeddedRedis(tmp_path, stop_timeout_s=0.2):
+        with EmbeddedRedis(tmp_path, stop_timeout_s=600):
             assert orphan.wait() == -signal.SIGKILL
     finally:
         orphan.kill()
@@ -355,13 +364,17 @@ def test_a_folder_that_cannot_be(tmp_path: Path) -> None:
         EmbeddedRedis(tmp_path / "file").start()
 
 
-def test_a_child_that_stays_away_is_reported(tmp_path: Path) -> None:
-    with EmbeddedRedis(tmp_path, start_timeout_s=0.5) as redis:
+def test_a_child_that_stays_away_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with EmbeddedRedis(tmp_path) as redis:
         assert redis.pid is not None
         os.kill(redis.pid, signal.SIGSTOP)
         try:
-            with pytest.raises(EmbeddedRedisError, match="does not answer after"):
-                redis.ensure_running()
+            with monkeypatch.context() as hasty:
+                hasty.setattr(redis, "_start_timeout_s", 0.5)
+                with pytest.raises(EmbeddedRedisError, match="does not answer after"):
+                    redis.ensure_running()
         finally:
             os.kill(redis.pid, signal.SIGCONT)
         redis.ensure_running()

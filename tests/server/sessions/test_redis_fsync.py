@@ -9,6 +9,7 @@ from redis_process import RedisProcess
 
 from server.sessions import NewItem, SessionStore, StoreRefused, StoreUnavailable
 from server.sessions.binary import find_binary, identify
+from server.sessions.confirmation import Confirmation
 from server.settings import Settings
 
 pytestmark = pytest.mark.anyio
@@ -49,6 +50,13 @@ def url(redis: RedisProcess) -> str:
     return f"redis://127.0.0.1:{redis.port}"
 
 
+@pytest.fixture
+def patience_with_disks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A write counts, however long the disk takes over it."""
+    monkeypatch.setattr("server.sessions.connection.CONFIRMATION_WAIT_S", 20.0)
+
+
+@pytest.mark.usefixtures("patience_with_disks")
 async def test_what_was_synced_outlives_its_redis(able: Path, start: Start) -> None:
     redis = start(able, "--appendonly", "yes", "--appendfsync", "everysec")
     async with await SessionStore.open(url(redis), fsync=True) as store:
@@ -61,13 +69,16 @@ async def test_what_was_synced_outlives_its_redis(able: Path, start: Start) -> N
         assert await store.pointer("t", "s0") == read
 
 
+@pytest.mark.usefixtures("patience_with_disks")
 async def test_what_is_not_synced_is_not_acknowledged(able: Path, start: Start) -> None:
     redis = start(able, "--appendonly", "yes", "--appendfsync", "everysec")
-    async with await SessionStore.open(url(redis), fsync=True, timeout_s=1) as store:
+    async with await SessionStore.open(url(redis), fsync=True) as store:
         await store.append("t", "s", [ITEM])
         redis.client.config_set("appendfsync", "no")
-        with pytest.raises(StoreUnavailable, match=r"did not sync.* INNERLOOP_REDIS_FSYNC"):
-            await store.append("t", "s", [ITEM], "key", "hash")
+        async with await SessionStore.open(url(redis)) as hasty:
+            hasty._room.connection._confirmation = Confirmation(0, fsync=True, wait_ms=500)
+            with pytest.raises(StoreUnavailable, match=r"did not sync.* INNERLOOP_REDIS_FSYNC"):
+                await hasty.append("t", "s", [ITEM], "key", "hash")
         async with await SessionStore.open(url(redis)) as unasked:
             await unasked.append("t", "other", [ITEM])
         redis.client.config_set("appendfsync", "everysec")
@@ -79,8 +90,8 @@ async def test_what_is_not_synced_is_not_acknowledged(able: Path, start: Start) 
 
 
 async def test_replicas_are_waited_for_as_well(able: Path, start: Start) -> None:
-    redis = start(able, "--appendonly", "yes")
-    async with await SessionStore.open(url(redis), fsync=True, replicas=1, timeout_s=1) as store:
+    redis = start(able, "--appendonly", "yes", "--appendfsync", "always")  # synced before it waits
+    async with await SessionStore.open(url(redis), fsync=True, replicas=1) as store:
         with pytest.raises(StoreUnavailable, match=r"^0 of the 1 replicas"):
             await store.append("t", "s", [ITEM])
         redis.client.config_set("appendfsync", "no")

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import secrets
 import time
 
@@ -9,13 +10,20 @@ import pytest
 from redis import Redis
 
 from server.sessions import Fit, NewItem, Replica, SessionStore, StoreCorrupt, StoreRefused
-from server.sessions.keys import REPLICA_LIFETIME_S
 
 pytestmark = pytest.mark.anyio
+
+LIFETIME_S = 3600.0
 
 FIT = Fit("tiny", "base-a", "rule-a")
 OTHERS = [Fit("tiny", "base-b", "rule-a"), Fit("tiny", "base-a", "rule-b")]
 SETTINGS = {"session_lifetime_s": 0}
+
+
+@pytest.fixture(autouse=True)
+def patience_with_replicas(monkeypatch: pytest.MonkeyPatch) -> None:
+    """None of them beats by itself here, so a busy machine must not take so long for gone."""
+    monkeypatch.setattr("server.sessions.replicas.REPLICA_LIFETIME_S", LIFETIME_S)
 
 
 async def joined(store: SessionStore, fit: Fit = FIT, **settings: object) -> Replica:
@@ -60,7 +68,7 @@ async def test_a_killed_one_counts_as_gone_after_a_while(store: SessionStore, ra
     key = store._room.keys.replicas
     (name,) = {field for field in raw.hkeys(key) if field != b"last"}
     entry = json.loads(raw.hget(key, name) or b"")
-    entry["at"] -= int(REPLICA_LIFETIME_S * 1000) + 1
+    entry["at"] -= int(LIFETIME_S * 1000) + 1
     raw.hset(key, name, json.dumps(entry))
     assert (await joined(store, OTHERS[0])).live == 1
     assert not raw.hexists(key, name)
@@ -97,8 +105,11 @@ async def test_clocks_apart_are_told_and_harm_nothing(
     namespace = store._room.keys.namespace
     with caplog.at_level(logging.WARNING):
         async with await SessionStore.open(redis_url, namespace=namespace) as wrong:
-            assert "3600.0 s apart" in caplog.text
+            told = re.search(r" ([\d.]+) s apart", caplog.text)
+            assert told is not None
+            # It is read between two readings of ours, which may lie seconds apart.
+            assert abs(float(told[1]) - abs(apart_s)) < 600
             await wrong.append("t", "s", [NewItem("demonstration", {})], None, "")
             written = raw.zscore(wrong._room.keys.pending, "t/s")
     assert isinstance(written, float)
-    assert abs(written / 1000 - right()) < 60
+    assert abs(written / 1000 - right()) < 600

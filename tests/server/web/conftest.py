@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from server_harness import LiveServer, make_settings
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, BrowserContext
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
-WAIT_MS = 30_000
+WAIT_MS = 600_000  # only a page that never comes to it fails
 KEYED = {"api_keys": "acme:acme-key", "operator_keys": "operator-key"}
 
 
@@ -43,7 +43,17 @@ def browser() -> Iterator["Browser"]:
         pytest.skip("needs Chromium: apt-get install chromium")
     with playwright.sync_playwright() as started:
         # The sandbox needs rights that root in a container does not have; the pages are our own.
-        chromium = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        chromium = started.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox"], timeout=WAIT_MS
+        )
+        new_context = chromium.new_context
+
+        def patient(**options: Any) -> "BrowserContext":
+            made = new_context(**options)
+            made.set_default_timeout(WAIT_MS)
+            return made
+
+        chromium.new_context = patient  # type: ignore[method-assign]
         yield chromium
         chromium.close()
 
@@ -51,5 +61,4 @@ def browser() -> Iterator["Browser"]:
 @pytest.fixture
 def context(browser: "Browser", live: LiveServer) -> Iterator["BrowserContext"]:
     with browser.new_context(base_url=live.urls[0]) as made:
-        made.set_default_timeout(WAIT_MS)
         yield made

@@ -46,6 +46,10 @@ class CuttingProxy:
                     continue
                 server = socket.create_connection(self._target)
                 self._open |= {client, server}
+                if self.shut:  # meanwhile, and these may not have been among those that were cut
+                    _end(client)
+                    _end(server)
+                    continue
                 for ends in ((client, server, False), (server, client, True)):
                     threading.Thread(target=self._pass_on, args=ends, daemon=True).start()
 

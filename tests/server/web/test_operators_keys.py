@@ -4,7 +4,6 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import pytest
 from server_harness import LiveServer, make_settings
 from server_model import make_model_folder
@@ -116,7 +115,8 @@ def test_the_first_key_shuts_an_open_server(
         page.get_by_role("button", name="Make the key").click()
         expect(page.get_by_label("The new key")).to_be_focused()
         key = page.get_by_label("The new key").input_value()
-        assert httpx.get(f"{server.urls[0]}/admin/keys").status_code == 401
+        with server.client() as http:
+            assert http.get("/admin/keys").status_code == 401
         expect(page.locator("#open")).to_be_hidden()
         # The page goes on with it, and says why the last one stays.
         page.get_by_role("button", name="Revoke the key").click()

@@ -4,9 +4,9 @@ tokens that end, completions that are gone, tabs that change the same session.""
 from pathlib import Path
 from urllib.parse import quote
 
-import httpx
 import pytest
 from cutting_proxy import CuttingProxy, cutting
+from redis_process import free_port
 from server_harness import LiveServer
 from server_model import make_model_folder
 from server_process import serving
@@ -97,8 +97,9 @@ def test_a_page_that_is_opened_as_the_server_goes(
 def test_the_server_is_killed_and_started_again(browser: Browser, tmp_path: Path) -> None:
     model, data = tmp_path / "tiny", tmp_path / "data"
     make_model_folder(model)
+    port = free_port()
     with browser.new_context() as context:
-        with serving(model, data) as server:
+        with serving(model, data, port) as server:
             url = str(server.http.base_url)
             page = opened(context, url)
             ask(page)
@@ -113,7 +114,7 @@ def test_the_server_is_killed_and_started_again(browser: Browser, tmp_path: Path
         newer = context.new_page()
         with pytest.raises(Error, match="ERR_CONNECTION_REFUSED"):
             newer.goto(url)
-        with serving(model, data, port=int(url.rstrip("/").rpartition(":")[2])) as server:
+        with serving(model, data, port) as server:
             expect(page.locator("#model")).to_have_class("status on")
             page.get_by_role("button", name="Try again").click()
             expect(page.locator(".by").last).to_have_text("Learned, version 1")
@@ -166,7 +167,9 @@ def test_two_tabs_change_one_session(context: BrowserContext) -> None:
     for page, number in ((first, 1), (second, 2)):
         ask(page, f"{QUESTION} {number}")
     correct(first, ANSWER)
+    expect(first.locator(".outcome")).to_have_text("Learned: version 1")  # else both are one lesson
     correct(second, "Ask the tall heron.")
+    expect(second.locator(".outcome")).to_have_text("Learned: version 2")
     expect(second.locator("#items li")).to_have_count(2)
     first.bring_to_front()
     first.evaluate("dispatchEvent(new Event('focus'))")  # headless pages all have the focus
@@ -205,9 +208,9 @@ def test_names_and_comments_are_never_markup(context: BrowserContext, live: Live
 
 
 def test_a_tenants_session_is_not_anothers(live: LiveServer) -> None:
-    with httpx.Client(base_url=live.urls[1], headers={"Authorization": "Bearer acme-key"}) as http:
+    with live.client(1, headers={"Authorization": "Bearer acme-key"}) as http:
         token = http.post("/sessions/web:own/tokens").json()["token"]
-    with httpx.Client(base_url=live.urls[1], headers={"Authorization": f"Bearer {token}"}) as http:
+    with live.client(1, headers={"Authorization": f"Bearer {token}"}) as http:
         refused = http.post("/generate", json={"session_id": "web:else", "prompt": "Hello?"})
         assert refused.status_code == 403
         assert "opens the session 'web:own' only" in refused.json()["detail"]
