@@ -42,25 +42,31 @@ class MetaLearned:
     """The artifact: session_init and the learned inner steps."""
 
     def __init__(
-        self, name: str, learner: Learner, recall: bool = False, shown: Shown | None = None
+        self,
+        name: str,
+        learner: Learner,
+        recall: bool = False,
+        shown: Shown | None = None,
+        steps: Sequence[int] = INNER_STEPS,
     ) -> None:
-        """Adapt ``learner`` by its own inner rule; judge after as many steps as that has, too.
+        """Adapt ``learner`` by its own inner rule.
 
         Args:
             name: of the method, in reports.
             learner: what adapts.
             recall: answer with the memory of what was taught beside the adapter.
             shown: the examples are in the prompt as well.
+            steps: after how many it is judged, beside as many as the rule has.
         """
         self.name = name
         self._learner = learner
         self._recall = recall
         self._shown = shown
-        self._steps = sorted({*INNER_STEPS, learner.rule().steps})
+        self._steps = sorted({*steps, learner.rule().steps})
         self.checkpoints = tuple(f"{step} steps" for step in self._steps)
 
     def scores(self, tasks: Sequence[Task]) -> dict[str, Scores]:
-        """Scores after 0, 1, 3, 5 and 10 inner steps, and the rule's own."""
+        """Scores after each of the numbers of inner steps."""
         if self._shown is None:
             return self._scores(Judge(self._learner, tasks, recall=self._recall), len(tasks))
         # One by one: a judge of one task computes its examples once for all its questions.

@@ -84,9 +84,16 @@ def test_it_equals_the_unrolled_graph_in_float64(
     check_same(learner, (Maml(), Maml(flat=True)), steps, 1e-10)
 
 
-def test_it_equals_the_unrolled_graph_in_float32(words: PreTrainedTokenizerFast) -> None:
-    learner = make_learner(words, ANCHORS).float()
-    check_same(learner, (Maml(), Maml(flat=True)), 5, 1e-5)
+@pytest.mark.parametrize("flat", [False, True], ids=["unrolled", "adjoint"])
+def test_float32_is_as_near_as_its_rounding(words: PreTrainedTokenizerFast, flat: bool) -> None:
+    """How near depends on the processor's instructions, for both alike: 1e-5 to 3e-4 were seen."""
+    _, exact = gradients(make_learner(words, ANCHORS), Maml(), 5)
+    _, found = gradients(make_learner(words, ANCHORS).float(), Maml(flat=flat), 5)
+    for name, wanted in exact.items():
+        if wanted is not None:
+            got = found[name]
+            assert got is not None, name
+            assert float((got - wanted).norm() / wanted.norm()) < 2e-3, name
 
 
 def test_it_judges_after_every_step_too(words: PreTrainedTokenizerFast) -> None:

@@ -1,0 +1,230 @@
+"""`python -m benchmarks.ablations`: what an outer loop's parts buy a language model.
+
+A small model is pre-trained once a seed, then every variant of the outer loop trains it for the
+same CPU seconds, one at a time. Judged on tasks held out of every stage, the same for all, by the
+adapter alone: no gate, no memory. Beside them LoRA on the pre-trained and on the multi-task base,
+its step size tuned on validation tasks. Small and short: it compares outer loops, and says how fast
+they begin to learn. A run that is stopped goes on. Prints Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.trial import percent, table
+from meta_training.evaluation.cells import Cell, TaskDrawer
+from meta_training.evaluation.intervals import paired_bootstrap
+from meta_training.evaluation.judging import LEARNING_RATES
+from meta_training.evaluation.methods import MetaLearned, Method, PlainLora
+from meta_training.evaluation.report import right_figure
+from meta_training.evaluation.run import evaluate, read_results
+from meta_training.learner import Learner
+from meta_training.pipeline import (
+    Workshop,
+    build_learner,
+    build_outer_loop,
+    embed_questions,
+    held_out_drawer,
+    open_workshop,
+    validation_drawer,
+)
+from meta_training.pretrain import pretrain
+from meta_training.recipe import Recipe, RecipeError, load_recipe
+from meta_training.tasks.sources import DataError
+
+RECIPE = Path(__file__).parents[1] / "meta_training" / "recipes" / "innerloop-small.yaml"
+CELLS = (Cell("label", 5, 5), Cell("house_reply", 1, 5), Cell("house_reply", 3, 5))
+TRIED_STEPS = 4  # outer steps that are timed, to know how many the seconds allow
+TUNING_TASKS = 6
+EXACT = "MAML, exact"
+MULTITASK = "multi-task"
+VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # outer part, inner part
+    EXACT: ({}, {}),
+    "MAML, first order": ({"algorithm": "fomaml"}, {}),
+    "MAML++": ({"algorithm": "maml++"}, {}),
+    "Meta-SGD": ({"algorithm": "meta-sgd"}, {}),
+    "ANIL": ({"algorithm": "anil"}, {}),
+    "Reptile": ({"algorithm": "reptile"}, {}),
+    MULTITASK: ({"algorithm": "multitask"}, {}),
+    "exact, K = 1": ({}, {"steps": 1}),
+    "exact, step sizes not learned": ({"step_size_learning_rate": 0.0}, {}),
+    "exact, start not learned": ({"adapter_learning_rate": 0.0}, {}),
+    "exact, base frozen": ({"base": "frozen"}, {}),
+    "exact, full scope": ({}, {"scope": "full"}),
+    "exact, rank 4": ({}, {"rank": 4}),
+    "exact, no locality": ({"locality_weight": 0.0}, {}),
+    "no outer loop": ({"steps": 0}, {}),
+}
+LORA = {"LoRA, pre-trained base": "no outer loop", "LoRA, multi-task base": MULTITASK}
+
+
+class Ablations:
+    """One seed's pre-trained model, and what every variant makes of it."""
+
+    def __init__(self, recipe: Recipe, data: Path, folder: Path, cpu_s: float, tasks: int) -> None:
+        """Pre-train, or load what an earlier run did, in ``folder``."""
+        self._recipe, self._cpu_s, self._tasks = recipe, cpu_s, tasks
+        self._workshop = open_workshop(recipe, data, folder)
+        embed_questions(self._workshop, build_learner(self._workshop))
+        self._results = folder / "results.jsonl"
+        tokenizer, corpus = self._workshop.tokenizer, self._workshop.corpus
+        self._held_out = held_out_drawer(corpus, tokenizer, seed=1000)
+        self._validation = validation_drawer(corpus, tokenizer, seed=77)
+
+    def run(self, name: str) -> None:
+        """Train and judge a variant, and LoRA on its base where it is a control's."""
+        learner = self._trained(name)
+        self._judge(MetaLearned(name, learner, steps=(learner.part.steps,)))
+        for control, base in LORA.items():
+            if base == name:
+                self._judge(self._tuned(control, learner))
+
+    def _judge(self, method: Method) -> None:
+        evaluate([method], CELLS, self._held_out, self._tasks, self._results, str(self._cpu_s))
+
+    def _trained(self, name: str) -> Learner:
+        folder = self._workshop.folder / name.replace(" ", "-").replace(",", "")
+        plan = folder / f"{self._cpu_s:g}.json"
+        if VARIANTS[name][0].get("steps") == 0:
+            return self._start(name, 0)[0]
+        if not plan.exists():
+            with tempfile.TemporaryDirectory() as place:
+                spent_s = self._train(name, TRIED_STEPS, Path(place))[1] / TRIED_STEPS
+            folder.mkdir(parents=True, exist_ok=True)
+            plan.write_text(json.dumps({"steps": max(1, round(self._cpu_s / spent_s))}))
+        steps = json.loads(plan.read_text())["steps"]
+        return self._train(name, steps, folder / str(steps))[0]
+
+    def _start(self, name: str, steps: int) -> tuple[Learner, Workshop]:
+        outer, inner = VARIANTS[name]
+        parts = self._recipe.model_dump()
+        parts["inner"] |= inner
+        parts["outer"] |= {"steps": steps} | outer
+        recipe = Recipe.model_validate(parts)
+        base = self._workshop.folder / "pretrained"
+        model, tokenizer = pretrain(recipe, self._workshop.corpus, base)
+        workshop = replace(self._workshop, recipe=recipe, model=model, tokenizer=tokenizer)
+        learner = build_learner(workshop)
+        embed_questions(workshop, learner)
+        return learner, workshop
+
+    def _train(self, name: str, steps: int, folder: Path) -> tuple[Learner, float]:
+        learner, workshop = self._start(name, steps)
+        loop = build_outer_loop(replace(workshop, folder=folder), learner)
+        before_s = time.process_time()
+        loop.run()
+        return learner, time.process_time() - before_s
+
+    def _tuned(self, name: str, learner: Learner) -> Method:
+        """LoRA at the learning rate that is best on validation tasks, as `evaluate` tunes it."""
+        return max(
+            (PlainLora(name, learner, rate) for rate in LEARNING_RATES),
+            key=lambda method: _quality(method, self._validation),
+        )
+
+    def rows(self) -> list[dict[str, Any]]:
+        return read_results(self._results, str(self._cpu_s))
+
+    def steps(self, name: str) -> int:
+        """Outer steps that a variant took."""
+        folder = self._workshop.folder / name.replace(" ", "-").replace(",", "")
+        plan = folder / f"{self._cpu_s:g}.json"
+        return int(json.loads(plan.read_text())["steps"]) if plan.exists() else 0
+
+
+def _quality(method: Method, drawer: TaskDrawer) -> float:
+    total = 0.0
+    for cell in CELLS[:2]:
+        tasks = [drawer.draw(cell, index) for index in range(TUNING_TASKS)]
+        for scores in method.scores(tasks).values():
+            total += sum(score[right_figure(cell.name)] for score in scores)
+    return total
+
+
+def report(found: Sequence[Ablations]) -> str:
+    """A table a cell: right answers, unrelated answers changed, and right minus exact MAML's.
+
+    Tasks of all seeds together; differences by the paired bootstrap over tasks.
+    """
+    parts = []
+    for cell in CELLS:
+        right: dict[str, dict[tuple[int, int], float]] = defaultdict(dict)
+        changed: dict[str, list[float]] = defaultdict(list)
+        for seed, one in enumerate(found):
+            for row in one.rows():
+                if row["cell"] == cell.name:
+                    name = _name(row["method"], row["checkpoint"])
+                    right[name][seed, row["task"]] = row["figures"][right_figure(cell.name)] or 0.0
+                    if row["figures"]["changed"] is not None:
+                        changed[name].append(row["figures"]["changed"])
+        lines = []
+        for name, values in right.items():
+            steps = sum(one.steps(name) for one in found) / len(found)
+            apart = [values[t] - right[EXACT][t] for t in sorted(values) if t in right[EXACT]]
+            low, high = paired_bootstrap(apart)
+            ahead = f"{100 * sum(apart) / len(apart):+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+            lines.append(
+                [
+                    name,
+                    f"{steps:.0f}" if steps else "–",
+                    percent(list(values.values())),
+                    percent(changed[name]),
+                    "–" if name == EXACT else ahead,
+                ]
+            )
+        heads = ["", "outer steps", "right %", "unrelated answers changed %", "right, minus exact"]
+        parts.append(f"### {cell.name}\n\n{table(heads, lines)}\n")
+    return "\n".join(parts)
+
+
+def _name(method: str, checkpoint: str) -> str:
+    return f"{method}, {checkpoint}" if method in LORA else method
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run and print; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.ablations", description=__doc__)
+    parser.add_argument("--data", type=Path, default=Path("data"), help="prepared data folder")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/ablations"), help="where runs are kept"
+    )
+    parser.add_argument("--recipe", type=Path, default=RECIPE)
+    parser.add_argument("--cpu-s", type=float, default=600.0, help="CPU seconds of an outer loop")
+    parser.add_argument("--seeds", type=int, default=3, help="pre-trained models (default: 3)")
+    parser.add_argument("--tasks", type=int, default=60, help="held-out tasks a cell (default: 60)")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parsed = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    found: list[Ablations] = []
+    try:
+        recipe = load_recipe(parsed.recipe)
+        for seed in range(parsed.seeds):
+            one = recipe.model_copy(update={"seed": seed})
+            place = parsed.out / f"seed{seed}"
+            found.append(Ablations(one, parsed.data, place, parsed.cpu_s, parsed.tasks))
+            for name in dict.fromkeys([EXACT, *parsed.variants]):
+                print(f"seed {seed}: {name}", file=sys.stderr, flush=True)
+                found[-1].run(name)
+    except KeyboardInterrupt:
+        print("stopped: the same command goes on from here", file=sys.stderr)
+    except (DataError, RecipeError, OSError) as error:
+        print(f"benchmarks.ablations: {error}", file=sys.stderr)
+        return 2
+    if found and any(row["method"] == EXACT for row in found[0].rows()):
+        print(report(found))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
