@@ -10,7 +10,6 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from itertools import pairwise
@@ -23,13 +22,16 @@ import redis
 from benchmarks.fleet.deployment import Served, one_redis, one_server
 from benchmarks.fleet.model import Constants, Demand, arrivals_per_cpu_s
 from innerloop import Client
-from server.commands.load.plan import Load
+from server.commands.load.http import Http
+from server.commands.load.plan import Load, arrivals
 from server.commands.load.runner import delete_sessions, run_load
 from server.commands.load.tally import Tally
 from server.commands.load.texts import SHOP
+from server.commands.load.visits import Visitors
 
 SHARES = (0.3, 0.6, 0.8, 1.0, 1.2)
 PROBES = 4
+MOST_A_S = 100  # visits that the full server could answer a second, more than enough
 PATIENCE_S = "10"  # of the server, so that a flood ends soon after it is over
 MIX = Load(rate=1, duration_s=60, warmup_s=5, sessions=200, timeout_s=300)
 
@@ -37,7 +39,7 @@ MIX = Load(rate=1, duration_s=60, warmup_s=5, sessions=200, timeout_s=300)
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """How long each load lasts."""
     parser.add_argument("--seconds", type=float, default=60, help="of each load (default: 60)")
-    parser.add_argument("--flood", type=float, default=30, help="arrivals/s that saturate it")
+    parser.add_argument("--visitors", type=int, default=16, help="at once, that make it full")
     parser.add_argument("--shares", type=float, nargs="*", default=SHARES, help="of the capacity")
     parser.add_argument("--save", type=Path, required=True, metavar="FILE", help="JSON")
 
@@ -54,12 +56,10 @@ def run(args: argparse.Namespace) -> int:
         found["redis"] = stored(store, server)
         found["cold"] = cold(folder, url, server)
         print(json.dumps(found), flush=True)
-        found["ask"] = cost(server, kept, replace(mix, adapts=0, feedback=0, rate=args.flood))
-        found["lesson"] = cost(
-            server, kept, replace(mix, adapts=1, feedback=0, rate=args.flood / 10)
-        )
+        found["ask"] = cost(server, kept, replace(mix, adapts=0, feedback=0), args.visitors)
+        found["lesson"] = cost(server, kept, replace(mix, adapts=1, feedback=0), args.visitors)
         print(json.dumps(found), flush=True)
-        found["points"] = [check(server, kept, mix, found, share) for share in args.shares]
+        found["points"] = [check(server, mix, found, share) for share in args.shares]
     found["load_1min_after"] = os.getloadavg()[0]
     args.save.write_text(json.dumps(found, indent=1) + "\n")
     return 0
@@ -118,35 +118,53 @@ def cold(folder: Path, url: str, first: Served) -> dict[str, float]:
     }
 
 
-def cost(server: Served, kept: Served, load: Load) -> dict[str, float]:
-    """CPU seconds of one arrival where the server is full, and what it answered a second."""
-    marks: list[tuple[float, float, float, int]] = []
+def cost(server: Served, kept: Served, load: Load, visitors: int) -> dict[str, float]:
+    """CPU seconds of one visit where so many visitors come again as soon as they are answered.
 
-    def mark(now_s: float, _: int, tally: Tally) -> None:
-        whole = sum(v.whole_s is not None for v in tally.visits)
-        marks.append((now_s, server.cpu_s(), kept.cpu_s(), whole))
+    So the server is full and refuses nobody. What is under way at the beginning and at the end of
+    the time counted is about as much.
+    """
+    return asyncio.run(_full(server, kept, load, visitors))
 
-    tally = loaded(server, load, mark)
-    inside = [m for m in marks if load.warmup_s <= m[0] <= load.whole_s]
-    (t0, cpu0, redis0, done0), (t1, cpu1, redis1, done1) = inside[0], inside[-1]
-    done = max(done1 - done0, 1)
-    summary = tally.summary()
+
+async def _full(server: Served, kept: Served, load: Load, visitors: int) -> dict[str, float]:
+    prefix = f"full-{time.monotonic_ns()}"
+    planned = iter(arrivals(replace(load, rate=MOST_A_S)))
+    ended = 0
+    async with Http(server.url, None, load.timeout_s) as http:
+        there = Visitors(http, load, SHOP, prefix, begun := time.monotonic())
+
+        async def visitor() -> None:
+            nonlocal ended
+            while (now := time.monotonic() - begun) < load.whole_s:
+                await there.visit(replace(next(planned), due_s=now))
+                ended += 1
+
+        async def mark(at_s: float) -> tuple[float, float, float, int]:
+            await asyncio.sleep(begun + at_s - time.monotonic())
+            return time.monotonic() - begun, server.cpu_s(), kept.cpu_s(), ended
+
+        marks, *_ = await asyncio.gather(
+            asyncio.gather(mark(load.warmup_s), mark(load.whole_s)),
+            *(visitor() for _ in range(visitors)),
+        )
+    await delete_sessions(server.url, None, sorted(there.used), lambda: None)
+    (t0, cpu0, redis0, done0), (t1, cpu1, redis1, done1) = marks
+    done, tally = max(done1 - done0, 1), there.tally
     return {
+        "visitors": visitors,
         "answered": done,
         "answered_per_s": done / (t1 - t0),
         "cpu_s_each": (cpu1 - cpu0) / done,
         "redis_cpu_s_each": (redis1 - redis0) / done,
         "cpu_share": (cpu1 - cpu0) / (t1 - t0),
         "tokens_each": sum(v.tokens for v in tally.visits) / max(len(tally.visits), 1),
-        "refused_503": summary["refused_by_server"],
-        "failed": summary["failed"],
+        "failed": sum(tally.failures.values()),
         "load_1min": os.getloadavg()[0],
     }
 
 
-def check(
-    server: Served, kept: Served, mix: Load, found: dict[str, Any], share: float
-) -> dict[str, Any]:
+def check(server: Served, mix: Load, found: dict[str, Any], share: float) -> dict[str, Any]:
     """A mixed load at a share of the rate that the pure ones predict."""
     constants = Constants(found["ask"]["cpu_s_each"], found["lesson"]["cpu_s_each"])
     demand = Demand(1.0, adapts=mix.adapts, feedback=mix.feedback)
@@ -154,7 +172,7 @@ def check(
     capacity = arrivals_per_cpu_s(demand, constants) * got
     load = replace(mix, rate=capacity * share, seed=round(share * 100))
     cpu_s, begun = server.cpu_s(), time.monotonic()
-    tally = loaded(server, load, lambda *_: None)
+    tally = loaded(server, load)
     took = time.monotonic() - begun
     summary = tally.summary()
     point = {
@@ -175,9 +193,9 @@ def check(
     return point
 
 
-def loaded(server: Served, load: Load, progress: Callable[[float, int, Tally], None]) -> Tally:
+def loaded(server: Served, load: Load) -> Tally:
     """Put a load on it and leave nothing behind."""
     prefix = f"load-{time.monotonic_ns()}"
-    tally, used = asyncio.run(run_load(load, server.url, None, SHOP, prefix, progress))
+    tally, used = asyncio.run(run_load(load, server.url, None, SHOP, prefix))
     asyncio.run(delete_sessions(server.url, None, sorted(used), lambda: None))
     return tally
