@@ -3,6 +3,7 @@
 Torch only; it knows tensors by their names and nothing of models.
 """
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -20,6 +21,11 @@ def update_norms(
     """
     modules = [name.removesuffix(".lora_A") for name in adapter if name.endswith(".lora_A")]
     return {module: scale * _norm(adapter, start, module) for module in modules}
+
+
+def update_norm(adapter: Mapping[str, Tensor], start: Mapping[str, Tensor], scale: float) -> float:
+    """The Frobenius norm over all modules together."""
+    return math.hypot(*update_norms(adapter, start, scale).values())
 
 
 def _norm(adapter: Mapping[str, Tensor], start: Mapping[str, Tensor], module: str) -> float:

@@ -22,6 +22,7 @@ from server.flows.deriving import Deriver
 from server.flows.encoding import Encoding
 from server.flows.housing import Houses
 from server.flows.importing import Importer
+from server.flows.influence import Influences
 from server.flows.loading import Loader
 from server.flows.locks import SessionLocks
 from server.flows.rebuilding import Rebuilder
@@ -50,6 +51,7 @@ class Runtime:
     rebuilder: Rebuilder
     houses: Houses
     importer: Importer
+    influences: Influences
     background: Background
     telemetry: Telemetry
     watching: Watching
@@ -148,6 +150,7 @@ def assemble(
         rebuilder,
         houses,
         Importer(artifact, store),
+        Influences(store, deriver, houses),
         background,
         telemetry,
         Watching(store),

@@ -175,6 +175,12 @@ NORMS: Final = {
     ],
 }
 
+INFLUENCE: Final = {
+    "session_id": SESSION_ID,
+    "adapter_version": 1,
+    "items": [{"item": 1, "share": 0.82}, {"item": 2, "share": 0.41}],
+}
+
 
 def _side(text: str, token: str, base: float, session: float) -> dict[str, Any]:
     one = {"id": 271, "token": token, "base_logprob": base, "session_logprob": session}
@@ -290,6 +296,7 @@ ANSWERS: Final[Mapping[str, Any]] = {
     "POST /admin/sessions/{session_id}/reset": RESET,
     "POST /admin/sessions/{session_id}/pin": {**SESSION, "pinned": True},
     "GET /admin/sessions/{session_id}/versions/{version}/norms": NORMS,
+    "GET /admin/sessions/{session_id}/versions/{version}/influence": INFLUENCE,
     "POST /admin/sessions/{session_id}/compare": COMPARED,
     "GET /admin/engine": ENGINE,
     "POST /admin/keys": MADE_KEY,

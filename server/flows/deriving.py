@@ -89,8 +89,9 @@ class Deriver:
         steps: int | None,
         again: VersionRecord | None = None,
         house: House | None = None,
+        charged: bool = True,
     ) -> Derived:
-        """Derive over stored items, in the order given; whose session it is pays for it.
+        """Derive over stored items, in the order given; whose session it is pays, if ``charged``.
 
         Args:
             again: what is known of the version that is wanted back. Over the same items, from the
@@ -119,7 +120,7 @@ class Deriver:
             # Versions from before there were minibatches do not name any.
             size = again.guard.get("items_a_step")
             request = replace(request, scale=again.guard.get("scale"), items_a_step=size)
-        return replace(await self._adapt(session_id, tuple(ids), request), house=house)
+        return replace(await self._adapt(session_id, tuple(ids), request, charged), house=house)
 
     async def try_out(
         self,
@@ -198,16 +199,19 @@ class Deriver:
             )
         return example
 
-    async def _adapt(self, session_id: str, ids: tuple[int, ...], request: AdaptRequest) -> Derived:
+    async def _adapt(
+        self, session_id: str, ids: tuple[int, ...], request: AdaptRequest, charged: bool = True
+    ) -> Derived:
         try:
             candidate = await self._patiently(request)
         except InvalidRequest as error:
             return Derived(ids, None, str(error))
         except EngineFailed as error:
             return Derived(ids, None, f"the derivation failed: {error}", error)
-        spent = learned_tokens(request, candidate.steps)
-        # What was learned is not thrown away because it could not be charged.
-        await self._spending.charge_if_possible(request.tenant, session_id, LEARNING, spent)
+        if charged:
+            spent = learned_tokens(request, candidate.steps)
+            # What was learned is not thrown away because it could not be charged.
+            await self._spending.charge_if_possible(request.tenant, session_id, LEARNING, spent)
         verdict = candidate.verdict
         return Derived(ids, candidate, None if verdict.accepted else verdict.reason)
 

@@ -22,6 +22,8 @@ export const listSessions = (query) => ask("GET", `/admin/sessions?${new URLSear
 export const readDetail = (session) => ask("GET", at(session), session.tenant);
 export const readNorms = (session, version) =>
   ask("GET", `${at(session)}/versions/${version}/norms`, session.tenant);
+export const readInfluence = (session, version) =>
+  ask("GET", `${at(session)}/versions/${version}/influence`, session.tenant);
 export const listKeys = (query) => ask("GET", `/admin/keys?${new URLSearchParams(query)}`);
 export const makeKey = (body) => ask("POST", "/admin/keys", undefined, body);
 export const revokeKey = (id) => ask("DELETE", `/admin/keys/${encodeURIComponent(id)}`);

@@ -1,6 +1,7 @@
 // One session as an operator sees it: versions, what it was told, its log, and what to do about it.
 
 import * as api from "./admin-api.js";
+import { offerInfluence } from "./admin-influence.js";
 import { showNorms } from "./admin-norms.js";
 import { $, busy, button, element, paragraph, quiet, said, submits, sure, tableRow, time } from "./parts.js";
 import { plot, short } from "./plots.js";
@@ -70,6 +71,7 @@ function draw(detail) {
   $("no-versions").hidden = detail.versions.length > 0;
   $("curves").replaceChildren(...curves(detail));
   $("feedback").replaceChildren(...[...detail.feedback].reverse().map((item) => feedbackRow(detail, item)));
+  offerInfluence(detail);
   $("feedback").hidden = !detail.feedback.length;
   $("no-feedback").hidden = detail.feedback.length > 0;
   $("log").replaceChildren(...detail.log.map(logRow));
@@ -150,6 +152,7 @@ function versionRow(detail, version) {
 
 function feedbackRow(detail, item) {
   const made = document.createElement("li");
+  made.dataset.item = item.id;
   const counts = item.status === "applied" || item.status === "pending";
   const about = [`item ${item.id}`, item.kind];
   if (item.superseded_by) about.push(`by item ${item.superseded_by}`);

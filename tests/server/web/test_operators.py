@@ -114,6 +114,22 @@ def test_norms_per_module(context: BrowserContext, http: httpx.Client) -> None:
     expect(page.locator("#norms")).to_be_visible()  # of versions that can be gone back to
 
 
+def test_what_each_item_did(context: BrowserContext, http: httpx.Client) -> None:
+    teach(http, "op-weigh")
+    teach(http, "op-weigh", "Hello?", "Good day.")
+    page = opened(context, "op-weigh")
+    button(page, "What did each item do?").click()
+    expect(page.locator("#weighed")).to_contain_text("without an item")
+    found = http.get("/admin/sessions/op-weigh/versions/2/influence").json()["items"]
+    for one in found:
+        row = page.locator(f"#feedback li[data-item='{one['item']}']")
+        expect(row.locator(".weight")).to_contain_text(f"{round(100 * one['share'])}%")
+    # A version that is no longer in force takes its marks with it.
+    teach(http, "op-weigh", "Bye?", "Farewell.")
+    expect(page.locator("#marks")).to_contain_text("version 3")
+    expect(page.locator("#feedback .weight")).to_have_count(0)
+
+
 def test_compare_and_export(context: BrowserContext, http: httpx.Client) -> None:
     teach(http, "op-export")
     page = opened(context, "op-export")
@@ -205,6 +221,8 @@ def test_it_is_accessible(
         page.get_by_role("button", name="Compare").click()
         expect(page.locator("#compared section")).to_have_count(2)
         expect(page.locator("#heat td").first).to_be_visible()
+        button(page, "What did each item do?").click()
+        expect(page.locator("#feedback .weight")).to_have_count(2)
         found = Axe().run(page)
         assert found.violations_count == 0, found.generate_report()
         scrolled = page.evaluate("document.documentElement.scrollWidth - innerWidth")

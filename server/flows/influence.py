@@ -1,0 +1,101 @@
+"""What each item did to a version: its adapter beside one that is derived without the item.
+
+Leave-one-out, exactly: influence functions (Koh and Liang 2017, arXiv 1703.04730) approximate it
+where training again is too dear, which a few steps over a few items are not. It changes nothing,
+and no budget pays for it.
+"""
+
+import asyncio
+from dataclasses import dataclass
+
+from adapters.norms import update_norm
+from adapters.state import AdapterState, Tensors
+from server.flows.deriving import Deriver
+from server.flows.house import House
+from server.flows.housing import Houses
+from server.flows.promoting import contained
+from server.sessions import IMPORTED, Item, Pointer, SessionStore, Version
+
+MOST_ITEMS = 16
+"""Of a version that is looked at: it takes a derivation for each."""
+
+
+class NotDivisible(ValueError):
+    """A version cannot be taken apart; the message says why."""
+
+
+@dataclass(frozen=True)
+class Influence:
+    """What an item did to a version.
+
+    ``share``: how far the adapter would be from where it is, as a share of its way from the start.
+    The only item's is 1; one that the others say too has little. None where nothing can be derived
+    without it.
+    """
+
+    item_id: int
+    share: float | None
+
+
+class Influences:
+    """Takes versions apart on one engine."""
+
+    def __init__(self, store: SessionStore, deriver: Deriver, houses: Houses) -> None:
+        self._store = store
+        self._deriver = deriver
+        self._houses = houses
+
+    async def of(self, pointer: Pointer, number: int, adapter: AdapterState) -> list[Influence]:
+        """The influence of every item of a version, whose ``adapter`` it is.
+
+        Raises:
+            NotDivisible: it was imported, comes from another model, from a version of the house
+                that is not kept, or from too many items.
+            VersionNotFound, EngineError, SessionStoreError.
+        """
+        known = await self._store.version_record(pointer.tenant, pointer.session_id, number)
+        if known.record.start == IMPORTED or not self._deriver.makes(known.record):
+            raise NotDivisible(f"version {number} was not derived from items on this model")
+        items = await contained(self._store, pointer, known)
+        if len(items) > MOST_ITEMS:
+            raise NotDivisible(
+                f"version {number} contains {len(items)} items; at most {MOST_ITEMS} can be taken "
+                "apart, with a derivation for each"
+            )
+        house = None
+        if known.record.house:
+            house = await self._houses.kept(pointer.tenant, known.record.house)
+            if house is None:
+                raise NotDivisible(f"the house that version {number} came from is not kept")
+        shares = await asyncio.gather(
+            *(self._share(pointer, known, items, item, adapter, house) for item in items)
+        )
+        return [Influence(item.id, share) for item, share in zip(items, shares, strict=True)]
+
+    async def _share(
+        self,
+        pointer: Pointer,
+        known: Version,
+        items: list[Item],
+        item: Item,
+        adapter: AdapterState,
+        house: House | None,
+    ) -> float | None:
+        start = self._deriver.artifact.start.tensors if house is None else house.state.tensors
+        others = [one for one in items if one is not item]
+        without = start
+        if others:
+            derived = await self._deriver.derive(
+                pointer.tenant, pointer.session_id, others, known.record.steps, None, house, False
+            )
+            if derived.failure is not None:
+                raise derived.failure
+            if derived.candidate is None:
+                return None
+            without = derived.candidate.state.tensors
+        return await asyncio.to_thread(_apart, adapter, without, start)
+
+
+def _apart(adapter: AdapterState, without: Tensors, start: Tensors) -> float | None:
+    whole = update_norm(adapter.tensors, start, adapter.spec.scale)
+    return update_norm(adapter.tensors, without, adapter.spec.scale) / whole if whole else None
