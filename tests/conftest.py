@@ -24,6 +24,13 @@ settings.load_profile("house")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.hookimpl(tryfirst=True)  # before fixtures
+def pytest_runtest_setup() -> None:
+    """Begin every test alike, whatever ran in this process before: engines set its threads."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip the tests marked `gpu` on a machine without one."""
     if torch.cuda.is_available():

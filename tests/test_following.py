@@ -46,7 +46,6 @@ class Drawer:
 
 @pytest.fixture(scope="module")
 def artifact() -> Artifact:
-    torch.set_num_threads(1)
     return load_artifact(MODELS / "innerloop-tiny")
 
 

@@ -42,7 +42,8 @@ def test_variants_are_trained_judged_and_not_again(
 
     taken.clear()
     assert ablations.main(told) == 0
-    assert ablations.TRIED_STEPS not in taken or steps == ablations.TRIED_STEPS
+    plans = (tmp_path / "out" / "seed0").glob("*/0.5.json")
+    assert set(taken) == {json.loads(plan.read_text("utf-8"))["steps"] for plan in plans}
     assert capsys.readouterr().out == printed
     assert ablations.main([*told[:2], *told[2:4], "--recipe", str(tmp_path / "none")]) == 2
     assert "none" in capsys.readouterr().err

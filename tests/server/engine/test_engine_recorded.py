@@ -70,7 +70,8 @@ def test_it_is_the_models_own_step(
             own = [(keys.clone(), values.clone()) for keys, values in kv.layers]
             ids = torch.tensor(tokens).unsqueeze(1)
             expected = run(base, ids, kv.window(0, starts, 1), own, rows)
-            torch.testing.assert_close(step(kv, tokens, starts, rows), expected)
+            found = step(kv, tokens, starts, rows)
+            torch.testing.assert_close(found, expected, rtol=1e-3, atol=2e-4)
             for (keys, values), (own_keys, own_values) in zip(kv.layers, own, strict=True):
                 torch.testing.assert_close(keys[:count], own_keys[:count])
                 torch.testing.assert_close(values[:count], own_values[:count])
