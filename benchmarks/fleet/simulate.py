@@ -1,6 +1,6 @@
 """Where a large deployment bends first: policies, hot sessions, a lost replica, one Redis.
 
-Everything it knows of a replica are the constants of `constants.json`; docs/capacity.md explains.
+Everything it knows of a replica are the constants of `constants.py`; docs/capacity.md explains.
 """
 
 from __future__ import annotations
