@@ -1,6 +1,7 @@
 """What every test shares: one thread, no limit of time, and `gpu` skips without a CUDA device."""
 
 import os
+import random
 import signal
 
 # Before torch is imported, and for every process that a test starts: tiny models are slower on
@@ -26,9 +27,11 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 @pytest.hookimpl(tryfirst=True)  # before fixtures
 def pytest_runtest_setup() -> None:
-    """Begin every test alike, whatever ran in this process before: engines set its threads."""
+    """Begin every test alike, whatever ran in this process before: engines set its threads, and
+    a training run keeps the state of generators that are everybody's."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
+    random.seed(0)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
