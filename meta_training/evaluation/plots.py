@@ -151,7 +151,7 @@ def _families(
     axes.set_xlabel("examples of each")
     axes.set_xticks(SHOTS)
     axes.set_xlim(SHOTS[0] - 0.4, SHOTS[-1] + 0.4)
-    axes.set_ylim(0, 100)
+    axes.set_ylim(0, 102)
     axes.legend(fontsize=8, loc="lower right", frameon=False)
 
 
@@ -190,7 +190,7 @@ def _cells(summary: Summary, panel: Panel, label: str) -> Figure | None:
     for cell, each in zip(cells, axes, strict=False):
         panel(each, cell, summary[cell], names)
         each.set_title(cell, fontsize=9)
-        each.set_ylim(0, 101)
+        each.set_ylim(0, 102)
     axes[0].set_ylabel(label)
     handles = {
         text: handle
