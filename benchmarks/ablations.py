@@ -23,10 +23,9 @@ from typing import Any
 import torch
 
 from benchmarks.trial import percent, table
-from meta_training.evaluation.cells import Cell, TaskDrawer
+from meta_training.evaluation.cells import Cell
 from meta_training.evaluation.intervals import paired_bootstrap
-from meta_training.evaluation.judging import LEARNING_RATES
-from meta_training.evaluation.methods import MetaLearned, Method, PlainLora
+from meta_training.evaluation.methods import MetaLearned, Method, tuned_lora
 from meta_training.evaluation.report import right_figure
 from meta_training.evaluation.run import evaluate, read_results
 from meta_training.learner import Learner
@@ -46,7 +45,6 @@ from meta_training.tasks.sources import DataError
 RECIPE = Path(__file__).parents[1] / "meta_training" / "recipes" / "innerloop-small.yaml"
 CELLS = (Cell("label", 5, 5), Cell("house_reply", 1, 5), Cell("house_reply", 3, 5))
 TRIED_STEPS = 4  # outer steps that are timed, to know how many the seconds allow
-TUNING_TASKS = 6
 EXACT = "MAML, exact"
 MULTITASK = "multi-task"
 VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # outer part, inner part
@@ -88,23 +86,27 @@ class Ablations:
         self._judge(MetaLearned(name, learner, steps=(learner.part.steps,)))
         for control, base in LORA.items():
             if base == name:
-                self._judge(self._tuned(control, learner))
+                self._judge(tuned_lora(control, learner, self._validation))
 
     def _judge(self, method: Method) -> None:
         evaluate([method], CELLS, self._held_out, self._tasks, self._results, str(self._cpu_s))
 
     def _trained(self, name: str) -> Learner:
-        folder = self._workshop.folder / name.replace(" ", "-").replace(",", "")
-        plan = folder / f"{self._cpu_s:g}.json"
+        plan = self._plan(name)
         if VARIANTS[name][0].get("steps") == 0:
             return self._start(name, 0)[0]
         if not plan.exists():
             with tempfile.TemporaryDirectory() as place:
                 spent_s = self._train(name, TRIED_STEPS, Path(place))[1] / TRIED_STEPS
-            folder.mkdir(parents=True, exist_ok=True)
+            plan.parent.mkdir(parents=True, exist_ok=True)
             plan.write_text(json.dumps({"steps": max(1, round(self._cpu_s / spent_s))}))
-        steps = json.loads(plan.read_text())["steps"]
-        return self._train(name, steps, folder / str(steps))[0]
+        steps = self.steps(name)
+        return self._train(name, steps, plan.parent / str(steps))[0]
+
+    def _plan(self, name: str) -> Path:
+        """Says how many outer steps the seconds allow; beside what they make."""
+        folder = self._workshop.folder / name.replace(" ", "-").replace(",", "")
+        return folder / f"{self._cpu_s:g}.json"
 
     def _start(self, name: str, steps: int) -> tuple[Learner, Workshop]:
         outer, inner = VARIANTS[name]
@@ -126,30 +128,13 @@ class Ablations:
         loop.run()
         return learner, time.process_time() - before_s
 
-    def _tuned(self, name: str, learner: Learner) -> Method:
-        """LoRA at the learning rate that is best on validation tasks, as `evaluate` tunes it."""
-        return max(
-            (PlainLora(name, learner, rate) for rate in LEARNING_RATES),
-            key=lambda method: _quality(method, self._validation),
-        )
-
     def rows(self) -> list[dict[str, Any]]:
         return read_results(self._results, str(self._cpu_s))
 
     def steps(self, name: str) -> int:
         """Outer steps that a variant took."""
-        folder = self._workshop.folder / name.replace(" ", "-").replace(",", "")
-        plan = folder / f"{self._cpu_s:g}.json"
+        plan = self._plan(name)
         return int(json.loads(plan.read_text())["steps"]) if plan.exists() else 0
-
-
-def _quality(method: Method, drawer: TaskDrawer) -> float:
-    total = 0.0
-    for cell in CELLS[:2]:
-        tasks = [drawer.draw(cell, index) for index in range(TUNING_TASKS)]
-        for scores in method.scores(tasks).values():
-            total += sum(score[right_figure(cell.name)] for score in scores)
-    return total
 
 
 def report(found: Sequence[Ablations]) -> str:

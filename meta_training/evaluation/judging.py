@@ -23,16 +23,16 @@ from adapters.base_model import load_base
 from adapters.chat import ChatEncoder
 from meta_training.algorithms.metric import Matching, Prototypical, Siamese
 from meta_training.corpus import Corpus, load_corpus
-from meta_training.evaluation.cells import Cell, TaskDrawer
+from meta_training.evaluation.cells import Cell
 from meta_training.evaluation.intervals import interval
 from meta_training.evaluation.methods import (
     InContext,
     MetaLearned,
     Method,
     NearestTaught,
-    PlainLora,
     Shown,
     TfidfCentroid,
+    tuned_lora,
 )
 from meta_training.evaluation.page import render
 from meta_training.evaluation.plots import examples_figure, save
@@ -45,8 +45,6 @@ from meta_training.pretrain import TextRows, language_loss
 from meta_training.recipe import InnerPart, OuterPart, Recipe
 
 LABELS_ONLY = ("tfidf", "prototypical", "matching", "siamese", "frozen")
-LEARNING_RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
-TUNING_TASKS = 6
 CPU = torch.device("cpu")
 
 
@@ -209,15 +207,6 @@ class _Bench:
     def _tuned(self, name: str, learner: Learner) -> Method:
         """Plain LoRA at the learning rate that is best on validation tasks after most steps."""
         drawer = validation_drawer(self._corpus, self._artifact.tokenizer, seed=77)
-        best = max(LEARNING_RATES, key=lambda rate: self._quality(name, learner, rate, drawer))
-        print(f"{name}: learning rate {best:g}", file=sys.stderr)
-        return PlainLora(name, learner, best)
-
-    @staticmethod
-    def _quality(name: str, learner: Learner, rate: float, drawer: TaskDrawer) -> float:
-        total = 0.0
-        for cell in (Cell("label", 5, 5), Cell("house_reply", 1, 5)):
-            tasks = [drawer.draw(cell, index) for index in range(TUNING_TASKS)]
-            for scores in PlainLora(name, learner, rate).scores(tasks).values():
-                total += sum(score.get("choice", score["exact"]) for score in scores)
-        return total
+        method = tuned_lora(name, learner, drawer)
+        print(f"{name}: learning rate {method.learning_rate:g}", file=sys.stderr)
+        return method

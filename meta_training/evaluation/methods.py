@@ -18,11 +18,16 @@ from transformers import PreTrainedTokenizerBase
 from adapters.inner_loop import inner_step, support_losses
 from adapters.state import Tensors, repeat
 from meta_training.algorithms.metric import Metric
-from meta_training.evaluation.cells import Task
+from meta_training.evaluation.cells import Cell, Task, TaskDrawer
 from meta_training.evaluation.judge import Judge, Scores
+from meta_training.evaluation.report import right_figure
 from meta_training.learner import Learner
 from meta_training.tasks.batches import encode_turn
+from meta_training.tasks.families import Turn
 
+LEARNING_RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+TUNING_CELLS = (Cell("label", 5, 5), Cell("house_reply", 1, 5))
+TUNING_TASKS = 6  # of each
 INNER_STEPS = (0, 1, 3, 5, 10)
 LORA_STEPS = (5, 50)
 
@@ -104,7 +109,7 @@ class PlainLora:
         """Adapt a fresh LoRA on ``learner``'s base; ``learning_rate`` comes from tuning."""
         self.name = name
         self._learner = learner
-        self._learning_rate = learning_rate
+        self.learning_rate = learning_rate
 
     def scores(self, tasks: Sequence[Task]) -> dict[str, Scores]:
         """Scores after 5 and 50 steps of AdamW."""
@@ -113,7 +118,7 @@ class PlainLora:
             name: tensor.clone().requires_grad_()
             for name, tensor in repeat(self._start(), len(tasks)).items()
         }
-        optimizer = torch.optim.AdamW(tensors.values(), lr=self._learning_rate)
+        optimizer = torch.optim.AdamW(tensors.values(), lr=self.learning_rate)
         scores = {}
         for step in range(max(LORA_STEPS) + 1):
             if step in LORA_STEPS:
@@ -141,6 +146,23 @@ class PlainLora:
             else:
                 start[name] = torch.zeros(tensor.shape)
         return start
+
+
+def tuned_lora(name: str, learner: Learner, drawer: TaskDrawer) -> PlainLora:
+    """Plain LoRA at the learning rate that answers most of ``drawer``'s tasks right."""
+    return max(
+        (PlainLora(name, learner, rate) for rate in LEARNING_RATES),
+        key=lambda method: _right(method, drawer),
+    )
+
+
+def _right(method: Method, drawer: TaskDrawer) -> float:
+    total = 0.0
+    for cell in TUNING_CELLS:
+        tasks = [drawer.draw(cell, index) for index in range(TUNING_TASKS)]
+        for scores in method.scores(tasks).values():
+            total += sum(score[right_figure(cell.name)] for score in scores)
+    return total
 
 
 class InContext:
@@ -205,9 +227,7 @@ class NearestTaught:
         labels = torch.tensor([names.index(turn.answer) for turn in support])
         known, asked = vectors.split((len(support), len(query)))
         best = self._metric.scores(known, labels.to(known.device), asked).argmax(1).tolist()
-        return float(
-            np.mean([names[i] == turn.answer for i, turn in zip(best, query, strict=True)])
-        )
+        return _share_right([names[i] for i in best], query)
 
 
 class TfidfCentroid:
@@ -235,6 +255,8 @@ class TfidfCentroid:
         centroids /= np.linalg.norm(centroids, axis=1, keepdims=True) + 1e-9
         asked = vectorizer.transform([turn.question for turn in query]).toarray()
         best = (asked @ centroids.T).argmax(1)
-        return float(
-            np.mean([names[i] == turn.answer for i, turn in zip(best, query, strict=True)])
-        )
+        return _share_right([names[i] for i in best], query)
+
+
+def _share_right(picked: Sequence[str], query: Sequence[Turn]) -> float:
+    return float(np.mean([name == turn.answer for name, turn in zip(picked, query, strict=True)]))

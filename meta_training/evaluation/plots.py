@@ -55,13 +55,13 @@ def examples_figure(summary: Summary) -> Figure:
 
 def steps_figure(summary: Summary) -> Figure | None:
     """Quality against inner steps: every cell, methods that take none as a line across."""
-    return _cells(_well_taught(summary), _steps_panel, "% right")
+    return _cells(_well_taught(summary), _draw_steps, "steps")
 
 
 def trade_figure(summary: Summary) -> Figure | None:
     """What was taught, answered right, against what was not taught, answered differently."""
     told = {c: m for c, m in _well_taught(summary).items() if _has({c: m}, "changed")}
-    return _cells(told, _trade_panel, "% right")
+    return _cells(told, _draw_trade, "unrelated answers changed, %")
 
 
 def wrong_figure(summary: Summary) -> Figure | None:
@@ -73,23 +73,26 @@ def wrong_figure(summary: Summary) -> Figure | None:
             for checkpoint in set(points) & set(JUDGED):
                 found = shares.setdefault(shape, {}).setdefault(method, {})
                 found[str(percent)] = points[checkpoint]
-    return _cells({shape: m for shape, m in shares.items() if _several(m)}, _wrong_panel, "% right")
+    several = {shape: methods for shape, methods in shares.items() if _several(methods)}
+    return _cells(several, _draw_wrong, "examples taught wrongly, %")
 
 
 def calibration_figure(summary: Summary) -> Figure | None:
     """How often the best choice is right against the probability that it was given."""
-    if not _has(summary, "confidence"):
-        return None
     figure, (axes,) = _figure(1, 1, 4.6, 4.2)
-    for number, (method, points) in enumerate(_methods(summary).items()):
+    for number, (method, places) in enumerate(_methods(summary).items()):
+        points = [summary[cell][method][checkpoint] for cell, checkpoint in places]
         found = [
             (100 * point["confidence"]["mean"], 100 * point["choice"]["mean"])
-            for cell, checkpoint in points
-            if (point := summary[cell][method][checkpoint]).get("confidence", {}).get("mean")
+            for point in points
+            if point.get("confidence", {}).get("mean") is not None
+            and point["choice"]["mean"] is not None
         ]
         if found:
-            sure, right = zip(*found, strict=True)
-            axes.plot(sure, right, MARKS[number % 7], color=COLOURS[number % 7], label=method)
+            colour, mark = _style(number)
+            axes.plot(*zip(*found, strict=True), mark, color=colour, label=method)
+    if not axes.has_data():
+        return None
     axes.plot([0, 100], [0, 100], "-", color="#c5c9d8", zorder=0)
     axes.set_xlabel("mean probability of the best choice, %")
     axes.set_ylabel("best choice right, %")
@@ -174,10 +177,17 @@ def _line(
         )
 
 
-Panel = Callable[["Axes", str, dict[str, dict[str, dict[str, Any]]], list[str]], None]
+Points = dict[str, dict[str, Any]]  # of a method in a cell, by checkpoint
+Draw = Callable[["Axes", str, str, Points, str, str], None]
+"""Draws a method into a cell's panel: its name, the figure that counts, points, colour, mark."""
 
 
-def _cells(summary: Summary, panel: Panel, label: str) -> Figure | None:
+def _style(number: int) -> tuple[str, str]:
+    """Colour and mark of a method, by its place in the report."""
+    return COLOURS[number % len(COLOURS)], MARKS[number % len(MARKS)]
+
+
+def _cells(summary: Summary, draw: Draw, across: str) -> Figure | None:
     """A panel a cell; a method has the same colour in each, told once below them."""
     if not summary:
         return None
@@ -188,10 +198,12 @@ def _cells(summary: Summary, panel: Panel, label: str) -> Figure | None:
     for each in axes[len(cells) :]:
         each.set_visible(False)
     for cell, each in zip(cells, axes, strict=False):
-        panel(each, cell, summary[cell], names)
+        for method, points in summary[cell].items():
+            draw(each, method, right_figure(cell), points, *_style(names.index(method)))
         each.set_title(cell, fontsize=9)
         each.set_ylim(0, 102)
-    axes[0].set_ylabel(label)
+        each.set_xlabel(across, fontsize=8)
+    axes[0].set_ylabel("% right")
     handles = {
         text: handle
         for each in axes
@@ -209,58 +221,45 @@ def _cells(summary: Summary, panel: Panel, label: str) -> Figure | None:
     return figure
 
 
-def _steps_panel(
-    axes: Axes, cell: str, methods: dict[str, dict[str, dict[str, Any]]], names: list[str]
+def _draw_steps(
+    axes: Axes, method: str, right: str, points: Points, colour: str, mark: str
 ) -> None:
-    right = right_figure(cell)
-    for method, points in methods.items():
-        number = names.index(method)
-        colour, mark = COLOURS[number % 7], MARKS[number % 7]
-        taken = sorted(points, key=steps_of)
-        if set(taken) <= {"-", "prompt"}:
-            mean = points[taken[0]].get(right, {}).get("mean")
-            if mean is not None:
-                axes.axhline(100 * mean, ls="--", lw=1.2, color=colour, label=method)
-        else:
-            known = [(steps_of(checkpoint), points[checkpoint].get(right)) for checkpoint in taken]
-            _line(axes, known, colour, mark + "-", method)
+    taken = sorted(points, key=steps_of)
+    if set(taken) <= {"-", "prompt"}:
+        mean = points[taken[0]].get(right, {}).get("mean")
+        if mean is not None:
+            axes.axhline(100 * mean, ls="--", lw=1.2, color=colour, label=method)
+    else:
+        known = [(steps_of(checkpoint), points[checkpoint].get(right)) for checkpoint in taken]
+        _line(axes, known, colour, mark + "-", method)
     axes.set_xscale("symlog", linthresh=10)
     axes.set_xticks([0, 1, 3, 5, 10, 50], ["0", "1", "3", "5", "10", "50"])
-    axes.set_xlabel("steps", fontsize=8)
 
 
-def _wrong_panel(
-    axes: Axes, cell: str, methods: dict[str, dict[str, dict[str, Any]]], names: list[str]
+def _draw_wrong(
+    axes: Axes, method: str, right: str, points: Points, colour: str, mark: str
 ) -> None:
-    right = right_figure(cell)
-    for method, points in methods.items():
-        number = names.index(method)
-        known = [(int(share), points[share].get(right)) for share in sorted(points, key=int)]
-        _line(axes, known, COLOURS[number % 7], MARKS[number % 7] + "-", method)
-    axes.set_xlabel("examples taught wrongly, %", fontsize=8)
+    known = [(int(share), points[share].get(right)) for share in sorted(points, key=int)]
+    _line(axes, known, colour, mark + "-", method)
 
 
-def _trade_panel(
-    axes: Axes, cell: str, methods: dict[str, dict[str, dict[str, Any]]], names: list[str]
+def _draw_trade(
+    axes: Axes, method: str, right: str, points: Points, colour: str, mark: str
 ) -> None:
-    right = right_figure(cell)
-    for method, points in methods.items():
-        number = names.index(method)
-        point = points.get(STEPS) or points.get("prompt") or {}
-        if point.get("changed") is None or point.get(right, {}).get("mean") is None:
-            continue
-        axes.errorbar(
-            100 * point["changed"]["mean"],
-            100 * point[right]["mean"],
-            100 * (point[right]["ci95"] or 0.0),
-            100 * (point["changed"]["ci95"] or 0.0),
-            fmt=MARKS[number % 7],
-            color=COLOURS[number % 7],
-            label=method,
-            markersize=6,
-        )
+    point = points.get(STEPS) or points.get("prompt") or {}
     axes.set_xlim(-1, 101)
-    axes.set_xlabel("unrelated answers changed, %", fontsize=8)
+    if any(point.get(figure, {}).get("mean") is None for figure in ("changed", right)):
+        return
+    axes.errorbar(
+        100 * point["changed"]["mean"],
+        100 * point[right]["mean"],
+        100 * (point[right]["ci95"] or 0.0),
+        100 * (point["changed"]["ci95"] or 0.0),
+        fmt=mark,
+        color=colour,
+        label=method,
+        markersize=6,
+    )
 
 
 def _numbers_by_size(name: str) -> list[str | int]:
@@ -276,7 +275,7 @@ def _well_taught(summary: Summary) -> Summary:
     return {cell: methods for cell, methods in summary.items() if not wrong_percent_of(cell)[1]}
 
 
-def _several(methods: dict[str, dict[str, dict[str, Any]]]) -> bool:
+def _several(methods: dict[str, Points]) -> bool:
     return any(len(points) > 1 for points in methods.values())
 
 

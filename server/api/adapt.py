@@ -3,7 +3,8 @@
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -191,16 +192,28 @@ async def taught(
     """
     if appended.outcome is not None:
         return _wire(appended.outcome)
-    try:
+    job = f"GET /jobs/{_job_id(session_id, appended.items)}"
+    with learned_later("the log", job):
         return _wire(
             await running.teacher.teach(tenant, session_id, appended.items, steps, appended.key)
         )
+
+
+@contextmanager
+def learned_later(where: str, asked_at: str) -> Iterator[None]:
+    """Say of feedback that the engine cannot learn now that it is kept, and who tells when it was.
+
+    Raises:
+        Problem.
+    """
+    try:
+        yield
     except (EngineBusy, EngineStopped) as error:
         name = "busy" if isinstance(error, EngineBusy) else "unavailable"
         raise Problem(
             name,
-            f"{error}. The feedback is in the log and will be learned without being sent again: "
-            f"GET /jobs/{_job_id(session_id, appended.items)} tells when",
+            f"{error}. The feedback is in {where} and will be learned without being sent again: "
+            f"{asked_at} tells when",
         ) from error
 
 

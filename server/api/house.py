@@ -12,6 +12,7 @@ from server.api.adapt import (
     IdempotencyKey,
     digest_of,
     feedback_lesson,
+    learned_later,
     lesson_of,
     stored_key,
 )
@@ -28,9 +29,8 @@ from server.api.feedback_schemas import (
     Learned,
     Lessons,
 )
-from server.api.problems import RESPONSES, Problem, invalid
+from server.api.problems import RESPONSES, invalid
 from server.api.sessions import ItemPath, wire_item
-from server.engine import EngineBusy, EngineStopped
 from server.flows.housing import no_house
 from server.flows.outcome import Appended, Forgotten, LessonError, Outcome, of_refusal
 from server.runtime import Runtime
@@ -196,17 +196,10 @@ async def _teaching(
 async def _taught(running: Runtime, tenant: str, appended: Appended, steps: int | None) -> Learned:
     if appended.outcome is not None:
         return _learned(appended.outcome)
-    try:
+    with learned_later("the house's log", "GET /house/feedback"):
         return _learned(
             await running.teacher.teach(tenant, HOUSE, appended.items, steps, appended.key)
         )
-    except (EngineBusy, EngineStopped) as error:
-        name = "busy" if isinstance(error, EngineBusy) else "unavailable"
-        raise Problem(
-            name,
-            f"{error}. The feedback is in the house's log and will be learned without being sent "
-            "again: GET /house/feedback tells when",
-        ) from error
 
 
 async def _waiting(running: Runtime, tenant: str, appended: Appended) -> Learned:

@@ -6,6 +6,7 @@ and no budget pays for it.
 """
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from adapters.norms import update_norm
@@ -67,35 +68,38 @@ class Influences:
             house = await self._houses.kept(pointer.tenant, known.record.house)
             if house is None:
                 raise NotDivisible(f"the house that version {number} came from is not kept")
-        shares = await asyncio.gather(
-            *(self._share(pointer, known, items, item, adapter, house) for item in items)
-        )
+        start = self._deriver.artifact.start.tensors if house is None else house.state.tensors
+        without: list[Tensors | None] = [start]  # where there is one item only
+        if len(items) != 1:
+            others = [[one for one in items if one is not item] for item in items]
+            without = await asyncio.gather(
+                *(self._derived(pointer, known, some, house) for some in others)
+            )
+        shares = await asyncio.to_thread(_shares, adapter, without, start)
         return [Influence(item.id, share) for item, share in zip(items, shares, strict=True)]
 
-    async def _share(
-        self,
-        pointer: Pointer,
-        known: Version,
-        items: list[Item],
-        item: Item,
-        adapter: AdapterState,
-        house: House | None,
-    ) -> float | None:
-        start = self._deriver.artifact.start.tensors if house is None else house.state.tensors
-        others = [one for one in items if one is not item]
-        without = start
-        if others:
-            derived = await self._deriver.derive(
-                pointer.tenant, pointer.session_id, others, known.record.steps, None, house, False
-            )
-            if derived.failure is not None:
-                raise derived.failure
-            if derived.candidate is None:
-                return None
-            without = derived.candidate.state.tensors
-        return await asyncio.to_thread(_apart, adapter, without, start)
+    async def _derived(
+        self, pointer: Pointer, known: Version, items: list[Item], house: House | None
+    ) -> Tensors | None:
+        derived = await self._deriver.derive(
+            pointer.tenant,
+            pointer.session_id,
+            items,
+            known.record.steps,
+            house=house,
+            charged=False,
+        )
+        if derived.failure is not None:
+            raise derived.failure
+        return None if derived.candidate is None else derived.candidate.state.tensors
 
 
-def _apart(adapter: AdapterState, without: Tensors, start: Tensors) -> float | None:
-    whole = update_norm(adapter.tensors, start, adapter.spec.scale)
-    return update_norm(adapter.tensors, without, adapter.spec.scale) / whole if whole else None
+def _shares(
+    adapter: AdapterState, without: Sequence[Tensors | None], start: Tensors
+) -> list[float | None]:
+    scale = adapter.spec.scale
+    whole = update_norm(adapter.tensors, start, scale)
+    return [
+        update_norm(adapter.tensors, one, scale) / whole if one is not None and whole else None
+        for one in without
+    ]

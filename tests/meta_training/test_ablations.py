@@ -21,8 +21,8 @@ def test_variants_are_trained_judged_and_not_again(
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(RECIPE), encoding="utf-8")
     monkeypatch.setattr(ablations, "CELLS", ablations.CELLS[:2])
-    monkeypatch.setattr(ablations, "TUNING_TASKS", 1)
-    monkeypatch.setattr(ablations, "LEARNING_RATES", (1e-2,))
+    monkeypatch.setattr("meta_training.evaluation.methods.TUNING_TASKS", 1)
+    monkeypatch.setattr("meta_training.evaluation.methods.LEARNING_RATES", (1e-2,))
     taken: list[int] = []
     run = OuterLoop.run
     monkeypatch.setattr(OuterLoop, "run", lambda self: taken.append(self._part.steps) or run(self))

@@ -18,6 +18,7 @@ from meta_training.evaluation.cells import Cell, Task, TaskDrawer, held_out_ques
 from meta_training.evaluation.intervals import interval
 from meta_training.evaluation.judge import Scores
 from meta_training.evaluation.methods import TfidfCentroid
+from meta_training.evaluation.page import render
 from meta_training.evaluation.report import differences, markdown, summarise
 from meta_training.evaluation.run import ResultsError, evaluate, read_results
 from meta_training.pipeline import label_words
@@ -159,6 +160,20 @@ def test_a_diverged_method_has_no_mean_and_valid_json(drawer: TaskDrawer, tmp_pa
     assert summary[CELL.name]["twice"]["late"]["choice"]["mean"] is None
     json.dumps(summary, allow_nan=False)
     assert "| twice, late | – | 2 |" in markdown(summary)
+
+
+def test_a_page_shows_what_diverged_as_nothing() -> None:
+    figures = {"choice": None, "exact": 0.5, "changed": None, "confidence": None}
+    rows = [
+        row(0, 0.0, "5 steps") | {"method": method, "figures": figures}
+        for method in ("innerloop", "LoRA")
+    ]
+    cells = summarise(rows)
+    served = ("innerloop", "5 steps")
+    told = {"cells": cells, "differences": differences(rows, served), "seed": 1}
+    page = render(told | {"perplexity": {}, "recipe": {}}, "mini", served)
+    assert "LoRA, 5 steps" in page
+    assert "nan" not in page.lower().split("every cell")[1]
 
 
 def test_markdown_has_a_table_a_cell() -> None:

@@ -19,7 +19,6 @@ from mini_run import RECIPE, call, evaluate, meta_train
 
 from adapters.artifact import load_artifact
 from meta_training import evaluate_command, train_command
-from meta_training.evaluation import judging
 from meta_training.evaluation.cells import Task
 from meta_training.evaluation.judge import Scores
 from meta_training.evaluation.methods import TfidfCentroid
@@ -163,8 +162,8 @@ def test_evaluating_again_only_adds_what_is_missing(
 def test_the_controls_are_tuned_and_scored(
     artifact: Path, finished: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(judging, "LEARNING_RATES", (1e-2,))
-    monkeypatch.setattr(judging, "TUNING_TASKS", 1)
+    monkeypatch.setattr("meta_training.evaluation.methods.LEARNING_RATES", (1e-2,))
+    monkeypatch.setattr("meta_training.evaluation.methods.TUNING_TASKS", 1)
     folders = ("--pretrained", finished / "pretrained", "--multitask", finished / "maml/artifact")
     methods = ("--methods", "lora", "multitask-lora")
     cells = ("--cells", "house_reply", "1-way", "1-shot", "--episodes", 1)
