@@ -15,6 +15,8 @@ from adapters.config import SpecError
 from adapters.objective import IGNORE, Role, row_weights
 from adapters.prefix import Prefix, empty_prefix, pad
 
+UNWANTED = (Role.REJECTED, Role.DISLIKED)
+
 
 @dataclass(frozen=True)
 class Example:
@@ -138,6 +140,14 @@ class Support:
         reference = None if self.reference is None else self.reference[rows]
         weights = row_weights(roles, sessions, self.count)
         return replace(own, row_weights=weights, roles=roles, reference=reference)
+
+    def wanted(self) -> Support:
+        """The turns whose completion should be said, weighing alike."""
+        if self.roles is None:
+            return self
+        said = [row for row, role in enumerate(self.roles) if role not in UNWANTED]
+        rows = torch.tensor(said, device=self.sessions.device)
+        return Support(self.turns.select(rows), self.sessions[rows], self.count, self.anchors)
 
     def parts(self, tokens: Callable[[], int]) -> Iterator[Support]:
         """The same in parts whose losses, and gradients, add up to the whole's.

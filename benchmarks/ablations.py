@@ -150,7 +150,8 @@ def report(found: Sequence[Ablations]) -> str:
             for row in one.rows():
                 if row["cell"] == cell.name:
                     name = _name(row["method"], row["checkpoint"])
-                    right[name][seed, row["task"]] = row["figures"][right_figure(cell.name)] or 0.0
+                    figures = row["figures"]
+                    right[name][seed, row["task"]] = figures[right_figure(figures)] or 0.0
                     if row["figures"]["changed"] is not None:
                         changed[name].append(row["figures"]["changed"])
         lines = []

@@ -22,7 +22,8 @@ MEAN_LAYERS = (0, 1)  # whose states, averaged over a prompt, tell questions apa
 def contrastive_loss(embeddings: Tensor, kinds: list[str], temperature: float = 0.1) -> Tensor:
     """Supervised contrastive loss (Khosla et al. 2020, arXiv 2004.11362, eq. 2), (B, D) -> ().
 
-    Questions of one kind attract, others repel; rows without a partner only repel.
+    Questions of one kind attract, others repel; rows without a partner only repel. 0 where no row
+    has one.
     """
     names = {kind: index for index, kind in enumerate(dict.fromkeys(kinds))}
     labels = torch.tensor([names[kind] for kind in kinds], device=embeddings.device)
@@ -33,6 +34,8 @@ def contrastive_loss(embeddings: Tensor, kinds: list[str], temperature: float = 
     log_share = scores.log_softmax(-1)
     partners = same.sum(1)
     per_row = -(log_share * same).sum(1) / partners.clamp(min=1)
+    if not bool((partners > 0).any()):
+        return per_row.sum() * 0.0
     return per_row[partners > 0].mean()
 
 

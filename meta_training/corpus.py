@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
 from meta_training.recipe import DataPart
+from meta_training.tasks.own import LEAST_PAIRS, Material, Use, load_tasks, texts_of
+from meta_training.tasks.part import TaskPart
 from meta_training.tasks.sources import (
     DIALOGUE_FILES,
     INTENT_FILES,
@@ -20,6 +22,7 @@ from meta_training.tasks.sources import (
     DataError,
     Dialogue,
     Intent,
+    PairTask,
     PersonaGroup,
     load_dialogues,
     load_faq_answers,
@@ -34,28 +37,76 @@ Group = TypeVar("Group", Intent, PersonaGroup)
 class Corpus:
     """Task material. ``held_out_*`` and ``test_*`` are never seen in any training stage."""
 
-    train_intents: list[Intent]
-    validation_intents: list[Intent]
-    held_out_intents: list[Intent]
-    train_dialogues: list[Dialogue]
-    test_dialogues: list[Dialogue]
-    train_personas: list[PersonaGroup]
-    held_out_personas: list[PersonaGroup]
-    train_replies: list[str]
-    test_replies: list[str]
+    train_intents: list[Intent] = field(default_factory=list)
+    validation_intents: list[Intent] = field(default_factory=list)
+    held_out_intents: list[Intent] = field(default_factory=list)
+    train_dialogues: list[Dialogue] = field(default_factory=list)
+    test_dialogues: list[Dialogue] = field(default_factory=list)
+    train_personas: list[PersonaGroup] = field(default_factory=list)
+    held_out_personas: list[PersonaGroup] = field(default_factory=list)
+    train_replies: list[str] = field(default_factory=list)
+    test_replies: list[str] = field(default_factory=list)
+    train_pairs: list[PairTask] = field(default_factory=list)
+    validation_pairs: list[PairTask] = field(default_factory=list)
+    held_out_pairs: list[PairTask] = field(default_factory=list)
+
+    def own_texts(self) -> Iterator[str]:
+        """Every text of pair tasks, and of what all families ask."""
+        yield from texts_of([*self.train_pairs, *self.validation_pairs, *self.held_out_pairs])
+        for intent in (*self.train_intents, *self.validation_intents, *self.held_out_intents):
+            yield from intent.questions
 
 
 def load_corpus(folder: Path, part: DataPart, seed: int) -> Corpus:
-    """Read all sources below ``folder`` and split them as the recipe says.
+    """Read the recipe's own tasks and the public sources below ``folder``; split them as it says.
 
-    Dialogues of a test split (every 20th where the source has none) are held out; so are FAQ
-    answers of the test split, which serve as replies never seen before. What is held out loses
-    the texts that training has by another way ("yes", "what is my account balance").
+    Own classes, tasks and domains are held out as a whole. Public dialogues of a test split (every
+    20th where the source has none) are, and so are FAQ answers of the test split, which serve as
+    replies never seen before. What is held out loses the texts that training has by another way
+    ("yes", "what is my account balance").
 
     Raises:
         DataError: a file is missing or broken, or the recipe names a source or domain to hold out
             or to validate on that the data does not have.
     """
+    public = _public(folder, part, seed) if part.reads_public else Corpus()
+    own = load_tasks(folder, part.tasks, seed) if part.tasks else {}
+    return _joined(public, own) if own else public
+
+
+def held_out_only(folder: Path, parts: Sequence[TaskPart], seed: int) -> Corpus:
+    """Tasks of which nothing was trained on, all of them for the report.
+
+    Raises:
+        DataError: as of ``load_corpus``.
+    """
+    everything = {"held_out": 1.0, "validation": 0.0}
+    own = load_tasks(folder, [part.model_copy(update=everything) for part in parts], seed)
+    return _joined(Corpus(), own)
+
+
+def _joined(public: Corpus, own: dict[Use, Material]) -> Corpus:
+    """Public and own material; what is held out loses the questions that own training has."""
+    train, validation, held_out = own["train"], own["validation"], own["held_out"]
+    seen = set(training_texts(train.dialogues, train.intents, [])) | set(texts_of(train.pairs))
+    replies = _said(train)
+    test_replies = [*public.test_replies, *_said(held_out)]
+    return replace(
+        public,
+        train_intents=public.train_intents + train.intents,
+        validation_intents=public.validation_intents + validation.intents,
+        held_out_intents=public.held_out_intents + _unseen(held_out.intents, seen, LEAST_PAIRS),
+        train_dialogues=public.train_dialogues + train.dialogues,
+        test_dialogues=public.test_dialogues + held_out.dialogues,
+        train_replies=public.train_replies + replies,
+        test_replies=[reply for reply in dict.fromkeys(test_replies) if reply not in seen],
+        train_pairs=train.pairs,
+        validation_pairs=validation.pairs,
+        held_out_pairs=held_out.pairs,
+    )
+
+
+def _public(folder: Path, part: DataPart, seed: int) -> Corpus:
     intents = [intent for name in INTENT_FILES for intent in load_intents(folder / name)]
     _check_names(intents, part)
     held_out = [intent for intent in intents if _is_held_out(intent, part)]
@@ -82,6 +133,11 @@ def load_corpus(folder: Path, part: DataPart, seed: int) -> Corpus:
         train_replies=train_replies,
         test_replies=[reply for reply in dict.fromkeys(test_replies) if reply not in seen],
     )
+
+
+def _said(own: Material) -> list[str]:
+    """Answers to serve as house replies."""
+    return _agent_turns(own.dialogues) + [i.answer for i in own.intents if i.answer is not None]
 
 
 def training_texts(

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 
 from meta_training.arguments import need, positive, refused
-from meta_training.evaluation.cells import CELLS, Cell
 
 DESCRIPTION = "Score an artifact on held-out tasks, beside the plain alternatives."
 NEEDED = {
@@ -36,6 +34,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("artifact", type=Path, help="artifact folder, as meta-train exports it")
     parser.add_argument("--data", type=Path, default=Path("data"), help="prepared data folder")
+    parser.add_argument(
+        "--tasks",
+        type=Path,
+        metavar="YAML",
+        help="judge on these tasks instead of what the artifact's recipe held out: a list of parts "
+        "as of a recipe's data.tasks (docs/meta-training.md)",
+    )
     parser.add_argument("--pretrained", type=Path, help="the base before meta-training (controls)")
     parser.add_argument("--multitask", type=Path, help="the multi-task control's artifact")
     parser.add_argument("--episodes", type=positive, default=200, help="tasks a cell")
@@ -80,38 +85,16 @@ def _percent(text: str) -> int:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Evaluate, resume, or only sum up; writes ``report.json`` into the artifact, and a page.
+    """Evaluate, resume, or only sum up; writes ``report.json`` and a page.
 
     Raises:
         ModuleNotFoundError: a package of the extra is missing.
     """
     need("sklearn", "sacrebleu", "matplotlib")
-    try:
-        cells = _cells(arguments)
-    except ValueError as error:
-        return refused("evaluate", error)
-    from meta_training.evaluation.judging import judge  # imports PyTorch
-
-    return judge(arguments, cells)
-
-
-def _cells(arguments: argparse.Namespace) -> list[Cell]:
-    """The cells that are asked for. Raises ValueError where arguments do not go together."""
-    shapes = [cell for cell in CELLS if all(word in cell.shape for word in arguments.cells)]
-    if not shapes:
-        names = ", ".join(cell.shape for cell in CELLS)
-        raise ValueError(f"no cell has all of {arguments.cells}; there are {names}")
-    cells = [
-        replace(cell, wrong_percent=percent, asked=arguments.queries)
-        for cell in shapes
-        for percent in sorted(set(arguments.wrong))
-        if cell.ways > 1 or not percent  # one class has no other's answer
-    ]
-    if not cells:
-        raise ValueError("--wrong needs cells of two classes or more")
     for name, option in NEEDED.items():
         if name in arguments.methods and getattr(arguments, option) is None:
-            raise ValueError(
-                f"method {name} needs --{option}: give its folder, or name other --methods"
-            )
-    return cells
+            wrong = f"method {name} needs --{option}: give its folder, or name other --methods"
+            return refused("evaluate", ValueError(wrong))
+    from meta_training.evaluation.judging import judge  # imports PyTorch
+
+    return judge(arguments)

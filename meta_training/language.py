@@ -46,9 +46,8 @@ class LanguageEpisodes:
 
     def query_losses(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """The same on the queries, (S,)."""
-        queries = replace(
-            self.support, turns=self.query, sessions=torch.tensor(self.batch.query_sessions)
-        )
+        sessions = torch.tensor(self.batch.query_sessions)
+        queries = Support(self.query, sessions, self.support.count, self.support.anchors)
         learner, weight = self.learner, self.rule.anchor_weight
         return support_losses(learner.model, learner.hooks, tensors, queries, weight)
 
@@ -59,15 +58,16 @@ class LanguageEpisodes:
         exactly; ``changed``, that of unrelated questions whose greedy answer changed.
         """
         batch = self.batch
-        logits = self._run(tensors, self.query, batch.query_sessions)
+        logits = self._run(tensors, self.query, torch.tensor(batch.query_sessions))
         query = demonstration_loss(logits, self.query.targets).mean()
         if support_too:
-            seen = self._run(tensors, self.support.turns, batch.support_sessions)
-            query = (query + demonstration_loss(seen, self.support.turns.targets).mean()) / 2
+            taught = self.support.wanted()
+            seen = self._run(tensors, taught.turns, taught.sessions)
+            query = (query + demonstration_loss(seen, taught.turns.targets).mean()) / 2
         figures = {"exact": float(correct_rows(logits, self.query.targets).float().mean())}
         loss = query
         if tensors is not None:
-            others = self._run(tensors, self.unrelated, batch.unrelated_sessions)
+            others = self._run(tensors, self.unrelated, torch.tensor(batch.unrelated_sessions))
             targets = self.unrelated.targets
             locality = divergence(others, self.reference, targets).mean()
             figures["changed"] = 1 - float(correct_rows(others, targets).float().mean())
@@ -105,10 +105,8 @@ class LanguageEpisodes:
             unrelated=_cut_turns(self.unrelated, cut),
         )
 
-    def _run(
-        self, tensors: Mapping[str, Tensor] | None, turns: Turns, sessions: list[int]
-    ) -> Tensor:
-        rows = None if tensors is None else rows_of(tensors, torch.tensor(sessions), turns.active)
+    def _run(self, tensors: Mapping[str, Tensor] | None, turns: Turns, sessions: Tensor) -> Tensor:
+        rows = None if tensors is None else rows_of(tensors, sessions, turns.active)
         with self.learner.hooks.use(rows):
             return continue_from(self.learner.model, turns.prefix, turns.ids)
 
@@ -131,12 +129,7 @@ def lay_out(learner: Learner, batch: Batch, locality_weight: float = 1.0) -> Lan
         locality_weight=locality_weight,
         start=repeat(learner.tensors(), batch.count),
         rule=learner.rule(),
-        support=Support(
-            make_turns(batch.support, support, scope, device),
-            torch.tensor(batch.support_sessions),
-            batch.count,
-            learner.anchors(anchors),
-        ),
+        support=learner.support(batch.support, batch.support_sessions, support, anchors),
         query=make_turns(batch.query, query, scope, device),
         unrelated=others,
         reference=reference,

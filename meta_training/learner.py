@@ -6,6 +6,7 @@ Knows the adapters package and a transformers model; knows nothing about tasks o
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import takewhile
 
 import torch
@@ -15,11 +16,12 @@ from transformers import PreTrainedModel
 from adapters.artifact import Artifact
 from adapters.chat import ChatEncoder, user_turn
 from adapters.config import Anchor, Gate, InnerRule, LoraSpec
+from adapters.inner_loop import reference_logprobs
 from adapters.layer import LoraHooks, Rows
 from adapters.objective import IGNORE
 from adapters.prefix import Continuation, Prefix, continue_from, pad, prefill
 from adapters.state import initial_tensors
-from adapters.support import Anchors, Example, make_turns
+from adapters.support import Anchors, Example, Support, make_support, make_turns
 from meta_training.recipe import InnerPart
 from meta_training.starting import Starting
 
@@ -113,6 +115,27 @@ class Learner(Starting):
         with torch.no_grad(), self.hooks.use(None):
             reference = continue_from(self.model, turns.prefix, turns.ids).log_softmax(-1)
         return Anchors(turns, reference)
+
+    def support(
+        self,
+        examples: Sequence[Example],
+        sessions: Sequence[int],
+        prefix: Prefix,
+        anchors: Prefix | None,
+    ) -> Support:
+        """What sessions learn from, in the order of ``sessions``, which count from 0 upwards.
+
+        ``prefix`` holds the examples' prompts, ``anchors`` those of the anchors, if any.
+        """
+        own: list[list[Example]] = [[] for _ in range(max(sessions) + 1)]
+        for example, session in zip(examples, sessions, strict=True):
+            own[session].append(example)
+        kept = None if anchors is None else self.anchors(anchors)
+        support = make_support(own, prefix, self.spec.scope, prefix.lengths.device, kept)
+        if support.roles is None:
+            return support
+        reference = reference_logprobs(self.model, self.hooks, support)
+        return replace(support, reference=reference)
 
     @torch.no_grad()
     def greedy(

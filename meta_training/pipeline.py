@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import LlamaForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from adapters.base_model import input_embedding
-from adapters.chat import ChatEncoder
+from adapters.chat import ChatEncoder, PromptError
 from adapters.config import Anchor, Gate
+from adapters.plain import linear_targets
 from adapters.words import Words
 from meta_training.base_lora import add_base_lora
 from meta_training.contrast import QuestionDraws
@@ -25,12 +26,13 @@ from meta_training.evaluation.cells import TaskDrawer, held_out_questions
 from meta_training.gating import calibrate_gate, calibrate_memory, gate_intents
 from meta_training.learner import Learner
 from meta_training.pretrain import TextRows, pretrain
-from meta_training.recipe import InnerPart, Recipe, keep_record
+from meta_training.recipe import InnerPart, Recipe, RecipeError
+from meta_training.record import keep_record
 from meta_training.tasks.batches import UnrelatedPool
 from meta_training.tasks.families import Families, as_intent, unrelated_questions
 from meta_training.tasks.neighbours import neighbour_intents, short_turns
 from meta_training.tasks.sampler import EpisodeSampler
-from meta_training.tasks.sources import DataError, Intent, PersonaGroup
+from meta_training.tasks.sources import DataError, Intent, PairTask, PersonaGroup
 from meta_training.team import ALONE, Team
 from meta_training.tokenizer import token_ids
 from meta_training.train import OuterLoop
@@ -42,15 +44,27 @@ ANSWER_TOKENS = 12  # of the untaught model's greedy answer that must stay
 
 @dataclass(frozen=True)
 class Workshop:
-    """A recipe with its corpus loaded and its base pre-trained."""
+    """A recipe with its corpus loaded and its base there."""
 
     recipe: Recipe
     corpus: Corpus
     turns: list[str]  # of training dialogues, about as long as a question
     intents: list[Intent]  # labelled ones of the corpus, and neighbours among the turns
-    model: LlamaForCausalLM
-    tokenizer: PreTrainedTokenizerFast
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
     folder: Path
+
+    @property
+    def inner(self) -> InnerPart:
+        """Shape and steps of the sessions' adapters on this base."""
+        inner = self.recipe.session
+        targets = inner.targets or list(linear_targets(self.model))
+        return inner.model_copy(update={"targets": targets})
+
+    @property
+    def context_tokens(self) -> int:
+        """The longest sequence that the base is right for."""
+        return int(self.model.config.get_text_config().max_position_embeddings)
 
     @property
     def kinds(self) -> list[Intent]:
@@ -71,6 +85,7 @@ def open_workshop(recipe: Recipe, data: Path, folder: Path) -> Workshop:
         gate_intents(corpus)
     keep_record(recipe, folder, {"seed", "model", "data", "pretrain", "embed"})
     model, tokenizer = pretrain(recipe, corpus, folder / "pretrained")
+    _check_fit(recipe, corpus, tokenizer)
     turns = short_turns(corpus.train_dialogues)
     neighbours = neighbour_intents(turns, recipe.data.neighbours, recipe.seed)
     intents = corpus.train_intents + neighbours
@@ -80,7 +95,7 @@ def open_workshop(recipe: Recipe, data: Path, folder: Path) -> Workshop:
 def build_learner(workshop: Workshop) -> Learner:
     """A learner at the start of meta-training."""
     encoder = ChatEncoder(workshop.tokenizer)
-    inner = workshop.recipe.session
+    inner = workshop.inner
     anchors = choose_anchors(workshop.corpus, encoder, inner, workshop.recipe.seed)
     return Learner(workshop.model, encoder, inner, anchors, workshop.recipe.seed)
 
@@ -90,7 +105,7 @@ def choose_base(learner: Learner, recipe: Recipe) -> None:
     if recipe.outer.base == "frozen":
         learner.model.requires_grad_(False)
     elif recipe.outer.base == "lora":
-        add_base_lora(learner.model, recipe.inner.targets, recipe.outer.base_rank, recipe.seed)
+        add_base_lora(learner.model, learner.spec.targets, recipe.outer.base_rank, recipe.seed)
 
 
 def embed_questions(workshop: Workshop, learner: Learner) -> None:
@@ -112,17 +127,27 @@ def build_outer_loop(workshop: Workshop, learner: Learner, team: Team = ALONE) -
     corpus, recipe = workshop.corpus, workshop.recipe
     encoder = learner.encoder
     families = make_families(
-        workshop.tokenizer, workshop.intents, corpus.train_replies, corpus.train_personas
+        workshop.tokenizer,
+        workshop.intents,
+        corpus.train_replies,
+        corpus.train_personas,
+        corpus.train_pairs,
     )
     pool = UnrelatedPool(
-        unrelated_questions(corpus.train_intents, corpus.train_personas),
+        unrelated_questions(corpus.train_intents, corpus.train_personas, corpus.train_pairs),
         encoder,
         lambda examples: learner.greedy(examples, ANSWER_TOKENS),
         POOL_SIZE,
     )
-    room = recipe.model.context_tokens if recipe.outer.algorithm == "in-context" else 0
+    room = workshop.context_tokens if recipe.outer.algorithm == "in-context" else 0
     sampler = EpisodeSampler(
-        families, pool, encoder, recipe.outer.families, recipe.outer.tasks, room
+        families,
+        pool,
+        encoder,
+        recipe.outer.families,
+        recipe.outer.tasks,
+        room,
+        recipe.outer.wrong_share,
     )
     texts = TextRows(corpus, workshop.tokenizer, recipe.pretrain.row_tokens, recipe.seed + 1)
     folder = workshop.folder / recipe.outer.algorithm
@@ -146,30 +171,59 @@ def make_gate(workshop: Workshop, learner: Learner) -> Gate | None:
         return gate
 
 
+def _check_fit(recipe: Recipe, corpus: Corpus, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse now what the export or an episode would stumble over after hours."""
+    encoder = ChatEncoder(tokenizer)
+    if recipe.inner.scope == "activated" and encoder.assistant_header() is None:
+        raise RecipeError(
+            f"{recipe.model.base} has no chat template whose answers begin with tokens of their "
+            "own, which inner.scope activated needs: use an instruction-tuned model, or set "
+            "inner.scope to full and inner.gate to false"
+        )
+    if recipe.inner.scope == "full" and recipe.inner.gate:
+        raise RecipeError("inner.gate needs inner.scope activated: set it to false")
+    for text in corpus.own_texts() if recipe.data.tasks else ():
+        try:
+            encoder.completion(text)
+        except PromptError as error:
+            raise DataError(f"data.tasks: the text {text[:80]!r}: {error}") from error
+
+
 def make_families(
     tokenizer: PreTrainedTokenizerBase,
     intents: Sequence[Intent],
     replies: Sequence[str],
     personas: Sequence[PersonaGroup],
+    pairs: Sequence[PairTask] = (),
 ) -> Families:
     """Episodes of every family about this material, in a tokenizer's words and lengths."""
     counts = token_counts(list(replies), tokenizer)
-    return Families(intents, replies, personas, label_words(tokenizer), counts)
+    return Families(intents, replies, personas, label_words(tokenizer), counts, pairs)
 
 
 def validation_drawer(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, seed: int) -> TaskDrawer:
     """Tasks about validation intents, with the replies and personas of training."""
     families = make_families(
-        tokenizer, corpus.validation_intents, corpus.train_replies, corpus.train_personas
+        tokenizer,
+        corpus.validation_intents,
+        corpus.train_replies,
+        corpus.train_personas,
+        corpus.validation_pairs,
     )
-    others = unrelated_questions(corpus.validation_intents, corpus.train_personas)
+    others = unrelated_questions(
+        corpus.validation_intents, corpus.train_personas, corpus.validation_pairs
+    )
     return TaskDrawer(families, others, seed)
 
 
 def held_out_drawer(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, seed: int) -> TaskDrawer:
     """Tasks about intents, replies, personas and questions that no training stage has seen."""
     families = make_families(
-        tokenizer, corpus.held_out_intents, corpus.test_replies, corpus.held_out_personas
+        tokenizer,
+        corpus.held_out_intents,
+        corpus.test_replies,
+        corpus.held_out_personas,
+        corpus.held_out_pairs,
     )
     return TaskDrawer(families, held_out_questions(corpus), seed)
 
@@ -199,7 +253,7 @@ def token_counts(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[i
 def label_words(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """Plain words that are one token of the vocabulary, in the vocabulary's order."""
     tokens = sorted(tokenizer.get_vocab().items(), key=lambda pair: pair[1])
-    words = (token[1:] for token, _ in tokens if token.startswith("Ġ"))
+    words = (token[1:] for token, _ in tokens if token.startswith(("Ġ", "▁")))
     return [word for word in words if len(word) >= 3 and word.isascii() and word.isalpha()]
 
 
@@ -208,7 +262,7 @@ def choose_anchors(
 ) -> list[Anchor]:
     """Short first turns of training dialogues and persona questions, drawn by ``seed``.
 
-    Half of them are persona questions; no two have the same answer.
+    Half of them are persona questions; no two have the same answer. Fewer where there are fewer.
     """
     rng = random.Random(seed)
     pairs = [
@@ -218,7 +272,8 @@ def choose_anchors(
     ]
     rng.shuffle(pairs)
     chat = [(group.questions[0], group.answers[0][1]) for group in corpus.train_personas]
-    pairs = [pair for both in zip(pairs, chat * len(pairs), strict=False) for pair in both]
+    if chat:
+        pairs = [pair for both in zip(pairs, chat * len(pairs), strict=False) for pair in both]
     anchors: dict[str, Anchor] = {}
     for prompt, completion in pairs:
         if len(anchors) == part.anchors:

@@ -1,4 +1,4 @@
-"""Stage one: a small Llama learns dialogue text from scratch. Resumable.
+"""Stage one: a small Llama learns dialogue text from scratch, or a base is fetched. Resumable.
 
 Knows the recipe, the corpus and the tokenizer; knows nothing about adapters or episodes.
 """
@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import math
 import random
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from huggingface_hub import snapshot_download
 from tqdm import tqdm
 from transformers import (
     LlamaConfig,
@@ -20,6 +24,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from adapters.base_model import Base, load_base
 from meta_training.checkpoint import (
     Draws,
     Stateful,
@@ -28,10 +33,14 @@ from meta_training.checkpoint import (
     whole_steps,
 )
 from meta_training.corpus import Corpus, training_texts
-from meta_training.recipe import ModelPart, PretrainPart, Recipe
-from meta_training.tasks.sources import Dialogue
-from meta_training.tokenizer import train_tokenizer
+from meta_training.recipe import ModelPart, PretrainPart, Recipe, RecipeError
+from meta_training.tasks.own import texts_of
+from meta_training.tasks.sources import DataError, Dialogue
+from meta_training.tokenizer import token_ids, train_tokenizer
 
+CPU = torch.device("cpu")
+SAVED_LAST = ("model.safetensors", "model.safetensors.index.json")
+HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
 SAVED_EVERY = 500
 
 
@@ -55,14 +64,16 @@ def build_model(part: ModelPart, tokenizer: PreTrainedTokenizerFast) -> LlamaFor
 
 def corpus_texts(corpus: Corpus) -> list[str]:
     """Every training text: what the tokenizer is trained on."""
-    return training_texts(corpus.train_dialogues, corpus.train_intents, corpus.train_personas)
+    texts = training_texts(corpus.train_dialogues, corpus.train_intents, corpus.train_personas)
+    return texts + texts_of(corpus.train_pairs)
 
 
 class TextRows:
     """Endless rows of chat text, ``row_tokens`` long, packed from dialogue windows and questions.
 
     ``dialogue_share`` of the windows are dialogues; of the others, two thirds are single questions
-    of training intents and one third persona questions with an answer.
+    of training intents and one third persona questions with an answer. What a corpus has none of
+    leaves its share to the rest; pairs of one's own tasks come as often as dialogues.
     """
 
     def __init__(
@@ -73,7 +84,17 @@ class TextRows:
         seed: int,
         dialogue_share: float = 0.7,
     ) -> None:
-        self._other_share = 1 - dialogue_share
+        other_share = 1 - dialogue_share
+        self._pairs = [pair for task in corpus.train_pairs for pair in task.pairs]
+        windows: list[tuple[float, Sequence[object], Callable[[], list[dict[str, str]]]]] = [
+            (other_share * 2 / 3, corpus.train_intents, self._question),
+            (other_share / 3, corpus.train_personas, self._small_talk),
+            (dialogue_share, corpus.train_dialogues, self._dialogue),
+            (dialogue_share, self._pairs, self._pair),
+        ]
+        self._windows = [(share, draw) for share, some, draw in windows if some and share]
+        if not self._windows:
+            raise DataError("there is no text to train on: the data has no training tasks")
         self._random = random.Random(seed)
         self._row_tokens = row_tokens
         self._tokenizer = tokenizer
@@ -101,21 +122,35 @@ class TextRows:
         return ids[: self._row_tokens]
 
     def _window(self) -> list[int]:
-        draw = self._random.random()
-        if draw < self._other_share * 2 / 3:
-            question = self._random.choice(self._random.choice(self._intents).questions)
-            messages = [{"role": "user", "content": question}]
-        elif draw < self._other_share:
-            group = self._random.choice(self._personas)
-            question = self._random.choice(group.questions)
-            answer = self._random.choice(group.answers)[1]
-            messages = _messages([("user", question), ("assistant", answer)])
-        else:
-            messages = _messages(
-                _dialogue_window(self._random.choice(self._dialogues), self._random)
-            )
+        messages = self._drawn(self._random.random())()
+        if self._tokenizer.chat_template is None:
+            text = "\n".join(message["content"] for message in messages)
+            return token_ids([text + (self._tokenizer.eos_token or "\n")], self._tokenizer)[0]
         encoded = self._tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
         return cast("list[int]", encoded)
+
+    def _drawn(self, place: float) -> Callable[[], list[dict[str, str]]]:
+        """What stands at ``place``, from 0 to 1, of the windows by their shares."""
+        ends = list(accumulate(share for share, _ in self._windows))
+        here = bisect_right(ends, place * ends[-1])
+        return self._windows[min(here, len(ends) - 1)][1]
+
+    def _question(self) -> list[dict[str, str]]:
+        question = self._random.choice(self._random.choice(self._intents).questions)
+        return [{"role": "user", "content": question}]
+
+    def _small_talk(self) -> list[dict[str, str]]:
+        group = self._random.choice(self._personas)
+        question = self._random.choice(group.questions)
+        answer = self._random.choice(group.answers)[1]
+        return _messages([("user", question), ("assistant", answer)])
+
+    def _dialogue(self) -> list[dict[str, str]]:
+        return _messages(_dialogue_window(self._random.choice(self._dialogues), self._random))
+
+    def _pair(self) -> list[dict[str, str]]:
+        pair = self._random.choice(self._pairs)
+        return _messages([("user", pair.prompt), ("assistant", pair.completion)])
 
 
 def _messages(turns: list[tuple[str, str]]) -> list[dict[str, str]]:
@@ -138,17 +173,28 @@ def cosine(step: int, steps: int, warmup_steps: int) -> float:
 
 def pretrain(
     recipe: Recipe, corpus: Corpus, folder: Path, tokenizer: PreTrainedTokenizerFast | None = None
-) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Train (or load, or resume) the base model; leaves a Hugging Face folder at ``folder``.
 
+    Where the recipe has a base, that is loaded, and trained on where ``pretrain.steps`` says so.
     Ctrl-C finishes the step and saves; the same call goes on from there, bit for bit on a CPU.
+
+    Raises:
+        RecipeError: the recipe's base is neither a folder nor to be had from the hub.
+        ArtifactError: it is no causal LM that we can compute with.
     """
-    if (folder / "model.safetensors").exists():
-        return (
-            LlamaForCausalLM.from_pretrained(folder, attn_implementation="eager"),
-            PreTrainedTokenizerFast.from_pretrained(folder),
-        )
+    if any((folder / name).exists() for name in SAVED_LAST):
+        return _differentiable(load_base(folder, CPU))
     torch.manual_seed(recipe.seed)
+    if recipe.model.base is not None:
+        base = load_base(_base_folder(recipe.model.base), CPU)
+        model, tokens = _differentiable(base)
+        if recipe.pretrain.steps:
+            rows = TextRows(corpus, tokens, recipe.pretrain.row_tokens, recipe.seed)
+            _optimise(model, rows, recipe.pretrain, folder)
+        tokens.save_pretrained(folder)
+        model.save_pretrained(folder)
+        return model, tokens
     if tokenizer is None:
         tokenizer = train_tokenizer(
             corpus_texts(corpus), recipe.model.vocab_size, recipe.model.context_tokens
@@ -162,7 +208,27 @@ def pretrain(
     return model, tokenizer
 
 
-def _optimise(model: LlamaForCausalLM, rows: TextRows, part: PretrainPart, folder: Path) -> None:
+def _differentiable(base: Base) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The base with weights that learn, and attention that can be differentiated twice."""
+    base.model.requires_grad_(True)
+    base.model.set_attn_implementation("eager")
+    return base.model, base.tokenizer
+
+
+def _base_folder(base: str) -> Path:
+    """Where the recipe's base lies, once it is fetched."""
+    if Path(base).is_dir():
+        return Path(base)
+    try:
+        return Path(snapshot_download(base, allow_patterns=HUB_FILES))
+    except Exception as error:  # of the network, of the hub, or a name that is none
+        raise RecipeError(
+            f"model.base: there is no folder {base}, and no such model could be fetched: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+
+
+def _optimise(model: PreTrainedModel, rows: TextRows, part: PretrainPart, folder: Path) -> None:
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=part.learning_rate, betas=(0.9, 0.98), weight_decay=part.weight_decay
     )
@@ -190,7 +256,7 @@ def _optimise(model: LlamaForCausalLM, rows: TextRows, part: PretrainPart, folde
 
 
 def _step(
-    model: LlamaForCausalLM,
+    model: PreTrainedModel,
     ids: torch.Tensor,
     optimizer: torch.optim.Optimizer,
     schedule: torch.optim.lr_scheduler.LRScheduler,

@@ -5,8 +5,6 @@ Knows the form of a recipe; knows nothing about models or data.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -16,9 +14,10 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
-    field_validator,
     model_validator,
 )
+
+from meta_training.tasks.part import FAMILIES, PUBLIC_FAMILIES, TaskPart
 
 LINEAR_TARGETS = (
     "q_proj",
@@ -31,8 +30,6 @@ LINEAR_TARGETS = (
 )
 EXACT = ("maml", "maml++", "meta-sgd", "anil")  # algorithms that can differentiate the inner loop
 BASE_ONLY = ("prototypical", "matching", "siamese", "in-context")  # learn no adapter
-CHOSEN_KEYS = ("outer.families.", "data.held_out.")  # names below these are the recipe's own
-RECORD = "recipe.json"  # beside what a recipe made
 Algorithm = Literal[
     "maml",
     "fomaml",
@@ -47,7 +44,6 @@ Algorithm = Literal[
     "in-context",
 ]
 ALGORITHMS: tuple[str, ...] = get_args(Algorithm)
-FAMILIES = frozenset({"label", "house_reply", "persona"})
 
 
 class RecipeError(ValueError):
@@ -59,8 +55,13 @@ class _Part(BaseModel):
 
 
 class ModelPart(_Part):
-    """Size of a Llama-style base trained from scratch."""
+    """The base: a Llama of these sizes trained from scratch, or one that is there."""
 
+    base: str | None = Field(
+        None,
+        description="a Hugging Face causal LM (folder, or name on the hub) instead; the sizes "
+        "below are its own then, and pretrain.steps goes on with it (0 if not said)",
+    )
     vocab_size: int = Field(4096, description="tokens in the byte-level BPE vocabulary")
     hidden_size: int = Field(192, description="width D")
     layers: int = Field(4, description="decoder layers")
@@ -72,6 +73,13 @@ class ModelPart(_Part):
 class DataPart(_Part):
     """What is read and what stays out of every training stage."""
 
+    tasks: list[TaskPart] = Field(
+        default_factory=list, description="one's own tasks, instead of the public data"
+    )
+    public: bool | None = Field(
+        None, description="read the public data too; without a word, where there are no tasks"
+    )
+
     held_out: dict[str, list[str] | Literal["all"]] = Field(
         default_factory=dict, description="intent source -> domains kept for the report, or 'all'"
     )
@@ -82,6 +90,11 @@ class DataPart(_Part):
     neighbours: int = Field(
         8000, ge=0, description="intents made from dialogue turns and their nearest neighbours"
     )
+
+    @property
+    def reads_public(self) -> bool:
+        """Whether the public data is read."""
+        return not self.tasks if self.public is None else self.public
 
 
 class PretrainPart(_Part):
@@ -119,7 +132,10 @@ class InnerPart(_Part):
     """Shape of the session adapter and of its inner loop."""
 
     rank: int = Field(8, description="LoRA rank R")
-    targets: list[str] = Field(default_factory=lambda: list(LINEAR_TARGETS))
+    targets: list[str] = Field(
+        default_factory=lambda: list(LINEAR_TARGETS),
+        description="names of modules with an adapter; empty: every linear layer of a model.base",
+    )
     scope: Literal["activated", "full"] = "activated"
     steps: int = Field(5, description="inner steps K with a learned size each")
     first_step_size: float = Field(0.2, description="step size every tensor starts from")
@@ -182,19 +198,14 @@ class OuterPart(_Part):
     language_weight: float = Field(0.3, description="weight of language modelling on dialogue text")
     language_rows: int = Field(4, description="sequences of dialogue text an outer step")
     prototype_weight: float = Field(0.3, description="weight of the prototypical auxiliary loss")
-    families: dict[str, float] = Field(
-        default_factory=lambda: {"label": 1.0, "house_reply": 1.0, "persona": 0.3},
-        description="how often each task family is drawn",
+    wrong_share: float = Field(
+        0.0, ge=0, lt=1, description="share of the examples that are taught another class's answer"
     )
-
-    @field_validator("families")
-    @classmethod
-    def _known(cls, families: dict[str, float]) -> dict[str, float]:
-        unknown = sorted(families.keys() - FAMILIES)
-        if unknown or not any(families.values()):
-            wrong = f"no family is called {unknown[0]!r}" if unknown else "no family has a weight"
-            raise ValueError(f"{wrong}; there are {', '.join(sorted(FAMILIES))}")
-        return families
+    families: dict[str, float] = Field(
+        default_factory=lambda: dict(PUBLIC_FAMILIES),
+        description="how often each task family is drawn; with data.tasks and without a word, all "
+        "that these are material for alike",
+    )
 
 
 class Recipe(_Part):
@@ -210,10 +221,32 @@ class Recipe(_Part):
     inner: InnerPart = InnerPart()
     outer: OuterPart = OuterPart()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _filled(cls, content: Any) -> Any:
+        """What a part means that says nothing, where another part decides."""
+        try:
+            model, data = content.get("model") or {}, content.get("data") or {}
+            with_base, tasks = model.get("base") is not None, data.get("tasks") or []
+            filled: dict[str, dict[str, Any]] = {}
+            if with_base:
+                filled |= {"pretrain": {"steps": 0}, "inner": {"targets": []}}
+            if tasks:
+                parts = [TaskPart.model_validate(part) for part in tasks]
+                own = [part.family_name for part in parts if part.held_out != 1.0]
+                public = PUBLIC_FAMILIES if data.get("public") else {}
+                filled["outer"] = {"families": public | dict.fromkeys(own, 1.0)}
+            told = {name: values | (content.get(name) or {}) for name, values in filled.items()}
+        except (AttributeError, TypeError, ValueError):
+            return content  # refused by name, each at its place
+        return content | told
+
     @model_validator(mode="after")
     def _goes_together(self) -> Recipe:
         algorithm, inner, outer = self.outer.algorithm, self.inner, self.outer
-        wrong = ""
+        wrong = self._wrong_families()
+        if self.model.base is None and not inner.targets:
+            wrong = "inner.targets: name at least one kind of module"
         if algorithm == "meta-sgd" and inner.sizes == "tensor":
             wrong = "inner.sizes: meta-sgd learns a size for each element: leave it out, or element"
         if outer.gradient == "adjoint" and algorithm not in EXACT:
@@ -228,6 +261,15 @@ class Recipe(_Part):
         if wrong:
             raise ValueError(wrong)
         return self
+
+    def _wrong_families(self) -> str:
+        known = FAMILIES | {part.family_name for part in self.data.tasks}
+        families = self.outer.families
+        unknown = sorted(families.keys() - known)
+        if not unknown and any(families.values()):
+            return ""
+        wrong = f"no family is called {unknown[0]!r}" if unknown else "no family has a weight"
+        return f"outer.families: {wrong}; there are {', '.join(sorted(known))}"
 
     @property
     def session(self) -> InnerPart:
@@ -256,61 +298,31 @@ def load_recipe(path: Path) -> Recipe:
     Raises:
         RecipeError: missing file, broken YAML, unknown key or wrong type; the message names it.
     """
+    return _checked(read_yaml(path), str(path))
+
+
+def read_yaml(path: Path) -> Any:
+    """The content of a YAML file.
+
+    Raises:
+        RecipeError: missing file or broken YAML; the message names it.
+    """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"cannot read the recipe {path}: {error}") from error
     except yaml.YAMLError as error:
         raise RecipeError(f"{path} is not YAML: {error}") from error
-    return _checked(content, str(path))
 
 
 def _checked(content: Any, name: str) -> Recipe:
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
-        lines = [f"  {'.'.join(map(str, e['loc'])) or '(top)'}: {e['msg']}" for e in error.errors()]
-        raise RecipeError(f"{name} is not a usable recipe:\n" + "\n".join(lines)) from error
+        raise RecipeError(f"{name} is not a usable recipe:\n{problems(error)}") from error
 
 
-def keep_record(recipe: Recipe, folder: Path, parts: set[str]) -> None:
-    """Note in ``folder`` which ``parts`` of the recipe make what is in it.
-
-    Raises:
-        RecipeError: what is there was made with other values; the message names the first.
-    """
-    now = dict(_leaves(recipe.model_dump(mode="json", include=parts)))
-    path = folder / RECORD
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(now, indent=1) + "\n", encoding="utf-8")
-        return
-    try:
-        before = dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise RecipeError(f"{path} cannot be read: {error}; take another --out") from error
-    before = _older(now) | before
-    for key in sorted(now.keys() | before.keys()):
-        if now.get(key) != before.get(key):
-            raise RecipeError(
-                f"{folder} was made with {key} {before.get(key)!r}, the recipe has "
-                f"{now.get(key)!r}: take another --out, or the recipe as it was"
-            )
-
-
-def _older(now: dict[str, Any]) -> dict[str, Any]:
-    """What a record says by not saying it: fields younger than it meant what they do by default."""
-    defaults = dict(_leaves(Recipe(name="").model_dump(mode="json")))
-    return {
-        key: value
-        for key, value in defaults.items()
-        if key in now and not key.startswith(CHOSEN_KEYS)
-    }
-
-
-def _leaves(tree: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{above}{name}.")
-        else:
-            yield f"{above}{name}", value
+def problems(error: ValidationError) -> str:
+    """A line for each thing that is wrong, by its place."""
+    lines = [f"  {'.'.join(map(str, e['loc'])) or '(top)'}: {e['msg']}" for e in error.errors()]
+    return "\n".join(lines)

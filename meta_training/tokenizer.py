@@ -55,5 +55,7 @@ def train_tokenizer(
 
 def token_ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
     """Tokens of each text, without control tokens."""
+    if not texts:
+        return []
     encoded = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False)
     return list(encoded["input_ids"])

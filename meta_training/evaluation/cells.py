@@ -6,10 +6,17 @@ Knows families and held-out material; knows nothing about methods or models.
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from meta_training.corpus import Corpus
-from meta_training.tasks.families import Episode, Families, Shape, unrelated_questions
+from meta_training.tasks.families import (
+    Episode,
+    Families,
+    Shape,
+    mistaught,
+    unrelated_questions,
+)
 from meta_training.tasks.sources import DataError
 
 UNRELATED_PER_EPISODE = 6
@@ -75,6 +82,29 @@ class TaskDrawer:
         self._unrelated = unrelated
         self._seed = seed
 
+    def can_draw(self, cell: Cell) -> bool:
+        """Whether there is enough for tasks of ``cell``."""
+        if cell.family not in self.families:
+            return False
+        try:
+            self.draw(cell, 0)
+        except DataError:
+            return False
+        return True
+
+    @property
+    def families(self) -> list[str]:
+        """Families that there is material for."""
+        return self._families.names
+
+    def picks(self, family: str) -> bool:
+        """Whether answers of the family are picked from choices."""
+        return self._families.picks(family)
+
+    def is_pairs(self, family: str) -> bool:
+        """Whether a task of the family is pairs of a prompt and an answer."""
+        return self._families.is_pairs(family)
+
     def draw(self, cell: Cell, index: int) -> Task:
         """Task number ``index`` of ``cell``.
 
@@ -83,12 +113,7 @@ class TaskDrawer:
         """
         rng = random.Random(f"{self._seed}/{cell.shape}/{index}")
         shape = Shape(cell.ways, cell.shots, cell.queries)
-        if cell.family == "label":
-            episode = self._families.label(shape, rng)
-        elif cell.family == "persona":
-            episode = self._families.persona(shape, rng)
-        else:
-            episode = self._families.house_reply(shape, HOUSE_REPLY_TOKENS, rng)
+        episode = self._families.draw(cell.family, shape, HOUSE_REPLY_TOKENS, rng)
         eligible = {text for kind, text in self._unrelated if kind not in episode.taught}
         if len(eligible) < UNRELATED_PER_EPISODE:
             raise DataError(f"fewer than {UNRELATED_PER_EPISODE} held-out questions are unrelated")
@@ -97,22 +122,53 @@ class TaskDrawer:
             kind, question = rng.choice(self._unrelated)
             if kind not in episode.taught and question not in others:
                 others.append(question)
-        return Task(_mistaught(episode, cell.wrong_percent, rng), tuple(others))
+        return Task(mistaught(episode, cell.wrong_percent / 100, rng), tuple(others))
 
 
-def _mistaught(episode: Episode, percent: int, rng: random.Random) -> Episode:
-    """The episode with so many of its examples, rounded, taught another class's answer."""
-    support = list(episode.support)
-    answers = {turn.answer for turn in support}
-    for place in rng.sample(range(len(support)), round(len(support) * percent / 100)):
-        others = sorted(answers - {support[place].answer})
-        support[place] = replace(support[place], answer=rng.choice(others))
-    return replace(episode, support=tuple(support))
+def drawable_cells(drawer: TaskDrawer) -> list[Cell]:
+    """The cells that there is material for: the usual ones, and those of further families."""
+    usual = [cell for cell in CELLS if drawer.can_draw(cell)]
+    known = {cell.family for cell in usual}
+    further = [family for family in drawer.families if family not in known]
+    widest = [_widest(drawer, family, shots) for shots in (5, 3, 1) for family in further]
+    return usual + [cell for cell in widest if cell is not None]
+
+
+def _widest(drawer: TaskDrawer, family: str, shots: int) -> Cell | None:
+    """The cell of most classes that can be drawn; pairs have one."""
+    sizes = (1,) if drawer.is_pairs(family) else (5, 3, 2, 1)
+    cells = (Cell(family, ways, shots) for ways in sizes)
+    return next((cell for cell in cells if drawer.can_draw(cell)), None)
+
+
+def chosen_cells(
+    cells: Sequence[Cell], words: Sequence[str], queries: int | None, wrong: Sequence[int]
+) -> list[Cell]:
+    """Those of ``cells`` that have all ``words`` in their name, for each share of wrong examples.
+
+    Raises:
+        ValueError: none has, or none has two answers to mix up.
+    """
+    shapes = [cell for cell in cells if all(word in cell.shape for word in words)]
+    if not shapes:
+        names = ", ".join(cell.shape for cell in cells)
+        raise ValueError(f"no cell has all of {list(words)}; there are {names or 'none'}")
+    chosen = [
+        replace(cell, wrong_percent=percent, asked=queries)
+        for cell in shapes
+        for percent in sorted(set(wrong))
+        if cell.ways > 1 or not percent  # one class has no other's answer
+    ]
+    if not chosen:
+        raise ValueError("--wrong needs cells of two classes or more")
+    return chosen
 
 
 def held_out_questions(corpus: Corpus) -> list[tuple[str, str]]:
     """Unrelated questions never trained on: held-out intents, personas, first dialogue turns."""
-    pairs = unrelated_questions(corpus.held_out_intents, corpus.held_out_personas)
+    pairs = unrelated_questions(
+        corpus.held_out_intents, corpus.held_out_personas, corpus.held_out_pairs
+    )
     first = [
         ("dialogue", dialogue.turns[0][1])
         for dialogue in corpus.test_dialogues

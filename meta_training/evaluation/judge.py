@@ -5,10 +5,12 @@ Knows a learner (base, hooks, encoder) and tasks; knows nothing about how adapte
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from sacrebleu import sentence_chrf
 from torch import Tensor
 from torch.nn.functional import one_hot
 
@@ -30,6 +32,7 @@ from adapters.support import Example, Support, Turns, make_turns
 from meta_training.evaluation.cells import Task
 from meta_training.learner import Learner, correct_rows, summaries_of
 from meta_training.tasks.batches import encode_turn
+from meta_training.tasks.families import Turn
 
 ANSWER_TOKENS = 24  # of the untaught model's greedy answer, compared as a whole
 
@@ -106,20 +109,26 @@ class Judge:
         """One dict of figures per task under stacked ``adapters`` (S first); None is adapter off.
 
         Where the learner has a gate, the untaught model answers what the gate keeps out.
-        ``exact``: share of queries whose greedy answer is the target. Label only: ``choice``, share
-        whose best choice is the target, as served; ``choice_model`` and ``choice_memory``, by the
-        model or by the gate's memory alone; ``confidence``, the probability of the best choice, and
-        ``brier``, the squared error of all choices' (Brier 1950). Persona only:
-        ``chrf``. ``changed``: share of unrelated questions whose greedy answer changed,
-        ``changed_first`` in its first token already; ``kl``: nats per token there. ``opened`` and
-        ``opened_else``: share of queries and of unrelated questions that the gate let through.
+        ``exact``: share of queries whose greedy answer is the target.
+
+        Label only: ``choice``, share whose best choice is the target, as served; ``choice_model``
+        and ``choice_memory``, by the model or by the gate's memory alone; ``confidence``, the
+        probability of the best choice, and ``brier``, the squared error of all choices' (Brier
+        1950). Free answers but of house replies: ``nats`` per token of the target; ``chrf``, and
+        where there are patterns ``obeys``, the share of answers that match theirs as a whole, both
+        without recall; where other answers are rejected ``preferred``, the share of queries whose
+        target is likelier, by the token.
+
+        ``changed``: share of unrelated questions whose greedy answer changed, ``changed_first`` in
+        its first token already; ``kl``: nats per token there. ``opened`` and ``opened_else``: share
+        of queries and of unrelated questions that the gate let through.
         """
         figures = {"exact": (self.exact(adapters).float(), self._query)}
         if self._tasks[0].episode.choices:
             for name, values in self.choices(adapters).items():
                 figures[name] = (values.float(), self._query)
-        if self._tasks[0].episode.family == "persona" and not self._recall:
-            figures["chrf"] = (self._chrf(adapters), self._query)
+        for name, values in self._free(adapters).items():
+            figures[name] = (values, self._query)
         others = self._logits(adapters, self._unrelated)
         targets = self._unrelated.turns.targets
         figures["changed"] = (1 - correct_rows(others, targets).float(), self._unrelated)
@@ -205,18 +214,15 @@ class Judge:
     def _support(self, examples: list[Example], sessions: list[int]) -> Support:
         learner = self._learner
         prefix = learner.prefill([example.prompt for example in examples])
-        turns = make_turns(examples, prefix, learner.spec.scope, prefix.lengths.device)
         owners = torch.tensor(sessions)
         if learner.gate is not None:
             prompts = [example.prompt for example in examples]
-            completions = [example.completion for example in examples]
+            completions = [example.wanted for example in examples]
             known = remember(learner.gate, summaries_of(prefix), prompts, completions)
             of_task = [owners == s for s in range(len(self._tasks))]
             self._memories = [known.rows(rows) for rows in of_task]
-        anchors = None
-        if learner.anchor_examples:
-            anchors = learner.anchors(self._prefill(learner.anchor_examples))
-        return Support(turns, owners, len(self._tasks), anchors)
+        anchors = self._prefill(learner.anchor_examples) if learner.anchor_examples else None
+        return learner.support(examples, sessions, prefix, anchors)
 
     def _unrelated_group(self) -> tuple[Group, Tensor]:
         """The unrelated questions as they are asked, and what the untaught model says to them."""
@@ -293,22 +299,44 @@ class Judge:
             losses += (means * (turns.targets != IGNORE).sum(1)).tolist()
         return -torch.tensor(losses).view(len(sessions), -1)
 
-    def _chrf(self, adapters: Tensors | None) -> Tensor:
-        from sacrebleu import sentence_chrf
+    def _free(self, adapters: Tensors | None) -> dict[str, Tensor]:
+        """(B,) figures of free answers that need not be right word for word."""
+        episode = self._tasks[0].episode
+        if episode.choices or episode.family == "house_reply":
+            return {}
+        targets = self._query.turns.targets
+        found = {"nats": demonstration_loss(self._logits(adapters, self._query), targets)}
+        turns = [turn for task in self._tasks for turn in task.episode.query]
+        if all(turn.rejected for turn in turns):
+            found["preferred"] = (self._rival_nats(adapters, turns) > found["nats"]).float()
+        if self._recall and self._learner.gate is not None:
+            return found  # they would have to be spoken with what is remembered
+        answers = self._answers(adapters)
+        pairs = list(zip(answers, turns, strict=True))
+        scores = [sentence_chrf(text, [turn.answer]).score / 100 for text, turn in pairs]
+        found["chrf"] = torch.tensor(scores)
+        if all(turn.pattern for turn in turns):
+            kept = [re.fullmatch(turn.pattern, text, re.DOTALL) for text, turn in pairs]
+            found["obeys"] = torch.tensor([match is not None for match in kept]).float()
+        return found
 
+    def _rival_nats(self, adapters: Tensors | None, turns: Sequence[Turn]) -> Tensor:
+        """(B,) nats per token of what each query's target is preferred to."""
+        encoder = self._learner.encoder
+        pairs = [
+            (encoder.example(self._asked(s, turn.question), turn.rejected), s)
+            for s, turn in zip(self._query.sessions.tolist(), turns, strict=True)
+        ]
+        group = self._group([turn.question for turn in turns], pairs, self._query_prefix)
+        return demonstration_loss(self._logits(adapters, group), group.turns.targets)
+
+    def _answers(self, adapters: Tensors | None) -> list[str]:
+        """The greedy answer to each query, without recall."""
         tokenizer = self._learner.encoder.tokenizer
         slots = self._query.sessions.masked_fill(~self._query.opened, len(self._tasks))
         rows = None if adapters is None else rows_of(with_untaught(adapters), slots)
         answers = self._learner.greedy(self._query_examples, 40, rows)
-        texts = [
-            str(tokenizer.decode(list(answer), skip_special_tokens=True)) for answer in answers
-        ]
-        return torch.tensor(
-            [
-                sentence_chrf(text, [target]).score / 100
-                for text, target in zip(texts, self._query_answers, strict=True)
-            ]
-        )
+        return [str(tokenizer.decode(list(answer), skip_special_tokens=True)) for answer in answers]
 
 
 def _mix(logits: Tensor, targets: Sequence[int], recalled: Recall | None) -> None:

@@ -7,6 +7,7 @@ Knows methods, cells and reports, and the command's arguments once they are chec
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import sys
@@ -15,15 +16,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 from transformers import PreTrainedModel
 
 from adapters.artifact import Artifact, load_artifact
 from adapters.base_model import load_base
 from adapters.chat import ChatEncoder
 from meta_training.algorithms.metric import Matching, Prototypical, Siamese
-from meta_training.corpus import Corpus, load_corpus
-from meta_training.evaluation.cells import Cell
+from meta_training.corpus import Corpus, held_out_only, load_corpus
+from meta_training.evaluation.cells import (
+    Cell,
+    chosen_cells,
+    drawable_cells,
+    held_out_questions,
+)
 from meta_training.evaluation.intervals import interval
 from meta_training.evaluation.methods import (
     InContext,
@@ -42,7 +48,15 @@ from meta_training.exits import exit_code
 from meta_training.learner import Learner
 from meta_training.pipeline import held_out_drawer, validation_drawer
 from meta_training.pretrain import TextRows, language_loss
-from meta_training.recipe import InnerPart, OuterPart, Recipe
+from meta_training.recipe import (
+    InnerPart,
+    OuterPart,
+    Recipe,
+    RecipeError,
+    problems,
+    read_yaml,
+)
+from meta_training.tasks.part import TaskPart
 
 LABELS_ONLY = ("tfidf", "prototypical", "matching", "siamese", "frozen")
 CPU = torch.device("cpu")
@@ -52,18 +66,24 @@ class EvaluationError(ValueError):
     """An artifact cannot be judged; the message says why, or what to change."""
 
 
-def judge(arguments: argparse.Namespace, cells: Sequence[Cell]) -> int:
+def judge(arguments: argparse.Namespace) -> int:
     """Evaluate, resume, or only sum up; see ``exit_code`` for what is returned."""
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    return exit_code("evaluate", lambda: _judge(arguments, cells), EvaluationError, ResultsError)
+    return exit_code("evaluate", lambda: _judge(arguments), EvaluationError, ResultsError)
 
 
-def _judge(arguments: argparse.Namespace, cells: Sequence[Cell]) -> None:
+def _judge(arguments: argparse.Namespace) -> None:
     artifact = load_artifact(arguments.artifact)
-    bench = _Bench(arguments, artifact, corpus_of(artifact, arguments.data))
-    results = arguments.results or arguments.artifact.parent / "results.jsonl"
+    own = None if arguments.tasks is None else read_tasks(arguments.tasks)
+    corpus = corpus_of(artifact, arguments.data) if own is None else _own(arguments, own)
+    bench = _Bench(arguments, artifact, corpus)
+    cells = bench.cells()
+    stem = "results" if own is None else f"results-{arguments.tasks.stem}"
+    results = arguments.results or arguments.artifact.parent / f"{stem}.jsonl"
     of = f"{artifact.fingerprint[:16]}/{artifact.rule_hash[:16]}/{arguments.seed}"
+    if own is not None:
+        of += "/" + hashlib.sha256(repr(own).encode()).hexdigest()[:16]
     for name in arguments.methods:
         method, suited = bench.method(name), bench.cells_for(name, cells)
         evaluate([method], suited, bench.drawer, arguments.episodes, results, of)
@@ -72,10 +92,13 @@ def _judge(arguments: argparse.Namespace, cells: Sequence[Cell]) -> None:
     best = SERVED if any(row["method"] == SERVED for row in rows) else ADAPTER
     served = (best, f"{artifact.rule.steps} steps")
     report: dict[str, Any] = dict(artifact.report or {})
+    if own is not None:  # the recipe is not what these tasks come from
+        report = {"tasks": [part.model_dump(mode="json") for part in own], "recipe": None}
     report |= {"cells": summary, "differences": differences(rows, served)}
     report |= {"seed": arguments.seed, "perplexity": bench.perplexities()}
-    _write(arguments.artifact / "report.json", report)
-    page = arguments.page or results.with_name("report.html")
+    name = stem.replace("results", "report")
+    _write((arguments.artifact if own is None else results.parent) / f"{name}.json", report)
+    page = arguments.page or results.with_name(f"{name}.html")
     _replace(page, render(report, artifact.name, served))
     if arguments.plot is not None:
         save(examples_figure(summary), arguments.plot)
@@ -101,12 +124,32 @@ def corpus_of(artifact: Artifact, data: Path) -> Corpus:
     except ValidationError as error:
         raise EvaluationError(f"{name}: report.json: recipe: {error}") from error
     corpus = load_corpus(data, recipe.data, recipe.seed)
-    if not corpus.held_out_intents or not corpus.held_out_personas or not corpus.test_dialogues:
-        raise EvaluationError(
-            f"{name}: its recipe holds out too little of {data} to judge "
-            "it: intents, personas and dialogues"
-        )
+    if not held_out_questions(corpus):
+        raise EvaluationError(f"{name}: its recipe holds out nothing of {data} to judge it by")
     return corpus
+
+
+def read_tasks(path: Path) -> list[TaskPart]:
+    """The tasks of a YAML file, in the form of a recipe's ``data.tasks``.
+
+    Raises:
+        RecipeError: it cannot be read, or is no such list; names what is wrong.
+    """
+    content = read_yaml(path)
+    try:
+        return TypeAdapter(list[TaskPart]).validate_python(content)
+    except ValidationError as error:
+        raise RecipeError(f"{path} is no list of tasks:\n{problems(error)}") from error
+
+
+def _own(arguments: argparse.Namespace, parts: list[TaskPart]) -> Corpus:
+    needed = {"lora", "multitask-lora"} & set(arguments.methods)
+    if needed:
+        raise EvaluationError(
+            f"{' and '.join(sorted(needed))} is tuned on a recipe's validation tasks, which "
+            "--tasks does not have: name other --methods"
+        )
+    return held_out_only(arguments.data, parts, arguments.seed)
 
 
 def _write(path: Path, report: dict[str, Any]) -> None:
@@ -138,6 +181,16 @@ class _Bench:
         self._base = load_base(arguments.pretrained, CPU) if arguments.pretrained else None
         self._control = load_artifact(arguments.multitask) if arguments.multitask else None
 
+    def cells(self) -> list[Cell]:
+        """The cells that are asked for. Raises EvaluationError where there are none."""
+        asked = self._arguments
+        try:
+            return chosen_cells(
+                drawable_cells(self.drawer), asked.cells, asked.queries, asked.wrong
+            )
+        except ValueError as error:
+            raise EvaluationError(str(error)) from error
+
     def method(self, name: str) -> Method:
         makers: dict[str, Callable[[], Method]] = {
             "ours": lambda: MetaLearned(ADAPTER, self._ours()),
@@ -166,10 +219,12 @@ class _Bench:
 
     def cells_for(self, name: str, cells: Sequence[Cell]) -> list[Cell]:
         """Cells a method can be judged on: some only pick labels."""
-        return [cell for cell in cells if name not in LABELS_ONLY or cell.family == "label"]
+        return [cell for cell in cells if name not in LABELS_ONLY or self.drawer.picks(cell.family)]
 
     def perplexities(self) -> dict[str, float]:
-        """Per token on held-out dialogues, adapters off."""
+        """Per token on held-out dialogues, where there are some, adapters off."""
+        if not self._corpus.test_dialogues:
+            return {}
         models = {"innerloop": self._artifact.model}
         if self._base:
             models["pre-trained"] = self._base.model
@@ -177,7 +232,7 @@ class _Bench:
 
     def _perplexity(self, model: PreTrainedModel) -> float:
         tokenizer = self._artifact.tokenizer
-        held_out = Corpus([], [], [], self._corpus.test_dialogues, [], [], [], [], [])
+        held_out = Corpus(train_dialogues=self._corpus.test_dialogues)
         rows = TextRows(held_out, tokenizer, 128, seed=7, dialogue_share=1.0)
         with torch.no_grad():
             losses = [float(language_loss(model, rows.batch(16))) for _ in range(10)]

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from adapters.inner_loop import inner_step, support_losses
 from adapters.state import Tensors, repeat
 from meta_training.algorithms.metric import Metric
-from meta_training.evaluation.cells import Cell, Task, TaskDrawer
+from meta_training.evaluation.cells import Cell, Task, TaskDrawer, drawable_cells
 from meta_training.evaluation.judge import Judge, Scores
 from meta_training.evaluation.report import right_figure
 from meta_training.learner import Learner
@@ -26,7 +26,7 @@ from meta_training.tasks.batches import encode_turn
 from meta_training.tasks.families import Turn
 
 LEARNING_RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
-TUNING_CELLS = (Cell("label", 5, 5), Cell("house_reply", 1, 5))
+TUNING_CELLS = (Cell("label", 5, 5), Cell("house_reply", 1, 5))  # where there are such
 TUNING_TASKS = 6  # of each
 INNER_STEPS = (0, 1, 3, 5, 10)
 LORA_STEPS = (5, 50)
@@ -158,11 +158,17 @@ def tuned_lora(name: str, learner: Learner, drawer: TaskDrawer) -> PlainLora:
 
 def _right(method: Method, drawer: TaskDrawer) -> float:
     total = 0.0
-    for cell in TUNING_CELLS:
+    cells = [cell for cell in TUNING_CELLS if drawer.can_draw(cell)]
+    for cell in cells or drawable_cells(drawer)[:2]:
         tasks = [drawer.draw(cell, index) for index in range(TUNING_TASKS)]
         for scores in method.scores(tasks).values():
-            total += sum(score[right_figure(cell.name)] for score in scores)
+            total += sum(_goodness(score) for score in scores)
     return total
+
+
+def _goodness(score: dict[str, float]) -> float:
+    # Of free answers hardly one is right word for word, so that it is their likelihood that counts.
+    return -score["nats"] if "nats" in score else score[right_figure(score)]
 
 
 class InContext:
@@ -195,6 +201,8 @@ class Shown:
         messages: list[dict[str, str]] = []
         used = 0
         for turn in task.episode.support:
+            if turn.rating < 0:  # nothing that should be said
+                continue
             used += len(self._tokenizer(turn.question + turn.answer)["input_ids"]) + 6
             if used > self._room_tokens:
                 break

@@ -99,7 +99,7 @@ def _plots(report: dict[str, Any]) -> list[Plot]:
 
 def _rows(report: dict[str, Any], cell: str, served: tuple[str, str]) -> list[dict[str, str]]:
     """A line per other method, where it is best: how far that is from what is served, in points."""
-    figure = right_figure(cell)
+    figure = right_figure(columns(report["cells"][cell]))
     own = report["cells"][cell].get(served[0], {}).get(served[1], {})
     found = []
     for method, points in report["differences"].get(cell, {}).items():

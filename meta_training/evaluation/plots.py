@@ -15,6 +15,7 @@ from meta_training.evaluation.report import (
     ADAPTER,
     SERVED,
     Summary,
+    columns,
     right_figure,
     steps_of,
     wrong_percent_of,
@@ -147,7 +148,7 @@ def _families(
                 summary.get(f"{family} {shots}-shot", {}).get(method[0], {}).get(method[1], {})
                 for shots in SHOTS
             ]
-            pairs = zip(SHOTS, (point.get(right_figure(family)) for point in points), strict=True)
+            pairs = zip(SHOTS, (point.get(right_figure(point)) for point in points), strict=True)
             _line(axes, list(pairs), colour, f"o{line}", label if method is ours else None)
     axes.plot([], [], ":", color="#565c76", label=", ".join(part for part in other if part != "-"))
     axes.set_title(title, fontsize=11)
@@ -198,8 +199,9 @@ def _cells(summary: Summary, draw: Draw, across: str) -> Figure | None:
     for each in axes[len(cells) :]:
         each.set_visible(False)
     for cell, each in zip(cells, axes, strict=False):
+        right = right_figure(columns(summary[cell]))
         for method, points in summary[cell].items():
-            draw(each, method, right_figure(cell), points, *_style(names.index(method)))
+            draw(each, method, right, points, *_style(names.index(method)))
         each.set_title(cell, fontsize=9)
         each.set_ylim(0, 102)
         each.set_xlabel(across, fontsize=8)

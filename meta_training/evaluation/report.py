@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from typing import Any, Final
 
 from meta_training.evaluation.intervals import interval, paired_bootstrap
@@ -16,7 +16,7 @@ from meta_training.evaluation.intervals import interval, paired_bootstrap
 TASKS: Final = "tasks"
 SERVED: Final = "innerloop with recall"  # free answers, as a server gives them
 ADAPTER: Final = "innerloop"
-COMPARED: Final = ("choice", "exact", "changed")
+COMPARED: Final = ("choice", "obeys", "exact", "changed")
 
 Summary = dict[str, dict[str, dict[str, dict[str, Any]]]]
 TITLES = {
@@ -27,13 +27,16 @@ TITLES = {
     "brier": "Brier score",
     "exact": "exactly right %",
     "chrf": "chrF",
+    "nats": "nats/token of the right answer",
+    "obeys": "in the form shown %",
+    "preferred": "better answer likelier %",
     "changed": "unrelated answers changed %",
     "changed_first": "first token changed %",
     "opened": "gate opened %",
     "opened_else": "gate opened, unrelated %",
     "kl": "KL, nats/token",
 }
-PERCENT = TITLES.keys() - {"kl", "brier"}
+PERCENT = TITLES.keys() - {"kl", "brier", "nats"}
 _Place = tuple[str, str, str, str]  # cell, method, checkpoint, figure
 
 
@@ -76,9 +79,9 @@ def differences(rows: Iterable[dict[str, Any]], served: tuple[str, str]) -> Summ
     return found
 
 
-def right_figure(cell: str) -> str:
-    """The figure that says how much of a cell is answered right."""
-    return "choice" if cell.startswith("label") else "exact"
+def right_figure(figures: Container[str]) -> str:
+    """The one of ``figures`` that says how much is answered right."""
+    return next((figure for figure in ("choice", "obeys") if figure in figures), "exact")
 
 
 def wrong_percent_of(cell: str) -> tuple[str, int]:

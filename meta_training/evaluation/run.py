@@ -17,7 +17,7 @@ from meta_training.evaluation.cells import Cell, TaskDrawer
 from meta_training.evaluation.methods import Method
 
 # Support rows laid out together: about as many tokens, labels being a tenth of a reply.
-ROWS_AT_ONCE = {"label": 480, "house_reply": 160, "persona": 160}
+ROWS_AT_ONCE = {"label": 480, "house_reply": 160, "persona": 160}  # of others 100
 
 
 class ResultsError(ValueError):
@@ -59,7 +59,7 @@ def evaluate(
                     if not {(cell.name, method.name, index, c) for c in method.checkpoints} <= done
                 ]
                 bar.update(episodes - len(missing))
-                at_once = max(1, ROWS_AT_ONCE[cell.family] // (cell.ways * cell.shots))
+                at_once = max(1, ROWS_AT_ONCE.get(cell.family, 100) // (cell.ways * cell.shots))
                 for indices in _chunks(missing, at_once):
                     rows = _rows(method, cell, drawer, indices, of)
                     file.write("".join(json.dumps(row) + "\n" for row in rows).encode())

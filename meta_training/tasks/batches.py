@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from adapters.chat import ChatEncoder, user_turn
@@ -106,7 +106,7 @@ def encode_batch(
         query=[
             after_support(turn, episodes[s], encoder, room_tokens)
             if room_tokens
-            else encode_turn(turn, encoder)
+            else encoder.example(user_turn(turn.question), turn.answer)
             for turn, s in query
         ],
         query_sessions=[s for _, s in query],
@@ -140,5 +140,9 @@ def after_support(turn: Turn, episode: Episode, encoder: ChatEncoder, room_token
 
 
 def encode_turn(turn: Turn, encoder: ChatEncoder) -> Example:
-    """A question and its answer in tokens."""
-    return encoder.example(user_turn(turn.question), turn.answer)
+    """A question and its answer in tokens, with the verdict on it where there is one."""
+    example = encoder.example(user_turn(turn.question), turn.answer)
+    if not turn.rejected and not turn.rating:
+        return example
+    rejected = encoder.completion(turn.rejected) if turn.rejected else ()
+    return replace(example, rejected=rejected, rating=turn.rating)

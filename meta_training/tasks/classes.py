@@ -6,10 +6,9 @@ examples. Knows texts and whatever turns them into a module's inputs; nothing ab
 
 from __future__ import annotations
 
-import csv
 import random
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from meta_training.classifier import Inputs, Labelled
 from meta_training.tasks.families import Shape
-from meta_training.tasks.sources import DataError, read_rows
+from meta_training.tasks.sources import DataError, read_table
 
 Text = tuple[str, ...]  # one sentence, or the two of a pair
 Classes = Mapping[str, Sequence[Text]]  # label -> texts
@@ -42,7 +41,7 @@ def read_classes(path: Path) -> dict[str, list[Text]]:
             names file, line and field.
     """
     found: dict[str, dict[Text, None]] = defaultdict(dict)
-    for line, row in _rows(path):
+    for line, row in read_table(path):
         label = next((name for name in LABELS if name in row), None)
         texts = next((names for names in TEXTS if set(names) <= row.keys()), None)
         if label is None or texts is None:
@@ -55,18 +54,6 @@ def read_classes(path: Path) -> dict[str, list[Text]]:
                 raise DataError(f"{path}:{line}: field '{name}' is empty")
         found[str(row[label])][tuple(str(row[name]) for name in texts)] = None
     return {label: list(texts) for label, texts in found.items()}
-
-
-def _rows(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
-    if path.suffix != ".tsv":
-        yield from enumerate(read_rows(path), 1)
-        return
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            for row in (reader := csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)):
-                yield reader.line_num, dict(row)
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: {error}") from error
 
 
 class ClassEpisodes:

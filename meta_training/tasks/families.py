@@ -8,20 +8,28 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
-from meta_training.tasks.sources import DataError, Intent, PersonaGroup
+from meta_training.tasks.sources import DataError, Intent, PairTask, PersonaGroup
 
 LARGEST_POOL = 900  # intents; a larger source is drawn as often as one of this size
 
 
 @dataclass(frozen=True)
 class Turn:
-    """A question, the answer it should get, and the class of question it belongs to."""
+    """A question, the answer it should get, and the class of question it belongs to.
+
+    With ``rejected`` it teaches that the answer is better than that, with a ``rating`` that the
+    answer was good (1) or bad (-1). ``pattern``: a regular expression for answers as a whole.
+    """
 
     question: str
     answer: str
     kind: str
+    rejected: str = ""
+    rating: int = 0
+    pattern: str = ""
 
 
 @dataclass(frozen=True)
@@ -59,6 +67,7 @@ class Families:
         personas: wordings with every persona's answers.
         words: words that label names are made of.
         reply_lengths: tokens of each reply, for the bounds on replies.
+        pairs: tasks of the families that are named in them.
     """
 
     def __init__(
@@ -68,24 +77,89 @@ class Families:
         personas: Sequence[PersonaGroup],
         words: Sequence[str],
         reply_lengths: Sequence[int],
+        pairs: Sequence[PairTask] = (),
     ) -> None:
-        self._intents = list(intents)
         self._personas = [group for group in personas if len(group.questions) >= 2]
+        self._answered: dict[str, list[Intent]] = {}  # by family
+        self._labelled: dict[str, list[Intent]] = {}
+        for intent in intents:
+            if intent.answer is not None:
+                self._answered.setdefault(intent.family or "replies", []).append(intent)
+            if intent.answer is None or not intent.family:
+                self._labelled.setdefault(intent.family or "label", []).append(intent)
         self._words = list(words)
+        self._pairs: dict[str, list[PairTask]] = {}
+        for task in pairs:
+            self._pairs.setdefault(task.family, []).append(task)
         self._by_length: dict[int, list[str]] = {}
         for reply, length in zip(replies, reply_lengths, strict=True):
             self._by_length.setdefault(length, []).append(reply)
         self._distinct = {length: len(set(same)) for length, same in self._by_length.items()}
 
-    def label(self, shape: Shape, rng: random.Random) -> Episode:
+    @property
+    def names(self) -> list[str]:
+        """Families that there is material for."""
+        free = {
+            "house_reply": "label" in self._labelled and bool(self._by_length),
+            **dict.fromkeys(("persona", "verdict", "rating"), bool(self._personas)),
+        }
+        some = [name for name, material in free.items() if material]
+        return [*self._labelled, *some, *self._answered, *self._pairs]
+
+    def picks(self, family: str) -> bool:
+        """Whether answers of the family are picked from choices."""
+        return family in self._labelled
+
+    def is_pairs(self, family: str) -> bool:
+        """Whether a task of the family is one of ``PairTask``."""
+        return family in self._pairs
+
+    def fitting(self, family: str, shape: Shape) -> Shape:
+        """``shape`` with no more ways and shots than the family has material for."""
+        if family in self._pairs:
+            longest = max(len(task.pairs) for task in self._pairs[family])
+            return replace(shape, ways=1, shots=min(shape.shots, longest - 1))
+        own = {"house_reply": self._labelled.get("label", []), **self._labelled, **self._answered}
+        if family not in own:
+            return shape
+        sizes: dict[str, list[int]] = {}
+        for intent in own[family]:
+            if len(intent.questions) > 1:
+                place = _place(intent, family in self._answered)
+                sizes.setdefault(place, []).append(len(intent.questions))
+        ways = min(shape.ways, max(map(len, sizes.values()), default=shape.ways))
+        enough = [sorted(s)[-ways] for s in sizes.values() if len(s) >= ways]
+        shots = min(shape.shots, max(enough, default=shape.shots + 1) - 1)
+        return replace(shape, ways=ways, shots=shots)
+
+    def draw(
+        self, family: str, shape: Shape, tokens: tuple[int, int], rng: random.Random
+    ) -> Episode:
+        """An episode of the family of that name; ``tokens`` are the bounds on house replies."""
+        match family:
+            case "house_reply":
+                return self.house_reply(shape, tokens, rng)
+            case "persona":
+                return self.persona(shape, rng)
+            case "verdict" | "rating":
+                return self.judged(shape, rng, family)
+        if family in self._answered:
+            return self.replies(shape, rng, family)
+        if family in self._pairs:
+            return self.pairs(family, shape, rng)
+        return self.label(shape, rng, family)
+
+    def label(self, shape: Shape, rng: random.Random, family: str = "label") -> Episode:
         """N intents, each answered by a label drawn anew (5-way k-shot and the like)."""
-        intents = self._sample_intents(shape.ways, shape.shots + 1, rng)
+        pool = self._labelled.get(family, [])
+        intents = self._sample_intents(pool, shape.ways, shape.shots + 1, rng)
         labels = self._labels(len(intents), rng)
-        return self._assemble("label", intents, labels, shape, rng, tuple(labels))
+        return self._assemble(family, intents, labels, shape, rng, tuple(labels))
 
     def house_reply(self, shape: Shape, tokens: tuple[int, int], rng: random.Random) -> Episode:
         """N intents, each answered by one sentence of ``tokens`` (least, most) tokens."""
-        intents = self._sample_intents(shape.ways, shape.shots + 1, rng)
+        pool = self._labelled.get("label", [])
+        intents = self._sample_intents(pool, shape.ways, shape.shots + 1, rng)
         replies = self._replies(len(intents), tokens, rng)
         return self._assemble("house_reply", intents, replies, shape, rng, ())
 
@@ -98,6 +172,51 @@ class Families:
         intents = [as_intent(group) for group in groups]
         answers = [dict(group.answers).get(name, group.answers[0][1]) for group in groups]
         return self._assemble("persona", intents, answers, shape, rng, ())
+
+    def judged(self, shape: Shape, rng: random.Random, by: Literal["verdict", "rating"]) -> Episode:
+        """A persona of which no answer is demonstrated.
+
+        Support of a verdict prefers the persona's answer to another one's; of ratings, every other
+        turn has the persona's answer rated up, the rest another one's rated down.
+        """
+        episode = self.persona(shape, rng)
+        groups = {kind_of(as_intent(group)): group for group in self._personas}
+        support = []
+        for number, turn in enumerate(episode.support):
+            others = [a for _, a in groups[turn.kind].answers if a != turn.answer]
+            if not others:
+                raise DataError(f"{turn.kind} has one persona's answer only, nothing to judge by")
+            other = rng.choice(others)
+            if by == "verdict":
+                support.append(replace(turn, rejected=other))
+            elif number % 2:
+                support.append(replace(turn, answer=other, rating=-1))
+            else:
+                support.append(replace(turn, rating=1))
+        return replace(episode, family=by, support=tuple(support))
+
+    def replies(self, shape: Shape, rng: random.Random, family: str = "replies") -> Episode:
+        """N questions with their source's own answers; queries are other wordings of these."""
+        pool = self._answered.get(family, [])
+        intents = self._sample_intents(pool, shape.ways, shape.shots + 1, rng, True)
+        answers = [str(intent.answer) for intent in intents]
+        return self._assemble(family, intents, answers, shape, rng, ())
+
+    def pairs(self, family: str, shape: Shape, rng: random.Random) -> Episode:
+        """One task of ``family``: pairs to learn from, and others to answer alike."""
+        tasks = [t for t in self._pairs.get(family, []) if len(t.pairs) > shape.shots]
+        if not tasks:
+            raise DataError(f"{family}: no task has more than {shape.shots} prompts")
+        task = rng.choice(tasks)
+        drawn = rng.sample(task.pairs, min(len(task.pairs), shape.shots + shape.queries))
+        # Prompts of a task need not be alike, so that each is a kind of its own.
+        turns = [
+            Turn(p.prompt, p.completion, kind_of_pair(task, p.prompt), p.rejected, 0, p.pattern)
+            for p in drawn
+        ]
+        taught = frozenset(kind_of_pair(task, pair.prompt) for pair in task.pairs)
+        support, query = turns[: shape.shots], turns[shape.shots :]
+        return Episode(family, tuple(support), tuple(query), (), taught)
 
     def _assemble(
         self,
@@ -122,12 +241,18 @@ class Families:
         taught = frozenset(kind_of(intent) for intent in intents)
         return Episode(family, tuple(support), tuple(query), choices, taught)
 
-    def _sample_intents(self, ways: int, questions: int, rng: random.Random) -> list[Intent]:
-        # One source an episode: across sources the same intent may go by two names.
+    @staticmethod
+    def _sample_intents(
+        intents: Sequence[Intent],
+        ways: int,
+        questions: int,
+        rng: random.Random,
+        own_answers: bool = False,
+    ) -> list[Intent]:
         pools: dict[str, list[Intent]] = {}
-        for intent in self._intents:
+        for intent in intents:
             if len(intent.questions) >= questions:
-                pools.setdefault(intent.source, []).append(intent)
+                pools.setdefault(_place(intent, own_answers), []).append(intent)
         sources = [source for source, pool in pools.items() if len(pool) >= ways]
         if not sources:
             raise DataError(f"no source has {ways} intents with {questions} questions or more each")
@@ -154,6 +279,15 @@ class Families:
         return chosen
 
 
+def _place(intent: Intent, own_answers: bool) -> str:
+    """What all intents of an episode have in common.
+
+    Across sources the same intent may go by two names; across domains the same question may have
+    two answers of its own.
+    """
+    return f"{intent.source}/{intent.domain}" if own_answers else intent.source
+
+
 def as_intent(group: PersonaGroup) -> Intent:
     """The wordings of a persona question as an intent."""
     return Intent("persona", "persona", group.group, group.questions)
@@ -164,9 +298,29 @@ def kind_of(intent: Intent) -> str:
     return f"{intent.source}/{intent.domain}/{intent.name}"
 
 
+def kind_of_pair(task: PairTask, prompt: str) -> str:
+    """A name of a task's prompt that is unique over all tasks."""
+    return f"{task.family}/{task.source}/{task.name}/{prompt}"
+
+
+def mistaught(episode: Episode, share: float, rng: random.Random) -> Episode:
+    """The episode with ``share`` of its examples, rounded, taught another class's answer."""
+    support = list(episode.support)
+    answers = {turn.answer for turn in support}
+    if len(answers) < 2:
+        return episode
+    for place in rng.sample(range(len(support)), round(len(support) * share)):
+        others = sorted(answers - {support[place].answer})
+        support[place] = replace(support[place], answer=rng.choice(others))
+    return replace(episode, support=tuple(support))
+
+
 def unrelated_questions(
-    intents: Sequence[Intent], personas: Sequence[PersonaGroup]
+    intents: Sequence[Intent], personas: Sequence[PersonaGroup], pairs: Sequence[PairTask] = ()
 ) -> list[tuple[str, str]]:
     """Every (kind, question) that can serve as an unrelated query."""
     every = [*intents, *map(as_intent, personas)]
-    return [(kind_of(intent), question) for intent in every for question in intent.questions]
+    questions = [(kind_of(intent), question) for intent in every for question in intent.questions]
+    return questions + [
+        (kind_of_pair(task, pair.prompt), pair.prompt) for task in pairs for pair in task.pairs
+    ]

@@ -10,11 +10,13 @@ from collections.abc import Callable, Mapping
 
 from adapters.chat import ChatEncoder
 from meta_training.tasks.batches import Batch, UnrelatedPool, encode_batch
-from meta_training.tasks.families import Episode, Families, Shape
+from meta_training.tasks.families import Episode, Families, Shape, mistaught
+from meta_training.tasks.sources import DataError
 
 # Longest replies of a batch, in tokens: one band a batch keeps rows about equally long.
 REPLY_BANDS = ((4, 10), (8, 16), (8, 20), (12, 30))
 LABEL_WAYS = (2, 3, 5, 5, 5, 8, 10, 10, 20)
+PAIR_SHOTS = (1, 2, 3, 4, 5, 5)
 EPISODE_ROWS = 60  # support examples of one label episode, at most
 BATCH_ROWS = 120  # of a label batch: larger episodes come fewer at a time
 
@@ -30,9 +32,11 @@ class EpisodeSampler:
         weights: Mapping[str, float],
         tasks: int,
         room_tokens: int = 0,
+        wrong_share: float = 0.0,
     ) -> None:
         """Draw families by ``weights``, at most ``tasks`` episodes a batch.
 
+        ``wrong_share``: of an episode's examples that are taught another class's answer.
         ``room_tokens``: where it is not 0, queries come after as much of their episode's support
         as a prompt of so many tokens holds.
         """
@@ -42,27 +46,40 @@ class EpisodeSampler:
         self._weights = dict(weights)
         self._tasks = tasks
         self._room_tokens = room_tokens
+        self._wrong_share = wrong_share
+        missing = [name for name in weights if weights[name] and name not in families.names]
+        if missing:
+            raise DataError(
+                f"outer.families: there is nothing to draw {', '.join(missing)} from; the data has "
+                f"tasks for {', '.join(families.names) or 'none'}"
+            )
 
     def batch(self, rng: random.Random, unrelated: int = 3) -> Batch:
         """A batch of episodes of one shape with ``unrelated`` unrelated questions each."""
         family = rng.choices(list(self._weights), list(self._weights.values()))[0]
         count, draw = self._drawer(family, rng)
         episodes = [draw() for _ in range(count)]
+        if self._wrong_share:
+            episodes = [mistaught(episode, self._wrong_share, rng) for episode in episodes]
         others = [self._pool.draw(episode, unrelated, rng) for episode in episodes]
         return encode_batch(episodes, others, self._encoder, self._room_tokens)
 
     def _drawer(self, family: str, rng: random.Random) -> tuple[int, Callable[[], Episode]]:
-        if family == "label":
+        drawn = self._families
+        if drawn.picks(family):
             ways = rng.choice(LABEL_WAYS)
             shots = min(rng.choice((1, 2, 3, 5)), EPISODE_ROWS // ways)
-            shape = Shape(ways, shots, 2 if ways <= 5 else 1)
-            count = max(1, min(self._tasks, BATCH_ROWS // (ways * shots)))
-            return count, lambda: self._families.label(shape, rng)
-        if family == "persona":
-            shape = Shape(rng.choice((1, 2, 3)), rng.choice((1, 2, 3)), 2)
-            return self._tasks, lambda: self._families.persona(shape, rng)
+            shape = drawn.fitting(family, Shape(ways, shots, 2 if ways <= 5 else 1))
+            count = max(1, min(self._tasks, BATCH_ROWS // (shape.ways * shape.shots)))
+            return count, lambda: drawn.label(shape, rng, family)
+        if drawn.is_pairs(family):
+            shape = drawn.fitting(family, Shape(1, rng.choice(PAIR_SHOTS), 3))
+            return self._tasks, lambda: drawn.pairs(family, shape, rng)
+        if family != "house_reply":  # answers that nobody draws
+            shape = drawn.fitting(family, Shape(rng.choice((1, 2, 3)), rng.choice((1, 2, 3)), 2))
+            return self._tasks, lambda: drawn.draw(family, shape, (0, 0), rng)
         ways = rng.choice((1, 1, 2, 3))
         shots = rng.choice((1, 2, 3, 4, 5, 5)) if ways == 1 else rng.choice((1, 2, 3, 3))
-        shape = Shape(ways, shots, 3 if ways == 1 else 2)
+        shape = drawn.fitting(family, Shape(ways, shots, 3 if ways == 1 else 2))
         band = rng.choice(REPLY_BANDS)
-        return self._tasks, lambda: self._families.house_reply(shape, band, rng)
+        return self._tasks, lambda: drawn.house_reply(shape, band, rng)

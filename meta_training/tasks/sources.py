@@ -5,6 +5,7 @@ Knows the files' form and what is held out; knows nothing about tokens, episodes
 
 from __future__ import annotations
 
+import csv
 import gzip
 import json
 import zlib
@@ -46,13 +47,37 @@ class DataError(ValueError):
 
 @dataclass(frozen=True)
 class Intent:
-    """One intent: differently worded questions that want the same answer."""
+    """One intent: differently worded questions that want the same answer.
+
+    ``family``: of the episodes that it is for alone; without one it is for labels, and for replies.
+    """
 
     source: str
     domain: str
     name: str
     questions: tuple[str, ...]
     answer: str | None = None
+    family: str = ""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A prompt and its answer, what the answer is preferred to, and a pattern that it follows."""
+
+    prompt: str
+    completion: str
+    rejected: str = ""
+    pattern: str = ""  # a regular expression that whole answers match
+
+
+@dataclass(frozen=True)
+class PairTask:
+    """One task of a family: pairs that have a rule, a style, a language or a domain in common."""
+
+    family: str
+    source: str
+    name: str
+    pairs: tuple[Pair, ...]
 
 
 @dataclass(frozen=True)
@@ -81,7 +106,10 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
             file and line.
     """
     if not path.is_file():
-        raise DataError(f"{path} is missing: run `innerloop data --target {path.parent}` first")
+        raise DataError(
+            f"{path} is missing: run `innerloop data --target {path.parent}` first, or, if it is a "
+            "file of your own, give --data the folder that has it"
+        )
     opener = gzip.open if path.suffix == ".gz" else open
     number = 0
     try:
@@ -93,6 +121,23 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
             f"{path}:{number + 1}: cannot be read: {error}; fetch it again with "
             f"`innerloop data --force --target {path.parent}`"
         ) from error
+
+
+def read_table(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (line, row) of a TSV file with a header, or of JSON lines as ``read_rows`` does.
+
+    Raises:
+        DataError: as ``read_rows``.
+    """
+    if path.suffix != ".tsv":
+        yield from enumerate(read_rows(path), 1)
+        return
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            for row in (reader := csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)):
+                yield reader.line_num, dict(row)
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: {error}") from error
 
 
 def _row(line: str, path: Path, number: int) -> dict[str, Any]:
@@ -155,15 +200,25 @@ def load_dialogues(path: Path) -> list[Dialogue]:
     """
     dialogues = []
     for number, row in enumerate(read_rows(path), 1):
-        turns = row.get("turns")
-        if not isinstance(turns, list) or not turns:
-            raise DataError(f"{path}:{number}: field 'turns' must be a non-empty list")
-        read = (_turn(turn, path, number) for turn in turns)
-        pairs = tuple((role, text) for role, text in read if text.strip())
-        if not pairs:
-            raise DataError(f"{path}:{number}: field 'turns' has no turn with text")
-        dialogues.append(Dialogue(row.get("source", path.name), row.get("split"), pairs))
+        turns = dialogue_turns(row, path, number)
+        dialogues.append(Dialogue(row.get("source", path.name), row.get("split"), turns))
     return dialogues
+
+
+def dialogue_turns(row: dict[str, Any], path: Path, number: int) -> tuple[tuple[str, str], ...]:
+    """The (role, text) turns of a row that have text.
+
+    Raises:
+        DataError: as of ``load_dialogues``.
+    """
+    turns = row.get("turns")
+    if not isinstance(turns, list) or not turns:
+        raise DataError(f"{path}:{number}: field 'turns' must be a non-empty list")
+    read = (_turn(turn, path, number) for turn in turns)
+    pairs = tuple((role, text) for role, text in read if text.strip())
+    if not pairs:
+        raise DataError(f"{path}:{number}: field 'turns' has no turn with text")
+    return pairs
 
 
 def _turn(turn: object, path: Path, number: int) -> tuple[str, str]:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from meta_training import recipe as room
-from meta_training.recipe import Recipe, RecipeError, keep_record, load_recipe
+from meta_training.recipe import Recipe, RecipeError, load_recipe
+from meta_training.record import keep_record
 
 SHIPPED = sorted((Path(room.__file__).parent / "recipes").glob("*.yaml"))
 

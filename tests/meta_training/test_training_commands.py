@@ -211,8 +211,14 @@ def test_evaluate_stopped_by_ctrl_c_goes_on(
     [
         ((), "method frozen needs --pretrained"),
         (("--methods", "ours", "multitask-lora"), "method multitask-lora needs --multitask"),
-        (("--cells", "house", "5-way"), "no cell has all of ['house', '5-way']"),
-        (("--cells", "1-way", "--wrong", "20"), "--wrong needs cells of two classes or more"),
+        (
+            ("--cells", "house", "5-way", "--methods", "ours"),
+            "no cell has all of ['house', '5-way']",
+        ),
+        (
+            ("--cells", "1-way", "--wrong", "20", "--methods", "ours"),
+            "--wrong needs cells of two classes or more",
+        ),
         (("--methods", "lora", "--pretrained", "nowhere"), "nowhere is no model folder"),
         (("--methods", "tfidf", "--multitask", "nowhere"), "there is no folder nowhere"),
         (("--methods", "tfidf", "--data", "nowhere"), "is missing: run `innerloop data"),
@@ -243,9 +249,9 @@ def test_evaluate_needs_an_artifact_with_its_recipe(
     change_report(artifact, recipe={"name": "x", "colour": "red"})
     assert evaluate(artifact, data, *tfidf) == 2
     assert "colour" in errors(capsys)
-    change_report(artifact, recipe={"name": "x"})
+    change_report(artifact, recipe={"name": "x", "data": {"held_out_persona_share": 0.0}})
     assert evaluate(artifact, data, *tfidf) == 2
-    assert "holds out too little" in errors(capsys)
+    assert "no cell has all of []; there are none" in errors(capsys)
 
 
 def test_evaluate_names_broken_results_and_places_it_cannot_write(

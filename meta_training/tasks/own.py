@@ -1,0 +1,328 @@
+"""Reads one's own tasks: files or Hugging Face datasets in the forms of ``TaskPart``.
+
+Every class, task or domain is either trained on, validated on or held out, as a whole. Knows files
+and their forms; knows nothing about tokens, episodes or models.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal
+
+from meta_training.tasks.formats import format_tasks
+from meta_training.tasks.part import BLANK, FORMS, TaskPart
+from meta_training.tasks.sources import (
+    DataError,
+    Dialogue,
+    Intent,
+    Pair,
+    PairTask,
+    dialogue_turns,
+    read_table,
+)
+from meta_training.tasks.sources import field as text_field
+
+Use = Literal["train", "validation", "held_out"]
+LEAST_PAIRS = 2  # of a task: one to learn from and one to ask
+TYPED = re.compile(r"[^\w\s]")
+
+
+@dataclass
+class Material:
+    """What one's own tasks give to training, to validation or to the report."""
+
+    intents: list[Intent] = field(default_factory=list)
+    pairs: list[PairTask] = field(default_factory=list)
+    dialogues: list[Dialogue] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a file, its fields renamed as the form has them."""
+
+    values: dict[str, Any]
+    path: Path
+    line: int
+
+    def text(self, name: str) -> str:
+        """A field that must be there.
+
+        Raises:
+            DataError: it is missing or no text; names file, line and field.
+        """
+        value = self.values.get(name)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return str(value)  # numbered labels
+        return text_field(self.values, name, self.path, self.line)
+
+    def asked(self, part: TaskPart, name: str) -> str:
+        """The field ``name``, or other columns, as ``part`` asks it."""
+        return BLANK.sub(lambda blank: self.text(blank[1] or name), part.prompt)
+
+    def optional(self, name: str, default: str) -> str:
+        """A field that may be left out."""
+        return default if self.values.get(name) is None else self.text(name)
+
+
+def load_tasks(folder: Path, parts: Sequence[TaskPart], seed: int) -> dict[Use, Material]:
+    """Read ``parts`` below ``folder`` and split them as each says.
+
+    Raises:
+        DataError: a file or dataset is missing or broken, a field is missing, too few rows make a
+            task, or a part holds out or validates on names that it does not have.
+    """
+    found: dict[Use, Material] = {use: Material() for use in ("train", "validation", "held_out")}
+    names = [_source(part) for part in parts]
+    for number, (part, name) in enumerate(zip(parts, names, strict=True)):
+        again = names[:number].count(name)
+        _READERS[part.form](folder, part, f"{name}-{again + 1}" if again else name, seed, found)
+    return found
+
+
+def _source(part: TaskPart) -> str:
+    return part.name or Path(part.place).name.split(".")[0]
+
+
+def _read_intents(
+    folder: Path, part: TaskPart, source: str, seed: int, found: dict[Use, Material]
+) -> None:
+    questions: dict[tuple[str, str], dict[str, None]] = defaultdict(dict)
+    group = "answer" if part.form == "replies" else "label"
+    for row in _rows(folder, part, source):
+        key = (row.optional("domain", source), row.text(group))
+        text = row.asked(part, "text")
+        questions[key][text] = None
+        if part.as_typed:
+            questions[key][as_typed(text)] = None
+    intents = [
+        Intent(source, domain, name, tuple(texts), answer, part.family or "")
+        for (domain, name), texts in sorted(questions.items())
+        if len(texts) >= LEAST_PAIRS
+        for answer in [name if part.form == "replies" else None]
+    ]
+    _check_some(intents, part, f"no {group} has {LEAST_PAIRS} texts or more")
+    uses = _split([(intent.name, intent.domain) for intent in intents], part, source, seed)
+    for intent, use in zip(intents, uses, strict=True):
+        found[use].intents.append(intent)
+
+
+def _read_pairs(
+    folder: Path, part: TaskPart, source: str, seed: int, found: dict[Use, Material]
+) -> None:
+    tasks: dict[str, list[Pair]] = defaultdict(list)
+    answer = "chosen" if part.form == "preferences" else "completion"
+    for row in _rows(folder, part, source):
+        rejected = row.text("rejected") if part.form == "preferences" else ""
+        pattern = row.optional("pattern", "") if part.form == "pairs" else ""
+        _check_pattern(pattern, row)
+        prompt = row.asked(part, "prompt")
+        tasks[row.text("task")].append(Pair(prompt, row.text(answer), rejected, pattern))
+    _keep_pairs(tasks, part, source, seed, found)
+
+
+def _read_parallel(
+    folder: Path, part: TaskPart, source: str, seed: int, found: dict[Use, Material]
+) -> None:
+    said: dict[str, dict[str, str]] = defaultdict(dict)  # id -> language -> text
+    for row in _rows(folder, part, source):
+        said[row.text("id")].setdefault(row.text("lang"), row.text("text"))
+    tasks: dict[str, list[Pair]] = defaultdict(list)
+    for texts in said.values():
+        original = texts.get(part.from_lang)
+        for lang, text in texts.items():
+            if original is not None and lang != part.from_lang:
+                tasks[lang].append(Pair(part.prompt.replace("{}", original), text))
+    _check_some(list(tasks), part, f"no id has a text in {part.from_lang!r} and another language")
+    _keep_pairs(tasks, part, source, seed, found)
+
+
+def _read_formats(
+    folder: Path, part: TaskPart, source: str, seed: int, found: dict[Use, Material]
+) -> None:
+    rows = _rows(folder, part, source)
+    said = [(row.asked(part, "prompt"), row.text("completion")) for row in rows]
+    _keep_pairs(format_tasks(said, seed), part, source, seed, found)
+
+
+def _read_dialogues(
+    folder: Path, part: TaskPart, source: str, seed: int, found: dict[Use, Material]
+) -> None:
+    domains: dict[str, list[Dialogue]] = defaultdict(list)
+    for row in _rows(folder, part, source):
+        turns = dialogue_turns(row.values, row.path, row.line)
+        if all(len(text.split()) <= part.longest_words for _, text in turns):
+            domain = row.optional("domain", source)
+            domains[domain].append(Dialogue(source, None, turns))
+    tasks = {
+        domain: [
+            Pair(part.prompt.replace("{}", asked), said)
+            for dialogue in dialogues
+            for (role, asked), (next_role, said) in pairwise(dialogue.turns)
+            if (role, next_role) == ("user", "assistant")
+        ]
+        for domain, dialogues in domains.items()
+    }
+    for task, use in _keep_pairs(tasks, part, source, seed, found):
+        found[use].dialogues += domains[task.name]
+
+
+def _keep_pairs(
+    tasks: dict[str, list[Pair]],
+    part: TaskPart,
+    source: str,
+    seed: int,
+    found: dict[Use, Material],
+) -> list[tuple[PairTask, Use]]:
+    """Sort the tasks into their uses; tells which went where."""
+    made = []
+    for name, pairs in sorted(tasks.items()):
+        distinct = tuple({pair.prompt: pair for pair in reversed(pairs)}.values())[::-1]
+        if len(distinct) >= LEAST_PAIRS:
+            made.append(PairTask(part.family_name, source, name, distinct))
+    _check_some(made, part, f"no task has {LEAST_PAIRS} prompts or more")
+    uses = _split([(task.name, task.name) for task in made], part, source, seed)
+    for task, use in zip(made, uses, strict=True):
+        found[use].pairs.append(task)
+    return list(zip(made, uses, strict=True))
+
+
+_Reader = Callable[[Path, TaskPart, str, int, dict[Use, Material]], None]
+_READERS: dict[str, _Reader] = {
+    "labels": _read_intents,
+    "replies": _read_intents,
+    "pairs": _read_pairs,
+    "preferences": _read_pairs,
+    "parallel": _read_parallel,
+    "formats": _read_formats,
+    "dialogues": _read_dialogues,
+}
+
+
+def as_typed(text: str) -> str:
+    """``text`` as people type it: no capitals, no punctuation."""
+    return " ".join(TYPED.sub(" ", text).lower().split())
+
+
+def _rows(folder: Path, part: TaskPart, source: str) -> Iterator[Row]:
+    """The rows that count, of a length that fits; tells how many were too long."""
+    renamed = {column: name for name, column in part.columns.items()}
+    allowed = {
+        column: {values} if isinstance(values, str) else set(values)
+        for column, values in part.where.items()
+    }
+    path = Path(part.place) if part.path is None else folder / part.path
+    fields = [name.strip("[]") for name in FORMS[part.form]]
+    long = seen = 0
+    for line, values in read_table(path) if part.path else _dataset_rows(folder, part):
+        if any(str(values.get(column)) not in wanted for column, wanted in allowed.items()):
+            continue
+        seen += 1
+        row = {**values, **{renamed[c]: v for c, v in values.items() if c in renamed}}
+        texts = [row[name] for name in fields if isinstance(row.get(name), str)]
+        if any(len(text.split()) > part.longest_words for text in texts):
+            long += 1
+            continue
+        yield Row(row, path, line)
+    if not seen:
+        raise DataError(f"{path}: no row has {part.where or 'anything in it'}")
+    if long:
+        print(
+            f"{source}: {long} of {seen} rows left out, longer than {part.longest_words} words "
+            "(longest_words)",
+            file=sys.stderr,
+        )
+
+
+def _dataset_rows(folder: Path, part: TaskPart) -> Iterator[tuple[int, dict[str, Any]]]:
+    try:
+        from datasets import ClassLabel, load_dataset
+    except ModuleNotFoundError as error:
+        raise DataError(
+            f"{part.place} is a Hugging Face dataset: pip install 'innerloop[datasets]' to read it"
+        ) from error
+    assert part.dataset is not None
+    local = folder / part.dataset
+    try:
+        dataset = load_dataset(
+            str(local) if local.is_dir() else part.dataset, part.config, split=part.split
+        )
+    except Exception as error:  # the library raises anything, from ConnectionError to ValueError
+        raise DataError(
+            f"the dataset {part.place} (config {part.config}, split {part.split}) cannot be "
+            f"loaded: {type(error).__name__}: {error}"
+        ) from error
+    names = {
+        column: feature.names
+        for column, feature in dataset.features.items()
+        if isinstance(feature, ClassLabel)
+    }
+    for line, row in enumerate(dataset, 1):
+        # GLUE's test splits have -1 for what is not told.
+        yield (
+            line,
+            {
+                c: names[c][v] if c in names and v is not None and v >= 0 else v
+                for c, v in row.items()
+            },
+        )
+
+
+def _split(groups: Sequence[tuple[str, str]], part: TaskPart, source: str, seed: int) -> list[Use]:
+    """What each group, of a name and a domain, is used for."""
+    # A place's own answers stay together: an episode is about one place.
+    whole = part.form == "replies" and len({domain for _, domain in groups}) > 1
+    units = [domain if whole else f"{domain}/{name}" for name, domain in groups]
+    order = sorted(set(units))
+    random.Random(f"{seed}/{source}").shuffle(order)
+    uses: dict[int, Use] = {}
+    for use in ("held_out", "validation"):
+        wanted = part.held_out if use == "held_out" else part.validation
+        if isinstance(wanted, float):
+            left = [unit for unit in order if unit not in {units[i] for i in uses}]
+            taken = set(left[: round(wanted * len(order))])
+            chosen = [i for i, unit in enumerate(units) if unit in taken]
+        else:
+            known = {name for group in groups for name in group}
+            missing = sorted(set(wanted) - known)
+            if missing:
+                raise DataError(
+                    f"{part.place}: {use} names {', '.join(missing)}, which is not there; there "
+                    f"are {', '.join(sorted({domain for _, domain in groups}))}"
+                )
+            chosen = [
+                i for i, group in enumerate(groups) if i not in uses and set(group) & set(wanted)
+            ]
+        uses |= dict.fromkeys(chosen, use)
+    return [uses.get(i, "train") for i in range(len(groups))]
+
+
+def _check_some(found: Sequence[object], part: TaskPart, wrong: str) -> None:
+    if not found:
+        raise DataError(f"{part.place}: {wrong}")
+
+
+def _check_pattern(pattern: str, row: Row) -> None:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise DataError(
+            f"{row.path}:{row.line}: field 'pattern' is no regular expression: {error}"
+        ) from error
+
+
+def texts_of(material: Iterable[PairTask]) -> list[str]:
+    """Every text of pair tasks, as often as it occurs."""
+    return [
+        text
+        for task in material
+        for pair in task.pairs
+        for text in (pair.prompt, pair.completion, pair.rejected)
+        if text
+    ]

@@ -1,0 +1,204 @@
+"""A base and tasks of one's own, from a recipe to an artifact and its report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from mini_data import write_rows
+from mini_run import call, evaluate
+from transformers import MistralConfig, MistralForCausalLM
+
+from adapters.artifact import load_artifact
+from adapters.base_model import load_base
+from meta_training import train_command
+from meta_training.tokenizer import train_tokenizer
+
+VERBS = ("send", "fix", "paint", "sell", "wash", "lend")
+THINGS = ("kettle", "ladder", "lamp", "basket", "mirror", "blanket", "clock", "chair")
+OWN = [
+    {"path": "shop.jsonl", "form": "labels", "held_out": 0.5, "validation": 0.0},
+    {"path": "shouts.jsonl", "form": "pairs", "family": "shout", "held_out": 0.5},
+    {"path": "better.jsonl", "form": "preferences", "family": "better", "held_out": 0.5},
+]
+RECIPE: dict[str, Any] = {
+    "name": "own",
+    "data": {"tasks": OWN},
+    "embed": {"steps": 0},
+    "inner": {"rank": 2, "steps": 2, "anchors": 0, "gate": False},
+    "outer": {"steps": 3, "tasks": 2, "language_rows": 1, "warmup_steps": 1},
+}
+
+
+@pytest.fixture(scope="module")
+def own_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("own")
+    pairs = [(verb, thing) for verb in VERBS for thing in THINGS]
+    write_rows(
+        folder / "shop.jsonl",
+        [{"text": f"please {verb} my {thing}", "label": verb} for verb, thing in pairs],
+    )
+    write_rows(
+        folder / "shouts.jsonl",
+        [
+            {
+                "task": f"{verb} it",
+                "prompt": f"a {thing} to {verb}",
+                "completion": f"{verb.upper()}!",
+                "pattern": "[A-Z]+!",
+            }
+            for verb, thing in pairs
+        ],
+    )
+    write_rows(
+        folder / "better.jsonl",
+        [
+            {
+                "task": f"{verb} politely",
+                "prompt": f"{verb} the {thing}",
+                "chosen": f"gladly {thing}",
+                "rejected": f"no {thing}",
+            }
+            for verb, thing in pairs
+        ],
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Mistral with random weights: grouped-query attention, a sliding window, untied head."""
+    folder = tmp_path_factory.mktemp("base")
+    tokenizer = train_tokenizer([f"please {v} my {t}" for v in VERBS for t in THINGS], 300, 128)
+    torch.manual_seed(0)
+    model = MistralForCausalLM(
+        MistralConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=128,
+            sliding_window=8,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+    )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def train(own_data: Path, base: Path | str, out: Path, **parts: Any) -> int:
+    out.mkdir(parents=True, exist_ok=True)
+    content = RECIPE | {"model": {"base": str(base)}} | parts
+    path = out / "recipe.yaml"
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    return call(train_command, path, "--data", own_data, "--out", out)
+
+
+@pytest.fixture(scope="module")
+def run(own_data: Path, base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    assert train(own_data, base, folder) == 0
+    return folder
+
+
+def test_the_artifact_is_the_base_with_a_start_and_a_rule(run: Path, base: Path) -> None:
+    artifact = load_artifact(run / "maml" / "artifact")
+    before = load_base(base, torch.device("cpu")).model
+    assert artifact.model.config.model_type == "mistral"
+    assert {"q_proj", "gate_proj"} <= set(artifact.spec.targets)
+    moved = artifact.model.state_dict()["model.layers.0.mlp.up_proj.weight"]
+    assert not torch.equal(moved, before.state_dict()["model.layers.0.mlp.up_proj.weight"])
+
+
+def test_a_finished_run_is_not_made_again(
+    run: Path, own_data: Path, base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (run / "maml" / "artifact" / "model.safetensors").stat().st_mtime_ns
+    assert train(own_data, base, run) == 0
+    assert (run / "maml" / "artifact" / "model.safetensors").stat().st_mtime_ns == before
+    other = {"tasks": OWN[:1]}
+    assert train(own_data, base, run, data=other) == 2
+    assert "was made with data.tasks" in capsys.readouterr().err
+
+
+def test_it_is_judged_on_what_its_recipe_held_out(run: Path, own_data: Path) -> None:
+    artifact = run / "maml" / "artifact"
+    methods = ["--methods", "ours", "tfidf", "--episodes", 2]
+    assert evaluate(artifact, own_data, *methods) == 0
+    report = json.loads((artifact / "report.json").read_text("utf-8"))
+    cells = report["cells"]
+    assert {name.rsplit(" ", 1)[0] for name in cells} == {
+        "label 3-way",
+        "shout 1-way",
+        "better 1-way",
+    }
+    shout = cells["shout 1-way 5-shot"]["innerloop"]["2 steps"]
+    assert {"exact", "chrf", "nats", "obeys", "changed"} <= shout.keys()
+    assert 0 <= cells["better 1-way 3-shot"]["innerloop"]["0 steps"]["preferred"]["mean"] <= 1
+    assert "TF-IDF nearest centroid" in cells["label 3-way 1-shot"]
+    assert report["perplexity"] == {}
+    assert "shout 1-way" in (artifact.parent / "report.html").read_text("utf-8")
+
+
+def test_it_is_judged_on_tasks_that_somebody_brings(
+    run: Path, own_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    artifact = run / "maml" / "artifact"
+    before = (artifact / "report.json").read_bytes()
+    tasks = tmp_path / "mine.yaml"
+    tasks.write_text(yaml.safe_dump(OWN[1:2]), encoding="utf-8")
+    arguments = ["--tasks", tasks, "--methods", "ours", "--episodes", 2, "--cells", "3-shot"]
+    assert evaluate(artifact, own_data, *arguments) == 0
+    report = json.loads((artifact.parent / "report-mine.json").read_text("utf-8"))
+    assert list(report["cells"]) == ["shout 1-way 3-shot"]
+    assert (artifact / "report.json").read_bytes() == before
+    tasks.write_text("- {path: a.jsonl, form: poems}\n", encoding="utf-8")
+    assert evaluate(artifact, own_data, *arguments) == 2
+    assert "mine.yaml is no list of tasks:\n  0.form" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("parts", "words"),
+    [
+        ({"model": {"base": "no/such-model"}}, "model.base: there is no folder no/such-model"),
+        (
+            {"outer": RECIPE["outer"] | {"families": {"house_reply": 1.0}}},
+            "nothing to draw house_reply from",
+        ),
+        ({"data": {"tasks": [OWN[0] | {"held_out": 1.0}]}}, "no family has a weight"),
+        ({"inner": RECIPE["inner"] | {"gate": True}}, "the gate needs 5 validation intents"),
+        ({"inner": RECIPE["inner"] | {"targets": ["c_attn"]}}, "c_attn"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused(
+    own_data: Path,
+    base: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    parts: dict[str, Any],
+    words: str,
+) -> None:
+    assert train(own_data, base, tmp_path / "out", **parts) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_a_base_without_a_chat_template_needs_full_scope(
+    own_data: Path, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loaded = load_base(base, torch.device("cpu"))
+    loaded.tokenizer.chat_template = None
+    plain = tmp_path / "plain"
+    loaded.model.save_pretrained(plain)
+    loaded.tokenizer.save_pretrained(plain)
+    assert train(own_data, plain, tmp_path / "a") == 2
+    assert "has no chat template" in capsys.readouterr().err
+    full = RECIPE["inner"] | {"scope": "full"}
+    assert train(own_data, plain, tmp_path / "b", inner=full, pretrain={"steps": 2, "rows": 2}) == 0
+    assert load_artifact(tmp_path / "b" / "maml" / "artifact").spec.scope == "full"
