@@ -62,6 +62,9 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # outer part, in
     "exact, full scope": ({}, {"scope": "full"}),
     "exact, rank 4": ({}, {"rank": 4}),
     "exact, no locality": ({"locality_weight": 0.0}, {}),
+    "exact, hard classes more often": ({"selection": "difficulty"}, {}),
+    "exact, two batches a step": ({"batches": 2}, {}),
+    "exact, two batches by agreement": ({"batches": 2, "selection": "agreement"}, {}),
     "no outer loop": ({"steps": 0}, {}),
 }
 LORA = {"LoRA, pre-trained base": "no outer loop", "LoRA, multi-task base": MULTITASK}

@@ -59,7 +59,8 @@ class LanguageEpisodes:
         """
         batch = self.batch
         logits = self._run(tensors, self.query, torch.tensor(batch.query_sessions))
-        query = demonstration_loss(logits, self.query.targets).mean()
+        rows = demonstration_loss(logits, self.query.targets)
+        query = rows.mean()
         if support_too:
             taught = self.support.wanted()
             seen = self._run(tensors, taught.turns, taught.sessions)
@@ -73,7 +74,7 @@ class LanguageEpisodes:
             figures["changed"] = 1 - float(correct_rows(others, targets).float().mean())
             figures["locality"] = locality.item()
             loss = query + self.locality_weight * locality
-        return Judged(loss, {"query": query.item(), **figures})
+        return Judged(loss, {"query": query.item(), **figures}, rows.detach())
 
     def embedded(self) -> list[Embedded]:
         """Each episode's summaries, with the questions' kinds as labels."""

@@ -40,6 +40,11 @@ def meta_train(recipe: Recipe, data: Path, folder: Path, team: Team) -> None:
             f"outer.batches {recipe.outer.batches} cannot be shared out over {team.size} "
             f"processes: set it to a multiple of {team.size}, or start fewer"
         )
+    if recipe.outer.selection != "uniform" and team.size > 1:
+        raise RecipeError(
+            f"outer.selection {recipe.outer.selection} goes by all batches of a step, which one "
+            "process has: start one, or set it to uniform"
+        )
     with team.leader_first():
         workshop = open_workshop(recipe, data, folder)
         learner = build_learner(workshop)

@@ -29,6 +29,7 @@ from meta_training.pretrain import TextRows, pretrain
 from meta_training.recipe import InnerPart, Recipe, RecipeError
 from meta_training.record import keep_record
 from meta_training.tasks.batches import UnrelatedPool
+from meta_training.tasks.difficulty import Difficulty
 from meta_training.tasks.families import Families, as_intent, unrelated_questions
 from meta_training.tasks.neighbours import neighbour_intents, short_turns
 from meta_training.tasks.sampler import EpisodeSampler
@@ -126,12 +127,14 @@ def build_outer_loop(workshop: Workshop, learner: Learner, team: Team = ALONE) -
     """
     corpus, recipe = workshop.corpus, workshop.recipe
     encoder = learner.encoder
+    difficulty = Difficulty() if recipe.outer.selection == "difficulty" else None
     families = make_families(
         workshop.tokenizer,
         workshop.intents,
         corpus.train_replies,
         corpus.train_personas,
         corpus.train_pairs,
+        difficulty,
     )
     pool = UnrelatedPool(
         unrelated_questions(corpus.train_intents, corpus.train_personas, corpus.train_pairs),
@@ -148,6 +151,7 @@ def build_outer_loop(workshop: Workshop, learner: Learner, team: Team = ALONE) -
         recipe.outer.tasks,
         room,
         recipe.outer.wrong_share,
+        difficulty,
     )
     texts = TextRows(corpus, workshop.tokenizer, recipe.pretrain.row_tokens, recipe.seed + 1)
     folder = workshop.folder / recipe.outer.algorithm
@@ -195,10 +199,12 @@ def make_families(
     replies: Sequence[str],
     personas: Sequence[PersonaGroup],
     pairs: Sequence[PairTask] = (),
+    difficulty: Difficulty | None = None,
 ) -> Families:
     """Episodes of every family about this material, in a tokenizer's words and lengths."""
     counts = token_counts(list(replies), tokenizer)
-    return Families(intents, replies, personas, label_words(tokenizer), counts, pairs)
+    words = label_words(tokenizer)
+    return Families(intents, replies, personas, words, counts, pairs, difficulty)
 
 
 def validation_drawer(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, seed: int) -> TaskDrawer:

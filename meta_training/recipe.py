@@ -198,6 +198,11 @@ class OuterPart(_Part):
     language_weight: float = Field(0.3, description="weight of language modelling on dialogue text")
     language_rows: int = Field(4, description="sequences of dialogue text an outer step")
     prototype_weight: float = Field(0.3, description="weight of the prototypical auxiliary loss")
+    selection: Literal["uniform", "difficulty", "agreement"] = Field(
+        "uniform",
+        description="difficulty: classes that cost more lately are drawn more often; agreement: a "
+        "step's batches count by how far their gradients agree with the mean's",
+    )
     wrong_share: float = Field(
         0.0, ge=0, lt=1, description="share of the examples that are taught another class's answer"
     )
@@ -256,6 +261,8 @@ class Recipe(_Part):
             )
         if outer.first_order_share and algorithm not in EXACT:
             wrong = f"outer.first_order_share: it is for {', '.join(EXACT)}, not for {algorithm}"
+        if outer.selection == "agreement" and outer.batches < 2:
+            wrong = "outer.selection: agreement weighs a step's batches; set outer.batches to 2 up"
         if outer.base == "frozen" and algorithm in BASE_ONLY:
             wrong = f"outer.base: {algorithm} learns nothing but the base, which is frozen"
         if wrong:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from meta_training.algorithms.agreement import agreement, give_gradient, take_gradient
 from meta_training.algorithms.choice import choose
 from meta_training.algorithms.episodes import Judged
 from meta_training.checkpoint import (
@@ -166,15 +167,19 @@ class OuterLoop:
         }
 
     def _draws(self, moving: Moving) -> dict[str, Stateful]:
+        hard = self._sampler.difficulty
         return {
             "loop": Draws(self._rng),
             "texts": self._texts,
             "pool": self._pool,
             "moving": moving,
+            **({} if hard is None else {"difficulty": hard}),
         }
 
     def _step(self, moving: Moving, progress: float) -> None:
         part = self._part
+        learned = [p for p in self.learner.parameters() if p.requires_grad]
+        apart: list[Tensor] = []
         self._optimizer.zero_grad()
         for number in range(part.batches):
             # Drawn by every process, so that all of them draw alike ever after.
@@ -182,7 +187,13 @@ class OuterLoop:
             texts = self._texts.batch(part.language_rows)
             if self._team.has(number):
                 self._backward(batch, steps, texts, progress, moving)
-        self._team.average(self.learner.parameters(), part.batches)
+                if part.selection == "agreement":
+                    apart.append(take_gradient(learned))
+        if apart:
+            gradients = torch.stack(apart)
+            give_gradient(learned, agreement(gradients) @ gradients)
+        else:
+            self._team.average(learned, part.batches)
         norm = torch.nn.utils.clip_grad_norm_(self.learner.parameters(), part.clip)
         if math.isfinite(float(norm)):
             self._optimizer.step()
@@ -199,6 +210,8 @@ class OuterLoop:
         judged = self._algorithm.backward(episodes, steps, progress, aside)
         beside = {"con": prototype.item(), "lm": language.item()}
         self._note(moving, batch.family, judged, beside)
+        if self._sampler.difficulty is not None and judged.rows is not None:
+            self._sampler.difficulty.note(batch.query_kinds, judged.rows.tolist())
 
     def _aside(
         self, episodes: LanguageEpisodes, texts: Tensor

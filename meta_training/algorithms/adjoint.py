@@ -12,6 +12,7 @@ again: no dropout.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -35,14 +36,14 @@ def adjoint_backward(
         states.append(moved)
     if not weights:
         return _judge_start(inside, episodes.start, states[0], cut, aside)
-    total, figures, pulled = 0.0, dict[str, float](), dict[str, Tensor]()
+    total, last, pulled = 0.0, Judged(torch.zeros(()), {}), dict[str, Tensor]()
     for step in reversed(range(len(weights))):
         if weights[step]:
             leaves = _leaves(states[step + 1])
             judged = inside.judge(leaves)
             (weights[step] * judged.loss).backward()
             total += weights[step] * judged.loss.item()
-            figures = figures or dict(judged.figures)
+            last = last if last.figures else judged
             pulled = _sum(pulled, _gradients(leaves))
         before = _leaves(states[step])
         sizes = rule.sizes_at(step)
@@ -50,7 +51,7 @@ def adjoint_backward(
         torch.autograd.backward(list(moved.values()), [pulled[name] for name in moved])
         pulled = _gradients(before)
     cut.backward(episodes.start, pulled, aside)
-    return Judged(torch.tensor(total, dtype=torch.float64), figures)
+    return replace(last, loss=torch.tensor(total, dtype=torch.float64))
 
 
 def _judge_start(
@@ -59,7 +60,7 @@ def _judge_start(
     judged = inside.judge(leaves)
     judged.loss.backward()
     cut.backward(start, _gradients(leaves), aside)
-    return Judged(judged.loss.detach(), judged.figures)
+    return replace(judged, loss=judged.loss.detach())
 
 
 def _leaves(tensors: Mapping[str, Tensor]) -> Tensors:

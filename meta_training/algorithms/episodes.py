@@ -18,10 +18,14 @@ from adapters.state import Tensors
 
 @dataclass(frozen=True)
 class Judged:
-    """What adapted tensors cost on the queries: a scalar with its graph, and figures to watch."""
+    """What adapted tensors cost on the queries: a scalar with its graph, and figures to watch.
+
+    ``rows``: what each query costs, where that is known; without a graph.
+    """
 
     loss: Tensor
     figures: Mapping[str, float]
+    rows: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ Exact MAML differentiates through the steps' gradients too (Finn et al. 2017, ar
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -23,12 +24,11 @@ def unrolled(episodes: Episodes, weights: Sequence[float], second_order: bool = 
     tensors: Mapping[str, Tensor] = episodes.start
     if not weights:
         return episodes.judge(tensors)
-    rule, losses, figures = episodes.rule, [], {}
+    rule, losses = episodes.rule, []
     for step, weight in enumerate(weights):
         sizes = rule.sizes_at(step)
         tensors, _ = descend(episodes.support_losses, tensors, sizes, rule.clip, True, second_order)
         if weight:
             judged = episodes.judge(tensors)
             losses.append(judged.loss if weight == 1 else weight * judged.loss)
-            figures = dict(judged.figures)
-    return Judged(sum(losses[1:], losses[0]), figures)
+    return replace(judged, loss=sum(losses[1:], losses[0]))

@@ -29,6 +29,11 @@ class Batch:
     kinds: list[str]  # kind of question: support, then query, then unrelated
     count: int  # S
 
+    @property
+    def query_kinds(self) -> list[str]:
+        """The queries' kinds of question."""
+        return self.kinds[len(self.support) :][: len(self.query)]
+
 
 @dataclass(frozen=True)
 class Unrelated:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from meta_training.tasks.difficulty import Difficulty
 from meta_training.tasks.sources import DataError, Intent, PairTask, PersonaGroup
 
 LARGEST_POOL = 900  # intents; a larger source is drawn as often as one of this size
@@ -68,6 +69,7 @@ class Families:
         words: words that label names are made of.
         reply_lengths: tokens of each reply, for the bounds on replies.
         pairs: tasks of the families that are named in them.
+        difficulty: draws intents that are hard more often.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class Families:
         words: Sequence[str],
         reply_lengths: Sequence[int],
         pairs: Sequence[PairTask] = (),
+        difficulty: Difficulty | None = None,
     ) -> None:
         self._personas = [group for group in personas if len(group.questions) >= 2]
         self._answered: dict[str, list[Intent]] = {}  # by family
@@ -87,6 +90,7 @@ class Families:
                 self._answered.setdefault(intent.family or "replies", []).append(intent)
             if intent.answer is None or not intent.family:
                 self._labelled.setdefault(intent.family or "label", []).append(intent)
+        self._difficulty = difficulty
         self._words = list(words)
         self._pairs: dict[str, list[PairTask]] = {}
         for task in pairs:
@@ -241,8 +245,8 @@ class Families:
         taught = frozenset(kind_of(intent) for intent in intents)
         return Episode(family, tuple(support), tuple(query), choices, taught)
 
-    @staticmethod
     def _sample_intents(
+        self,
         intents: Sequence[Intent],
         ways: int,
         questions: int,
@@ -257,7 +261,10 @@ class Families:
         if not sources:
             raise DataError(f"no source has {ways} intents with {questions} questions or more each")
         weights = [min(len(pools[source]), LARGEST_POOL) ** 0.5 for source in sources]
-        return rng.sample(pools[rng.choices(sources, weights)[0]], ways)
+        pool = pools[rng.choices(sources, weights)[0]]
+        if self._difficulty is None:
+            return rng.sample(pool, ways)
+        return self._difficulty.sample(pool, [kind_of(intent) for intent in pool], ways, rng)
 
     def _labels(self, count: int, rng: random.Random) -> list[str]:
         if len(self._words) < 2 * count:

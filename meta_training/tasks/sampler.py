@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 
 from adapters.chat import ChatEncoder
 from meta_training.tasks.batches import Batch, UnrelatedPool, encode_batch
+from meta_training.tasks.difficulty import Difficulty
 from meta_training.tasks.families import Episode, Families, Shape, mistaught
 from meta_training.tasks.sources import DataError
 
@@ -33,9 +34,11 @@ class EpisodeSampler:
         tasks: int,
         room_tokens: int = 0,
         wrong_share: float = 0.0,
+        difficulty: Difficulty | None = None,
     ) -> None:
         """Draw families by ``weights``, at most ``tasks`` episodes a batch.
 
+        ``difficulty``: what ``families`` draw by, which is told what batches cost.
         ``wrong_share``: of an episode's examples that are taught another class's answer.
         ``room_tokens``: where it is not 0, queries come after as much of their episode's support
         as a prompt of so many tokens holds.
@@ -47,6 +50,7 @@ class EpisodeSampler:
         self._tasks = tasks
         self._room_tokens = room_tokens
         self._wrong_share = wrong_share
+        self.difficulty = difficulty
         missing = [name for name in weights if weights[name] and name not in families.names]
         if missing:
             raise DataError(

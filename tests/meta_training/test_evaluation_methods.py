@@ -189,7 +189,7 @@ def test_every_method_scores_what_it_promises(learner: Learner, held_out: TaskDr
             for figures in scores.values():
                 assert len(figures) == 2
                 wanted = {"exact", "changed", "changed_first", "kl"}
-                wanted |= {"chrf"} if cell.family == "persona" else set()
+                wanted |= {"chrf", "nats"} if cell.family == "persona" else set()
                 assert all(set(figure) == wanted for figure in figures)
                 assert all(math.isfinite(v) for figure in figures for v in figure.values())
 
