@@ -83,6 +83,7 @@ class Families:
         difficulty: Difficulty | None = None,
     ) -> None:
         self._personas = [group for group in personas if len(group.questions) >= 2]
+        self._debatable = [g for g in self._personas if len({a for _, a in g.answers}) > 1]
         self._answered: dict[str, list[Intent]] = {}  # by family
         self._labelled: dict[str, list[Intent]] = {}
         for intent in intents:
@@ -105,7 +106,8 @@ class Families:
         """Families that there is material for."""
         free = {
             "house_reply": "label" in self._labelled and bool(self._by_length),
-            **dict.fromkeys(("persona", "verdict", "rating"), bool(self._personas)),
+            "persona": bool(self._personas),
+            **dict.fromkeys(("verdict", "rating"), bool(self._debatable)),
         }
         some = [name for name, material in free.items() if material]
         return [*self._labelled, *some, *self._answered, *self._pairs]
@@ -167,11 +169,14 @@ class Families:
         replies = self._replies(len(intents), tokens, rng)
         return self._assemble("house_reply", intents, replies, shape, rng, ())
 
-    def persona(self, shape: Shape, rng: random.Random) -> Episode:
+    def persona(
+        self, shape: Shape, rng: random.Random, among: Sequence[PersonaGroup] | None = None
+    ) -> Episode:
         """N questions as one persona answers them; queries are other wordings of these."""
-        if not self._personas:
+        personas = self._personas if among is None else among
+        if not personas:
             raise DataError("no persona question has two wordings or more")
-        groups = rng.sample(self._personas, min(shape.ways, len(self._personas)))
+        groups = rng.sample(personas, min(shape.ways, len(personas)))
         name = rng.choice([persona for persona, _ in groups[0].answers])
         intents = [as_intent(group) for group in groups]
         answers = [dict(group.answers).get(name, group.answers[0][1]) for group in groups]
@@ -183,14 +188,11 @@ class Families:
         Support of a verdict prefers the persona's answer to another one's; of ratings, every other
         turn has the persona's answer rated up, the rest another one's rated down.
         """
-        episode = self.persona(shape, rng)
-        groups = {kind_of(as_intent(group)): group for group in self._personas}
+        episode = self.persona(shape, rng, self._debatable)
+        groups = {kind_of(as_intent(group)): group for group in self._debatable}
         support = []
         for number, turn in enumerate(episode.support):
-            others = [a for _, a in groups[turn.kind].answers if a != turn.answer]
-            if not others:
-                raise DataError(f"{turn.kind} has one persona's answer only, nothing to judge by")
-            other = rng.choice(others)
+            other = rng.choice([a for _, a in groups[turn.kind].answers if a != turn.answer])
             if by == "verdict":
                 support.append(replace(turn, rejected=other))
             elif number % 2:
