@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,7 +36,7 @@ from meta_training.tasks.sampler import EpisodeSampler
 from meta_training.tasks.sources import DataError, Intent, PairTask, PersonaGroup
 from meta_training.team import ALONE, Team
 from meta_training.tokenizer import token_ids
-from meta_training.train import OuterLoop
+from meta_training.train import JUDGED_EVERY, OuterLoop
 from meta_training.words import train_words
 
 POOL_SIZE = 96  # unrelated questions held at a time
@@ -119,8 +119,14 @@ def embed_questions(workshop: Workshop, learner: Learner) -> None:
         embed(learner, kinds, workshop.turns, texts, recipe.embed, path, recipe.seed)
 
 
-def build_outer_loop(workshop: Workshop, learner: Learner, team: Team = ALONE) -> OuterLoop:
-    """The outer loop over the recipe's training tasks.
+def build_outer_loop(
+    workshop: Workshop,
+    learner: Learner,
+    team: Team = ALONE,
+    judge: Callable[[int], dict[str, float]] | None = None,
+    judged_every: int = JUDGED_EVERY,
+) -> OuterLoop:
+    """The outer loop over the recipe's training tasks; ``judge`` is as of ``OuterLoop``.
 
     Raises:
         RecipeError: the run's folder has another outer loop of this algorithm.
@@ -157,7 +163,8 @@ def build_outer_loop(workshop: Workshop, learner: Learner, team: Team = ALONE) -
     folder = workshop.folder / recipe.outer.algorithm
     keep_record(recipe, folder, {"inner", "outer"})
     choose_base(learner, recipe)
-    return OuterLoop(learner, sampler, pool, texts, recipe.outer, folder, recipe.seed, team=team)
+    part, seed = recipe.outer, recipe.seed
+    return OuterLoop(learner, sampler, pool, texts, part, folder, seed, judge, team, judged_every)
 
 
 def make_gate(workshop: Workshop, learner: Learner) -> Gate | None:

@@ -77,10 +77,14 @@ class OuterLoop:
         part: OuterPart,
         folder: Path,
         seed: int,
-        judge: Callable[[], dict[str, float]] | None = None,
+        judge: Callable[[int], dict[str, float]] | None = None,
         team: Team = ALONE,
+        judged_every: int = JUDGED_EVERY,
     ) -> None:
-        """Keep checkpoints and ``progress.jsonl`` in ``folder``; ``judge`` is called at times.
+        """Keep checkpoints and ``progress.jsonl`` in ``folder``.
+
+        ``judge`` is called with the number of steps done, every ``judged_every`` of them and after
+        the last; what it raises ends the run.
 
         Of a ``team`` the leader does both; the batches of a step are shared out over it.
         """
@@ -94,6 +98,7 @@ class OuterLoop:
         self._algorithm = choose(part)
         self._rng = random.Random(seed)
         self._judge = judge
+        self._judged_every = judged_every
         self._optimizer = torch.optim.AdamW(
             [
                 {
@@ -153,9 +158,10 @@ class OuterLoop:
                 saved = done % SAVED_EVERY == 0 or done == self._part.steps or stopping
                 if saved and self._team.leads:
                     save_checkpoint(path, parts, draws, done)
-                if (done % JUDGED_EVERY == 0 or done == self._part.steps) and self._team.leads:
+                due = done % self._judged_every == 0 or done == self._part.steps
+                if due and self._team.leads:
                     self._report(done, moving)
-                if stopping:
+                if stopping or (saved and self._team.size == 1 and stop.is_set()):
                     raise KeyboardInterrupt
         return resumed.step < self._part.steps
 
@@ -250,6 +256,6 @@ class OuterLoop:
     def _report(self, done: int, moving: Moving) -> None:
         row: dict[str, float] = {"step": done, "time_s": time.time(), **moving.values}
         if self._judge is not None:
-            row |= self._judge()
+            row |= self._judge(done)
         with (self._folder / "progress.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")

@@ -49,7 +49,11 @@ KNOWN_COMMANDS: Mapping[str, str] = {
     "data": "fetch and convert the public training data",
     "meta-train": "make a model that learns well from feedback",
     "evaluate": "measure how well a model learns from feedback",
+    "search": "try settings of meta-training and keep the best",
+    "select": "compare models by their loss on the same tasks",
 }
+EXTRAS: Mapping[str, str] = {"search": "search"}
+"""Extras that commands of others need; `train` where it is not said."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -69,7 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         package = (error.name or "").partition(".")[0]
         if chosen not in others or package in ("", "adapters", "meta_training", "server"):
             raise
-        return fail(f"{chosen} needs {package}: pip install 'innerloop[train]'", 1)
+        extra = EXTRAS.get(chosen, "train")
+        return fail(f"{chosen} needs {package}: pip install 'innerloop[{extra}]'", 1)
     except BrokenPipeError:  # the reader of our output left, as in `innerloop demo | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

@@ -112,6 +112,19 @@ def corpus_of(artifact: Artifact, data: Path) -> Corpus:
     Raises:
         EvaluationError: its report does not say what that was, or too little was held out.
     """
+    name, recipe = artifact.name, recipe_of(artifact)
+    corpus = load_corpus(data, recipe.data, recipe.seed)
+    if not held_out_questions(corpus):
+        raise EvaluationError(f"{name}: its recipe holds out nothing of {data} to judge it by")
+    return corpus
+
+
+def recipe_of(artifact: Artifact) -> Recipe:
+    """The recipe that ``artifact`` was made by.
+
+    Raises:
+        EvaluationError: its report does not say.
+    """
     name = artifact.name
     stored = (artifact.report or {}).get("recipe")
     if stored is None:
@@ -120,13 +133,9 @@ def corpus_of(artifact: Artifact, data: Path) -> Corpus:
             "of its training: evaluate a folder that `innerloop meta-train` made"
         )
     try:
-        recipe = Recipe.model_validate(stored)
+        return Recipe.model_validate(stored)
     except ValidationError as error:
         raise EvaluationError(f"{name}: report.json: recipe: {error}") from error
-    corpus = load_corpus(data, recipe.data, recipe.seed)
-    if not held_out_questions(corpus):
-        raise EvaluationError(f"{name}: its recipe holds out nothing of {data} to judge it by")
-    return corpus
 
 
 def read_tasks(path: Path) -> list[TaskPart]:

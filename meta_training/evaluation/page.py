@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import jinja2
 
@@ -22,7 +22,20 @@ from meta_training.evaluation.plots import (
 )
 from meta_training.evaluation.report import TASKS, TITLES, columns, lines, right_figure, text
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 TEMPLATE: Final = Path(__file__).with_name("page.html")
+
+
+def fill(template: Path, **values: Any) -> str:
+    """A page from a template, which may include this folder's `style.html`."""
+    environment = jinja2.Environment(
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        loader=jinja2.FileSystemLoader([template.parent, TEMPLATE.parent]),
+    )
+    return environment.get_template(template.name).render(**values)
 
 
 @dataclass(frozen=True)
@@ -33,6 +46,12 @@ class Plot:
     about: str
     source: str  # a data: URI
 
+    @classmethod
+    def of(cls, title: str, about: str, figure: Figure) -> Plot:
+        """A figure as it is put into a page."""
+        drawing = base64.b64encode(svg(figure).encode()).decode()
+        return cls(title, about, f"data:image/svg+xml;base64,{drawing}")
+
 
 def render(report: dict[str, Any], name: str, served: tuple[str, str]) -> str:
     """The page of a report as ``innerloop evaluate`` writes it.
@@ -42,9 +61,8 @@ def render(report: dict[str, Any], name: str, served: tuple[str, str]) -> str:
         name: of the artifact.
         served: method and checkpoint that a server answers by.
     """
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    return template.render(
+    return fill(
+        TEMPLATE,
         name=name,
         report=report,
         served=", ".join(served),
@@ -94,7 +112,7 @@ def _plots(report: dict[str, Any]) -> list[Plot]:
             calibration_figure(cells),
         ),
     ]
-    return [Plot(title, words, _data_uri(svg(figure))) for title, words, figure in drawn if figure]
+    return [Plot.of(title, words, figure) for title, words, figure in drawn if figure]
 
 
 def _rows(report: dict[str, Any], cell: str, served: tuple[str, str]) -> list[dict[str, str]]:
@@ -138,7 +156,3 @@ def _side(value: dict[str, Any]) -> str:
     if value["low"] is None or value["low"] <= 0 <= value["high"]:
         return "even"
     return "ahead" if value["low"] > 0 else "behind"
-
-
-def _data_uri(drawing: str) -> str:
-    return "data:image/svg+xml;base64," + base64.b64encode(drawing.encode()).decode()

@@ -47,7 +47,7 @@ PANELS: Final = 3  # a row
 
 def examples_figure(summary: Summary) -> Figure:
     """Quality against the number of examples: every family at 1, 3 and 5 of them."""
-    figure, (left, right) = _figure(1, 2, 9, 3.6)
+    figure, (left, right) = blank_figure(1, 2, 9, 3.6)
     _families(left, summary, REPLIES, "Free answers, exactly right", (SERVED, STEPS), LORA)
     _families(right, summary, LABELS, "Labels picked from choices", (ADAPTER, STEPS), TFIDF)
     left.set_ylabel("% of other wordings")
@@ -80,7 +80,7 @@ def wrong_figure(summary: Summary) -> Figure | None:
 
 def calibration_figure(summary: Summary) -> Figure | None:
     """How often the best choice is right against the probability that it was given."""
-    figure, (axes,) = _figure(1, 1, 4.6, 4.2)
+    figure, (axes,) = blank_figure(1, 1, 4.6, 4.2)
     for number, (method, places) in enumerate(_methods(summary).items()):
         points = [summary[cell][method][checkpoint] for cell, checkpoint in places]
         found = [
@@ -121,7 +121,8 @@ def svg(figure: Figure) -> str:
     return text.getvalue()
 
 
-def _figure(rows: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
+def blank_figure(rows: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
+    """Empty panels in the reports' style; sizes in inches."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -195,7 +196,7 @@ def _cells(summary: Summary, draw: Draw, across: str) -> Figure | None:
     cells = sorted(summary, key=_numbers_by_size)
     rows = -(-len(cells) // PANELS)
     names = list(_methods(summary))
-    figure, axes = _figure(rows, min(PANELS, len(cells)), 9.6, 2.7 * rows + 0.6)
+    figure, axes = blank_figure(rows, min(PANELS, len(cells)), 9.6, 2.7 * rows + 0.6)
     for each in axes[len(cells) :]:
         each.set_visible(False)
     for cell, each in zip(cells, axes, strict=False):

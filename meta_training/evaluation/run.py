@@ -31,6 +31,7 @@ def evaluate(
     episodes: int,
     results: Path,
     of: str,
+    leave: bool = True,
 ) -> None:
     """Score every method on ``episodes`` tasks of every cell, appending to ``results``.
 
@@ -38,6 +39,7 @@ def evaluate(
 
     Args:
         of: what is judged on which tasks; lines of ``results`` of anything else do not count.
+        leave: whether the progress bar stays when all is done.
 
     Raises:
         ResultsError: ``results`` holds something else.
@@ -48,7 +50,7 @@ def evaluate(
         for row in read_results(results, of)
     }
     total = len(methods) * len(cells) * episodes
-    with results.open("a+b") as file, tqdm(total=total, desc="evaluate") as bar:
+    with results.open("a+b") as file, tqdm(total=total, desc="evaluate", leave=leave) as bar:
         file.truncate(_whole_lines_bytes(results))
         for cell in cells:
             for method in methods:

@@ -211,15 +211,30 @@ def light(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("name", ["meta-train", "evaluate"])
-def test_a_command_without_its_packages_says_what_to_install(name: str) -> None:
-    done = light(name, "something")
+@pytest.mark.parametrize(
+    ("command", "extra"),
+    [
+        ("meta-train something", "train"),
+        ("evaluate something", "train"),
+        ("search something", "search"),
+        ("select something --reference another", "train"),
+    ],
+)
+def test_a_command_without_its_packages_says_what_to_install(command: str, extra: str) -> None:
+    name, *arguments = command.split()
+    done = light(name, *arguments)
     assert done.returncode == 1
-    assert done.stderr == f"innerloop: {name} needs sklearn: pip install 'innerloop[train]'\n"
+    assert done.stderr == f"innerloop: {name} needs sklearn: pip install 'innerloop[{extra}]'\n"
 
 
 @pytest.mark.parametrize(
-    ("name", "told"), [("meta-train", "meta-sgd"), ("evaluate", "multitask-lora")]
+    ("name", "told"),
+    [
+        ("meta-train", "meta-sgd"),
+        ("evaluate", "multitask-lora"),
+        ("search", "--trials"),
+        ("select", "--reference"),
+    ],
 )
 def test_help_comes_before_anything_that_takes_long(name: str, told: str) -> None:
     done = light(name, "--help")

@@ -1,0 +1,1 @@
+"""Searching a recipe's outer and inner settings by trials on validation tasks."""
