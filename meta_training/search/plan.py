@@ -28,13 +28,13 @@ from pydantic import (
 from meta_training.evaluation.cells import CELLS, Cell
 from meta_training.recipe import (
     BASE_ONLY,
-    FAMILIES,
     InnerPart,
     OuterPart,
     Recipe,
     RecipeError,
     load_recipe,
 )
+from meta_training.tasks.part import FAMILIES
 
 PARTS: Final[Mapping[str, type[BaseModel]]] = {"inner": InnerPart, "outer": OuterPart}
 RECORD: Final = "search.json"  # beside what a search made

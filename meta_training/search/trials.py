@@ -25,7 +25,8 @@ from meta_training.pipeline import (
     open_workshop,
     validation_drawer,
 )
-from meta_training.recipe import Recipe, keep_record
+from meta_training.recipe import Recipe
+from meta_training.record import keep_record
 from meta_training.search.plan import Plan
 
 JUDGED: Final = "judged.jsonl"  # a line a task of every judgement
