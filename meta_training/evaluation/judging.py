@@ -30,6 +30,7 @@ from meta_training.evaluation.cells import (
     drawable_cells,
     held_out_questions,
 )
+from meta_training.evaluation.cost import adaptation_costs
 from meta_training.evaluation.intervals import interval
 from meta_training.evaluation.methods import (
     InContext,
@@ -96,6 +97,7 @@ def _judge(arguments: argparse.Namespace) -> None:
         report = {"tasks": [part.model_dump(mode="json") for part in own], "recipe": None}
     report |= {"cells": summary, "differences": differences(rows, served)}
     report |= {"seed": arguments.seed, "perplexity": bench.perplexities()}
+    report["cost"] = bench.costs([cell for cell in cells if not cell.wrong_percent])
     name = stem.replace("results", "report")
     _write((arguments.artifact if own is None else results.parent) / f"{name}.json", report)
     page = arguments.page or results.with_name(f"{name}.html")
@@ -229,6 +231,10 @@ class _Bench:
     def cells_for(self, name: str, cells: Sequence[Cell]) -> list[Cell]:
         """Cells a method can be judged on: some only pick labels."""
         return [cell for cell in cells if name not in LABELS_ONLY or self.drawer.picks(cell.family)]
+
+    def costs(self, cells: Sequence[Cell]) -> dict[str, dict[str, Any]]:
+        """What adapting to a task of each cell costs; see ``adaptation_costs``."""
+        return adaptation_costs(self._ours(), self.drawer, cells)
 
     def perplexities(self) -> dict[str, float]:
         """Per token on held-out dialogues, where there are some, adapters off."""

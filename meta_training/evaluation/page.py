@@ -57,7 +57,8 @@ def render(report: dict[str, Any], name: str, served: tuple[str, str]) -> str:
     """The page of a report as ``innerloop evaluate`` writes it.
 
     Args:
-        report: with ``cells``, ``differences``, ``perplexity``, ``seed`` and ``recipe``.
+        report: with ``cells``, ``differences``, ``perplexity``, ``seed``, ``recipe`` and, if it
+            was measured, ``cost``.
         name: of the artifact.
         served: method and checkpoint that a server answers by.
     """
@@ -68,6 +69,7 @@ def render(report: dict[str, Any], name: str, served: tuple[str, str]) -> str:
         served=", ".join(served),
         plots=_plots(report),
         rows=[row for cell in report["cells"] for row in _rows(report, cell, served)],
+        costs=[_cost(cell, cost) for cell, cost in report.get("cost", {}).items()],
         cells={
             cell: [(line, point[TASKS], [text(f, point.get(f)) for f in columns(methods)])
                    for line, point in lines(methods)]
@@ -138,6 +140,18 @@ def _rows(report: dict[str, Any], cell: str, served: tuple[str, str]) -> list[di
             }
         )
     return found
+
+
+def _cost(cell: str, cost: dict[str, float]) -> list[str]:
+    meanwhile = (cost["prompts_s"] + cost["steps_s"]) / max(cost["token_s"], 1e-9)
+    return [
+        cell,
+        f"{cost['examples']:.0f}",
+        f"{cost['taught_tokens']:.0f}",
+        f"{cost['prompts_s'] * 1000:.0f}",
+        f"{cost['steps_s'] * 1000:.0f}",
+        f"{meanwhile:.0f}",
+    ]
 
 
 def _points(value: dict[str, Any]) -> str:

@@ -144,6 +144,10 @@ def test_it_is_judged_on_what_its_recipe_held_out(run: Path, own_data: Path) -> 
     assert 0 <= cells["better 1-way 3-shot"]["innerloop"]["0 steps"]["preferred"]["mean"] <= 1
     assert "TF-IDF nearest centroid" in cells["label 3-way 1-shot"]
     assert report["perplexity"] == {}
+    cost = report["cost"]["shout 1-way 5-shot"]
+    assert cost["examples"] == 5
+    assert cost["taught_tokens"] >= 10
+    assert min(cost["steps_s"], cost["token_s"]) > 0
     assert "shout 1-way" in (artifact.parent / "report.html").read_text("utf-8")
 
 
