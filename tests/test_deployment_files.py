@@ -1,7 +1,8 @@
 """Proxies, monitoring and Kubernetes as docker/ ships them, against the code that they run.
 
-nginx's configuration is run in tests/server/test_replicas.py. No Envoy, Prometheus, Grafana or
-cluster runs here: what is checked is that the files parse and fit to the server.
+nginx's configuration is run in tests/server/test_replicas.py, those of Envoy and Prometheus in
+tests/server/test_docker_live.py. No Grafana and no cluster runs: what is checked here is that the
+files parse and fit to the server.
 """
 
 import json
@@ -117,11 +118,11 @@ def test_proxies_let_through_what_the_server_takes() -> None:
     assert "filters.http.buffer" not in (DOCKER / "envoy.yaml").read_text()
 
 
-def envoy() -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def envoy() -> tuple[dict[str, Any], dict[str, Any]]:
+    """The virtual host and the cluster."""
     config = yaml.safe_load((DOCKER / "envoy.yaml").read_text())["static_resources"]
     manager = config["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
-    routes = manager["route_config"]["virtual_hosts"][0]["routes"]
-    return routes, config["clusters"][0]
+    return manager["route_config"]["virtual_hosts"][0], config["clusters"][0]
 
 
 @pytest.mark.parametrize(
@@ -130,18 +131,24 @@ def envoy() -> tuple[list[dict[str, Any]], dict[str, Any]]:
         ("/generate", True),
         ("/feedback", True),
         ("/v1/chat/completions", True),
-        ("/adapt", False),
+        ("/adapt", True),
         ("/sessions", False),
         ("/sessions/a/feedback/1", False),
         ("/admin/sessions/a/reset", False),
     ],
 )
 def test_envoy_sends_again_what_is_safe(path: str, resent: bool) -> None:
-    routes, cluster = envoy()
-    matched = next(r for r in routes if matches(r["match"], path))["route"]
+    host, cluster = envoy()
+    route = next(each for each in host["routes"] if matches(each["match"], path))
+    matched = route["route"]
+    retry = matched.get("retry_policy", host["retry_policy"])
     assert matched["cluster"] == cluster["name"]
     assert matched["timeout"] == "0s"
-    assert ("reset" in matched["retry_policy"]["retry_on"].split(",")) == resent
+    assert ("reset" in retry["retry_on"].split(",")) == resent
+    # The ring would name the same replica again.
+    assert retry["retry_host_predicate"][0]["name"].endswith("previous_hosts")
+    keyed = [each["header"]["key"] for each in route.get("request_headers_to_add", ())]
+    assert keyed == (["idempotency-key"] if path == "/adapt" else [])
     assert matched["hash_policy"][0]["header"]["header_name"] == "x-session-id"
     assert cluster["lb_policy"] == "RING_HASH"
     assert cluster["health_checks"][0]["http_health_check"]["path"] == "/readyz"
@@ -150,6 +157,8 @@ def test_envoy_sends_again_what_is_safe(path: str, resent: bool) -> None:
 def matches(match: dict[str, Any], path: str) -> bool:
     if "prefix" in match:
         return path.startswith(match["prefix"])
+    if "path" in match:
+        return path == str(match["path"])
     return re.fullmatch(match["safe_regex"]["regex"], path) is not None
 
 

@@ -101,6 +101,19 @@ def test_kubernetes_takes_the_manifests() -> None:
 
 def test_prometheus_takes_its_files() -> None:
     promtool, folder = tool("promtool"), DOCKER / "monitoring"
-    for check in (("rules", "alerts.yaml"), ("config", "--syntax-only", "prometheus.yaml")):
-        done = run(promtool, "check", *check[:-1], folder / check[-1])
+    for check in (
+        ("check", "rules", "alerts.yaml"),
+        ("check", "config", "--syntax-only", "prometheus.yaml"),
+        ("test", "rules", "alerts.test.yaml"),
+    ):
+        done = run(promtool, *check[:-1], folder / check[-1])
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_alert_is_tested_to_fire_and_not_to() -> None:
+    (group,) = yaml.safe_load((DOCKER / "monitoring" / "alerts.yaml").read_text())["groups"]
+    tests = yaml.safe_load((DOCKER / "monitoring" / "alerts.test.yaml").read_text())["tests"]
+    tried = [one for test in tests for one in test["alert_rule_test"]]
+    for fires in (True, False):
+        found = {one["alertname"] for one in tried if bool(one["exp_alerts"]) == fires}
+        assert found == {rule["alert"] for rule in group["rules"]}
