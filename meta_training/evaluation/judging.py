@@ -257,7 +257,9 @@ class _Bench:
         return Learner.from_artifact(self._artifact)
 
     def _outer(self) -> OuterPart:
-        return Recipe.model_validate((self._artifact.report or {})["recipe"]).outer
+        """What the artifact was made by; the defaults where that is not told."""
+        told = (self._artifact.report or {}).get("recipe")
+        return OuterPart() if told is None else recipe_of(self._artifact).outer
 
     def _shown(self) -> Shown:
         return Shown(self._artifact.tokenizer, self._artifact.context_tokens)

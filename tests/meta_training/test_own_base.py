@@ -168,6 +168,19 @@ def test_it_is_judged_on_tasks_that_somebody_brings(
     assert "mine.yaml is no list of tasks:\n  0.form" in capsys.readouterr().err
 
 
+def test_a_plain_model_folder_can_be_judged_on_tasks_that_somebody_brings(
+    base: Path, own_data: Path, tmp_path: Path
+) -> None:
+    tasks, results = tmp_path / "mine.yaml", tmp_path / "results.jsonl"
+    tasks.write_text(yaml.safe_dump(OWN[:1]), encoding="utf-8")
+    arguments = ["--tasks", tasks, "--episodes", 2, "--cells", "3-shot", "--results", results]
+    assert evaluate(base, own_data, *arguments, "--methods", "ours", "matching", "siamese") == 0
+    report = json.loads((tmp_path / "report-mine.json").read_text("utf-8"))
+    assert {"innerloop", "matching network, this base"} <= report["cells"][
+        "label 3-way 3-shot"
+    ].keys()
+
+
 @pytest.mark.parametrize(
     ("parts", "words"),
     [
