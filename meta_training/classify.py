@@ -1,7 +1,7 @@
 """The outer loop of a classifier: any learner, any algorithm, episodes from anywhere.
 
 Knows learners and algorithms; nothing about texts. What `train` is for causal LMs, without its
-pools, text rows and checkpoints.
+pools and text rows.
 """
 
 from __future__ import annotations
@@ -9,31 +9,54 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from threading import Event
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from adapters.inner_loop import descend
 from adapters.state import Tensors
 from meta_training.algorithms.choice import choose
 from meta_training.algorithms.episodes import Judged
+from meta_training.checkpoint import (
+    Draws,
+    Stateful,
+    load_checkpoint,
+    save_checkpoint,
+    whole_steps,
+)
 from meta_training.classifier import Classifier, Labelled, lay_out_classes
 from meta_training.pretrain import cosine
 from meta_training.recipe import OuterPart
 
+SAVED_EVERY = 100  # outer steps
 Draw = Callable[[random.Random], tuple[Labelled, Labelled]]
 
 
 def train_classifier(
-    learner: Classifier, draw: Draw, part: OuterPart, seed: int = 0
+    learner: Classifier,
+    draw: Draw,
+    part: OuterPart,
+    seed: int = 0,
+    checkpoint: Path | None = None,
 ) -> list[dict[str, float]]:
-    """Take ``part.steps`` outer steps on batches of ``draw``.
+    """Take ``part.steps`` outer steps on batches of ``draw``, with a progress bar at a terminal.
+
+    With a ``checkpoint`` Ctrl-C finishes the step, saves and raises, and the same call goes on from
+    there, on a CPU bit for bit; without one it raises at once.
 
     Of ``part`` count algorithm and its options, steps, learning rates, warm-up, clip, and whether
     the base is frozen. In a base that is LoRA's (``add_base_lora``) the rest is frozen already.
 
     Returns:
         The figures of every outer step.
+
+    Raises:
+        CheckpointError: ``checkpoint`` does not fit.
+        KeyboardInterrupt: Ctrl-C.
     """
     if part.base == "frozen":
         learner.model.requires_grad_(False)
@@ -51,17 +74,50 @@ def train_classifier(
         optimizer, lambda step: cosine(step, part.steps, part.warmup_steps)
     )
     learned = [parameter for own, _ in groups for parameter in own]
-    found = []
-    for step in range(part.steps):
-        episodes = lay_out_classes(learner, *draw(rng))
-        optimizer.zero_grad()
-        judged = algorithm.backward(episodes, learner.part.steps, step / part.steps)
-        norm = torch.nn.utils.clip_grad_norm_(learned, part.clip)
-        if math.isfinite(float(norm)):
-            optimizer.step()
-        schedule.step()
-        found.append(dict(judged.figures))
-    return found
+    figures = Figures()
+    parts: dict[str, Stateful] = {
+        "learner": learner,
+        "optimizer": optimizer,
+        "schedule": schedule,
+        "figures": figures,
+    }
+    draws: dict[str, Stateful] = {"draws": Draws(rng)}
+    done = 0 if checkpoint is None else load_checkpoint(checkpoint, parts, draws).step
+    bar = tqdm(
+        range(done, part.steps), initial=done, total=part.steps, desc="outer steps", disable=None
+    )
+    with nullcontext(Event()) if checkpoint is None else whole_steps() as stop:
+        for step in bar:
+            episodes = lay_out_classes(learner, *draw(rng))
+            optimizer.zero_grad()
+            judged = algorithm.backward(episodes, learner.part.steps, step / part.steps)
+            norm = torch.nn.utils.clip_grad_norm_(learned, part.clip)
+            if math.isfinite(float(norm)):
+                optimizer.step()
+            schedule.step()
+            figures.found.append(dict(judged.figures))
+            last = step + 1 == part.steps or stop.is_set()
+            if checkpoint is not None and (last or (step + 1) % SAVED_EVERY == 0):
+                save_checkpoint(checkpoint, parts, draws, step + 1)
+            if stop.is_set():
+                raise KeyboardInterrupt
+    return figures.found
+
+
+class Figures:
+    """The figures of every outer step so far, as a part of a checkpoint."""
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self.found: list[dict[str, float]] = []
+
+    def state_dict(self) -> dict[str, list[dict[str, float]]]:
+        """Those that are there."""
+        return {"found": list(self.found)}
+
+    def load_state_dict(self, state_dict: dict[str, list[dict[str, float]]]) -> None:
+        """Go on after those."""
+        self.found = list(state_dict["found"])
 
 
 def adapt_classifier(

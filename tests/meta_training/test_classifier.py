@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+import signal
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from meta_training.algorithms.choice import choose
 from meta_training.algorithms.metric import Prototypical
 from meta_training.algorithms.metric_training import MetricTraining
 from meta_training.base_lora import add_base_lora, merge_base
+from meta_training.checkpoint import CheckpointError
 from meta_training.classifier import (
     Classifier,
     Inputs,
@@ -298,3 +300,42 @@ def test_pairs_and_quotes_are_kept(tmp_path: Path) -> None:
 def test_too_few_texts_are_named(episodes: ClassEpisodes) -> None:
     with pytest.raises(DataError, match="no task has 3 classes of 4 texts: few"):
         ClassEpisodes({"few": {"a": [("x",)]}}, encode, Shape(3, 2, 2), 1)
+
+
+@pytest.mark.parametrize("make", [make_lstm, make_bert])
+def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(
+    make: Callable[[], Classifier], tmp_path: Path
+) -> None:
+    tasks = {"subjects": read_classes(write_glue(tmp_path))}
+    episodes = ClassEpisodes(tasks, encode, Shape(WAYS, 2, 2), 2)
+    part = OuterPart(steps=4, warmup_steps=1)
+    whole = make()
+    figures = train_classifier(whole, episodes.draw, part)
+    asked = 0
+
+    def draw(rng: random.Random) -> tuple[Labelled, Labelled]:
+        nonlocal asked
+        asked += 1
+        if asked == 2:
+            signal.raise_signal(signal.SIGINT)
+        return episodes.draw(rng)
+
+    path = tmp_path / "run" / "checkpoint.pt"
+    with pytest.raises(KeyboardInterrupt):
+        train_classifier(make(), draw, part, checkpoint=path)
+    again = make()
+    assert train_classifier(again, draw, part, checkpoint=path) == figures
+    assert asked == 4, "what was done is not done again"
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, again.state_dict()[name]), name
+    assert train_classifier(make(), draw, part, checkpoint=path) == figures
+    assert asked == 4
+
+
+def test_a_checkpoint_of_another_module_is_refused(tmp_path: Path) -> None:
+    tasks = {"subjects": read_classes(write_glue(tmp_path))}
+    episodes = ClassEpisodes(tasks, encode, Shape(WAYS, 2, 2), 2)
+    path, part = tmp_path / "checkpoint.pt", OuterPart(steps=1)
+    train_classifier(make_lstm(), episodes.draw, part, checkpoint=path)
+    with pytest.raises(CheckpointError, match="cannot be resumed from"):
+        train_classifier(make_bert(), episodes.draw, part, checkpoint=path)
