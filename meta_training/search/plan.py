@@ -206,10 +206,10 @@ def changed(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
 
 
 def value_of(recipe: Recipe, name: str) -> Any:
-    """The value of a field, by its dotted name; None where a family is not named."""
+    """The value of a field, by its dotted name."""
     value: Any = recipe.model_dump(mode="json")
     for key in name.split("."):
-        value = value.get(key)
+        value = value[key]
     return value
 
 
@@ -243,7 +243,7 @@ def keep_plan(search: Search, folder: Path) -> None:
 
 
 def _checked(plan: Plan, recipe: Recipe) -> Search:
-    known = set(_fields())
+    known = set(_fields(recipe))
     space: dict[str, Sequence[Any] | Range] = {}
     for name, found in plan.space.items():
         if name not in known:
@@ -303,10 +303,10 @@ def _valid(recipe: Recipe, name: str, value: Any) -> Any:
         raise SearchError(f"space: {name}: {value!r} is no value for it: {error}") from error
 
 
-def _fields() -> Iterator[str]:
+def _fields(recipe: Recipe) -> Iterator[str]:
     for part, form in PARTS.items():
         yield from (f"{part}.{name}" for name in form.model_fields)
-    yield from (f"outer.families.{family}" for family in sorted(FAMILIES))
+    yield from (f"outer.families.{family}" for family in recipe.outer.families)
 
 
 def kind_of(name: str) -> type | None:

@@ -70,7 +70,9 @@ class Searching:
                 self._told().write()
         except KeyboardInterrupt:
             if self._reference:
-                self._told().draw()
+                told = self._told()
+                told.write()
+                told.draw()
             raise
         told = self._told(self._judge_best_again())
         told.write()
