@@ -6,13 +6,12 @@ import argparse
 from pathlib import Path
 
 from meta_training.arguments import need, positive, refused
-from meta_training.evaluation.cells import CELLS, Cell
+from meta_training.evaluation.cells import COMPARED
 
 DESCRIPTION = (
     "Compare artifacts by the relative score S(M, D), the mean over validation tasks of L / L*: a "
     "model's loss on a task after its inner steps to a reference's. Below 1 is better."
 )
-DEFAULT = (Cell("label", 5, 5), Cell("house_reply", 1, 5), Cell("house_reply", 3, 5))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         help="cells with these words (default: "
-        + ", ".join(cell.shape for cell in DEFAULT) + ")",
+        + ", ".join(cell.shape for cell in COMPARED) + ", or all where there are none of these)",
     )  # fmt: skip
     parser.add_argument(
         "--held-out",
@@ -50,13 +49,8 @@ def run(arguments: argparse.Namespace) -> int:
         ModuleNotFoundError: a package of the extra is missing.
     """
     need("sklearn")
-    words = arguments.cells
-    cells = [cell for cell in CELLS if all(word in cell.shape for word in words)]
-    if not cells:
-        names = ", ".join(cell.shape for cell in CELLS)
-        return refused("select", ValueError(f"no cell has all of {words}; there are {names}"))
     if arguments.tasks < 2:
         return refused("select", ValueError("--tasks: one task has no interval, give two or more"))
     from meta_training.evaluation.selecting import select  # imports PyTorch
 
-    return select(arguments, cells if words else DEFAULT)
+    return select(arguments)

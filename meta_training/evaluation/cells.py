@@ -6,6 +6,7 @@ Knows families and held-out material; knows nothing about methods or models.
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -37,6 +38,18 @@ class Cell:
     wrong_percent: int = 0
     asked: int | None = None
 
+    @classmethod
+    def of(cls, shape: str) -> Cell:
+        """The cell of a shape such as ``label 5-way 3-shot``.
+
+        Raises:
+            ValueError: it is none.
+        """
+        found = re.fullmatch(r"(.+) ([1-9]\d*)-way ([1-9]\d*)-shot", shape)
+        if found is None:
+            raise ValueError(f"no cell is called {shape!r}: write it as label 5-way 3-shot")
+        return cls(found[1], int(found[2]), int(found[3]))
+
     @property
     def shape(self) -> str:
         """Such as ``label 5-way 3-shot``."""
@@ -63,6 +76,10 @@ CELLS = tuple(
     for family, sizes in (("label", (5, 10, 20)), ("house_reply", (1, 3)), ("persona", (3,)))
     for ways in sizes
 )
+
+
+COMPARED = (Cell("label", 5, 5), Cell("house_reply", 1, 5), Cell("house_reply", 3, 5))
+"""What settings and models are compared by where nobody says."""
 
 
 @dataclass(frozen=True)

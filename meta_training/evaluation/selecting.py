@@ -20,7 +20,13 @@ import torch
 from adapters.artifact import Artifact, load_artifact
 from adapters.chat import ChatEncoder
 from meta_training.corpus import load_corpus
-from meta_training.evaluation.cells import Cell, TaskDrawer
+from meta_training.evaluation.cells import (
+    COMPARED,
+    Cell,
+    TaskDrawer,
+    chosen_cells,
+    drawable_cells,
+)
 from meta_training.evaluation.judging import EvaluationError, corpus_of, recipe_of
 from meta_training.evaluation.relative import (
     Losses,
@@ -51,17 +57,18 @@ class Compared:
     cells: dict[str, Relative]
 
 
-def select(arguments: argparse.Namespace, cells: Sequence[Cell]) -> int:
+def select(arguments: argparse.Namespace) -> int:
     """Judge, resume, or only compare; see ``exit_code`` for what is returned."""
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    return exit_code("select", lambda: _select(arguments, cells), EvaluationError, ResultsError)
+    return exit_code("select", lambda: _select(arguments), EvaluationError, ResultsError)
 
 
-def _select(arguments: argparse.Namespace, cells: Sequence[Cell]) -> None:
+def _select(arguments: argparse.Namespace) -> None:
     reference = load_artifact(arguments.reference)
     recipe = recipe_of(reference)
     drawer = _drawer(arguments, reference, recipe)
+    cells = _cells(drawer, arguments.cells)
     results = arguments.results or arguments.reference.parent / "select.jsonl"
     folders = list(dict.fromkeys(arguments.artifacts))
     for folder in folders:  # all of them before hours of work
@@ -100,13 +107,22 @@ def _drawer(arguments: argparse.Namespace, reference: Artifact, recipe: Recipe) 
     if arguments.held_out:
         corpus = corpus_of(reference, arguments.data)
         return held_out_drawer(corpus, reference.tokenizer, arguments.seed)
-    if not recipe.data.validation:
+    corpus = load_corpus(arguments.data, recipe.data, recipe.seed)
+    if not corpus.validation_intents and not corpus.validation_pairs:
         raise EvaluationError(
             f"{arguments.reference}: its recipe names no data.validation, so there are no "
             "validation tasks: take another reference, or --held-out for a last report"
         )
-    corpus = load_corpus(arguments.data, recipe.data, recipe.seed)
     return validation_drawer(corpus, reference.tokenizer, arguments.seed)
+
+
+def _cells(drawer: TaskDrawer, words: Sequence[str]) -> list[Cell]:
+    have = drawable_cells(drawer)
+    usual = [cell for cell in COMPARED if cell in have]
+    try:
+        return usual if usual and not words else chosen_cells(have, words, None, [0])
+    except ValueError as error:
+        raise EvaluationError(str(error)) from error
 
 
 def _check_fair(

@@ -25,7 +25,7 @@ from pydantic import (
     model_validator,
 )
 
-from meta_training.evaluation.cells import CELLS, Cell
+from meta_training.evaluation.cells import COMPARED, Cell
 from meta_training.recipe import (
     BASE_ONLY,
     InnerPart,
@@ -34,15 +34,9 @@ from meta_training.recipe import (
     RecipeError,
     load_recipe,
 )
-from meta_training.tasks.part import FAMILIES
 
 PARTS: Final[Mapping[str, type[BaseModel]]] = {"inner": InnerPart, "outer": OuterPart}
 RECORD: Final = "search.json"  # beside what a search made
-DEFAULT_CELLS: Final = (
-    "label 5-way 5-shot",
-    "house_reply 1-way 5-shot",
-    "house_reply 3-way 5-shot",
-)
 NO_DIFFERENCE: Final = {
     "inner.gate": "the gate is chosen after the outer loop, and trials are judged without it",
 }
@@ -111,7 +105,9 @@ class Plan(_Part):
     trials: int = Field(20, ge=1, description="beside the recipe's own settings")
     seed: int = Field(0, ge=0, lt=2**31, description="of values and validation tasks drawn")
     tasks: int = Field(20, ge=2, description="validation tasks a cell in every judgement")
-    cells: list[str] = Field(list(DEFAULT_CELLS), min_length=1, description="as evaluate has them")
+    cells: list[str] = Field(
+        [cell.shape for cell in COMPARED], min_length=1, description="as evaluate has them"
+    )
     stop: Literal["none", "median", "halving"] = Field(
         "none", description="rule that ends a trial early: Optuna's pruner of that name"
     )
@@ -125,10 +121,8 @@ class Plan(_Part):
     @field_validator("cells")
     @classmethod
     def _known(cls, cells: list[str]) -> list[str]:
-        names = [cell.shape for cell in CELLS]
         for cell in cells:
-            if cell not in names:
-                raise ValueError(f"no cell is called {cell!r}; there are {', '.join(names)}")
+            Cell.of(cell)
         if len(set(cells)) < len(cells):
             raise ValueError("a cell is named twice")
         return cells
@@ -142,7 +136,7 @@ class Plan(_Part):
     @property
     def judged(self) -> tuple[Cell, ...]:
         """The cells of every judgement."""
-        return tuple(cell for cell in CELLS if cell.shape in self.cells)
+        return tuple(map(Cell.of, self.cells))
 
 
 @dataclass(frozen=True)

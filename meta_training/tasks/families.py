@@ -153,6 +153,9 @@ class Families:
             return self.replies(shape, rng, family)
         if family in self._pairs:
             return self.pairs(family, shape, rng)
+        if family != "label" and family not in self._labelled:
+            known = ", ".join(self.names) or "none"
+            raise DataError(f"there is no material for {family}; there is for {known}")
         return self.label(shape, rng, family)
 
     def label(self, shape: Shape, rng: random.Random, family: str = "label") -> Episode:

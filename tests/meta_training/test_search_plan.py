@@ -67,7 +67,7 @@ def test_searches_are_shipped() -> None:
         ({"trials": 0}, "trials: Input should be greater"),
         ({"stop": "median"}, "stop: median needs judge_every"),
         ({"stop": "median", "judge_every": 4}, "judge_every 4 leaves nothing to stop"),
-        ({"cells": ["label 5-way"]}, "no cell is called 'label 5-way'; there are label 5-way 5"),
+        ({"cells": ["label 5-way"]}, "no cell is called 'label 5-way': write it as label"),
         ({"cells": ["label 5-way 5-shot"] * 2}, "a cell is named twice"),
     ],
 )
