@@ -82,6 +82,7 @@ def curves_figure(found: Sequence[Found]) -> Figure | None:
         if not each.whole and points:
             axes.plot([max(points)], [points[max(points)]], "x", color=colour)
     axes.axhline(1.0, ls=":", color=OWN)
+    axes.set_xticks(sorted({step for each in several for step in each.curve}))
     axes.set_xlabel("outer steps")
     axes.set_ylabel("S")
     _scale(axes, found)
@@ -111,15 +112,27 @@ def settings_figure(
             assert each.score is not None
             axes.plot([place], [each.score.mean], "o", color=colour, markerfacecolor=face)
         if isinstance(of, Range):
-            axes.set_xscale("log" if of.log else "linear")
+            _range_axis(axes, of)
         else:
             axes.set_xticks(range(len(of)), [_short(value) for value in of], fontsize=8)
         axes.axhline(1.0, ls=":", color=OWN)
-        share = f", importance {importances[name]:.2f}" if name in importances else ""
+        share = f"\nimportance {importances[name]:.2f}" if name in importances else ""
         axes.set_title(name + share, fontsize=9)
         _scale(axes, tried)
     panels[0].set_ylabel("S")
     return figure
+
+
+def _range_axis(axes: Axes, of: Range) -> None:
+    """From end to end, with these and the middle named."""
+    middle = math.sqrt(of.low * of.high) if of.log else (of.low + of.high) / 2
+    axes.set_xscale("log" if of.log else "linear")
+    axes.minorticks_off()
+    ticks = (of.low, middle, of.high)
+    axes.set_xticks(ticks, [f"{tick:.2g}" for tick in ticks], fontsize=8)
+    beyond = (of.high / of.low) ** 0.05 if of.log else (of.high - of.low) * 0.05
+    ends = (of.low / beyond, of.high * beyond) if of.log else (of.low - beyond, of.high + beyond)
+    axes.set_xlim(*ends)
 
 
 def _drawable(each: Found) -> bool:

@@ -37,6 +37,7 @@ from meta_training.search.plan import (
 JOURNAL: Final = "journal.log"
 NAME: Final = "search"
 REDUCTION: Final = 3  # successive halving: one of so many goes on at each rung
+FEWEST: Final = 8  # trials that importances are told from
 WHY: Final = "why"  # attribute of a trial that failed
 FINISHED: Final = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
@@ -160,10 +161,10 @@ class Study:
         """Share of the scores' variance that each field explains, by fANOVA; {} for few trials.
 
         Hutter et al. 2014, "An efficient approach for assessing hyperparameter importance". Only
-        trials that were not stopped count, and four are the fewest.
+        trials that were not stopped count, of which it takes ``FEWEST``.
         """
         done = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        if len(done) < 4 or len({trial.value for trial in done}) < 2:
+        if len(done) < FEWEST or len({trial.value for trial in done}) < 2:
             return {}
         fields = [name for name in done[0].params if len({t.params[name] for t in done}) > 1]
         evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)

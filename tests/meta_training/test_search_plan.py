@@ -21,7 +21,7 @@ from meta_training.search.plan import (
     load_search,
     value_of,
 )
-from meta_training.search.study import Study
+from meta_training.search.study import FEWEST, Study
 
 SHIPPED = sorted((Path(recipes.__file__).parent / "recipes").glob("search-*.yaml"))
 SPACE: dict[str, Any] = {"inner.rank": [2, 4], "outer.clip": {"low": 0.1, "high": 10, "log": True}}
@@ -258,6 +258,18 @@ def test_halving_lets_one_of_three_go_on(tmp_path: Path) -> None:
         stopped.append(trial.should_prune())
         study.tell(trial, None if stopped[-1] else score)
     assert stopped == [False, True, True, False, True, True]
+
+
+def test_importance_goes_to_what_the_score_depends_on(tmp_path: Path) -> None:
+    study = Study(loaded(tmp_path, sampler="qmc"), _made(tmp_path / "out"))
+    study.tell_reference({})
+    for done in range(12):
+        assert bool(study.importances()) == (done + 1 >= FEWEST)  # the recipe's own are one more
+        trial = study.next()
+        study.tell(trial, 1.0 + study.settings(trial)["outer.clip"])
+    found = study.importances()
+    assert found["outer.clip"] > 0.8
+    assert sum(found.values()) == pytest.approx(1.0)
 
 
 def test_settings_outside_the_space_are_no_trial_that_samplers_learn_from(tmp_path: Path) -> None:
