@@ -8,7 +8,6 @@ import tempfile
 import threading
 import tomllib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import pytest
 import redis
 import yaml
+from dockerfile import read_dockerfile
 from packaging.requirements import Requirement
 
 from server.sessions.binary import find_binary
@@ -25,35 +25,6 @@ ROOT = Path(__file__).parents[1]
 DOCKER = ROOT / "docker"
 TARGETS = ("cpu", "cuda")
 KNOWN = {PREFIX + name.upper() for name in Settings.model_fields} | OTHER_VARIABLES
-
-
-@dataclass
-class Stage:
-    """One FROM of the Dockerfile: what it starts from and its own instructions in order."""
-
-    base: str
-    instructions: list[tuple[str, str]] = field(default_factory=list)
-
-
-def read_dockerfile() -> tuple[dict[str, str], dict[str, Stage]]:
-    """The arguments before the first FROM with their defaults, and the stages by name."""
-    text = (DOCKER / "Dockerfile").read_text()
-    text = re.sub(r"^\s*#.*\n", "", text, flags=re.MULTILINE).replace("\\\n", " ")
-    arguments: dict[str, str] = {}
-    stages: dict[str, Stage] = {}
-    stage: Stage | None = None
-    for line in filter(None, map(str.strip, text.splitlines())):
-        word, rest = line.split(maxsplit=1)
-        if word == "FROM":
-            base, name = rest.split(" AS ")
-            stage = stages[name] = Stage(base)
-        elif stage is None:
-            assert word == "ARG", line
-            key, _, value = rest.partition("=")
-            arguments[key] = value
-        else:
-            stage.instructions.append((word, rest))
-    return arguments, stages
 
 
 def instructions(target: str) -> list[tuple[str, str]]:

@@ -1,7 +1,9 @@
 """Reaching replicas through Serve's deployment handle, with its failures in the ingress' words."""
 
+import asyncio
 import logging
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from typing import Any, Final
 
 from ray.exceptions import RayError
@@ -14,11 +16,12 @@ from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from server.api.carrying import Carried, Messages, Whole, joined
 from server.api.ingress import NoReplica, ReplicaLost
+from server.scale.replica import RANK_HEADER
 
 logger = logging.getLogger(__name__)
 
 ASK_ALL_S: Final = 5.0
-"""How long all replicas together have to say how they are, seconds."""
+"""How long all replicas together have to say how they are, and then one of them, seconds."""
 
 
 class ServeReplicas:
@@ -57,11 +60,22 @@ class ServeReplicas:
             found = await response.results_async(timeout_s=ASK_ALL_S, return_exceptions=True)
         except TimeoutError:
             logger.warning("not every replica says how it is within %g s", ASK_ALL_S)
-            return [(0, joined([m async for part in self.ask(request, None) for m in part]))]
+            return await self._ask_any(request)
         except DeploymentUnavailableError as error:
             logger.warning("no replica answers: %s", error)
             return []
         return sorted((each for each in found if isinstance(each, tuple)), key=lambda one: one[0])
+
+    async def _ask_any(self, request: Carried) -> Sequence[tuple[int, Whole]]:
+        """The answer of one, who may be the one that hangs: then there is none."""
+        try:
+            async with asyncio.timeout(ASK_ALL_S), aclosing(self.ask(request, None)) as parts:
+                one = joined([message async for messages in parts for message in messages])
+        except (TimeoutError, ReplicaLost, NoReplica) as error:
+            logger.warning("nor does one of them: %s", str(error) or f"nothing in {ASK_ALL_S:g} s")
+            return []
+        rank = dict(one.headers).get(RANK_HEADER, b"0")
+        return [(int(rank), one)]
 
 
 def _first_line(error: BaseException) -> str:

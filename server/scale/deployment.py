@@ -36,6 +36,12 @@ class Scale(BaseModel):
         None, ge=0, le=64, description="GPUs of each (default: 1 where there are any)"
     )
 
+    upscale_delay_s: float = Field(
+        30, ge=0, le=86400, description="too many requests for so long start another, seconds"
+    )
+    downscale_delay_s: float = Field(
+        600, ge=0, le=86400, description="few enough requests for so long stop one, seconds"
+    )
     threads: int = Field(0, ge=0, description="CPU threads of each that names none itself")
 
     @model_validator(mode="after")
@@ -91,12 +97,18 @@ def deployment(settings: Settings, scale: Scale) -> Application:
     if scale.max_replicas is None:
         number: dict[str, Any] = {"num_replicas": scale.replicas}
     else:
-        # Counted are the requests that a replica has and those that wait for one.
+        # Counted are the requests that a replica has and those that wait for one: their mean over
+        # Serve's usual half minute, or over what is waited for where that is shorter.
+        look_back_s = min(30.0, max(1.0, scale.upscale_delay_s))
         number = {
             "autoscaling_config": AutoscalingConfig(
                 min_replicas=scale.replicas,
                 max_replicas=scale.max_replicas,
                 target_ongoing_requests=settings.rows,
+                upscale_delay_s=scale.upscale_delay_s,
+                downscale_delay_s=scale.downscale_delay_s,
+                look_back_period_s=look_back_s,
+                metrics_interval_s=look_back_s / 3,
             )
         }
     return serve.deployment(

@@ -11,7 +11,7 @@ import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, redirect_stdout
+from contextlib import AsyncExitStack, asynccontextmanager, redirect_stderr, redirect_stdout
 from functools import partial
 from typing import Any, Final
 
@@ -23,13 +23,13 @@ from server.api.ingress import Ingress
 from server.listener import StartError
 from server.scale.asking import ServeReplicas
 from server.scale.deployment import QUIET, STOP_MARGIN_S, Scale, deployment, graceful_s
+from server.scale.lines import JsonStream
 from server.serving import INTERRUPTED, Stop, server_on
 from server.sessions import EmbeddedRedis, SessionStoreError
 from server.settings import Settings, SettingsError, model_folder
 
 logger = logging.getLogger(__name__)
 
-APPLICATION: Final = "innerloop"
 OBJECT_STORE_BYTES: Final = 100 * 1024**2
 """Of a Ray of our own: requests are small, and what is large in one is bounded by the settings."""
 OWN_CLUSTER: Final = "local"
@@ -44,8 +44,9 @@ def serve_replicas(settings: Settings, listener: socket.socket) -> int:
     """
     logs.configure(settings.log_level, settings.log_format)
     say = partial(print, file=sys.stdout, flush=True)
+    shown = JsonStream(sys.stderr) if settings.log_format == "json" else sys.stderr
     try:
-        with redirect_stdout(sys.stderr):  # where Ray shows what replicas print
+        with redirect_stdout(shown), redirect_stderr(shown):  # where Ray shows what replicas print
             return asyncio.run(_serve(settings, listener, say))
     except SessionStoreError as error:
         raise StartError(str(error)) from error
@@ -54,7 +55,7 @@ def serve_replicas(settings: Settings, listener: socket.socket) -> int:
 async def _serve(settings: Settings, listener: socket.socket, say: Callable[[str], None]) -> int:
     stop = Stop()
     try:
-        async with _replicas(settings) as replicas:
+        async with _replicas(settings, application_of(listener)) as replicas:
             stop.listen()  # Ray took them
             door = Ingress(replicas, settings.max_body_bytes, settings.max_import_bytes)
 
@@ -72,7 +73,7 @@ async def _serve(settings: Settings, listener: socket.socket, say: Callable[[str
 
 
 @asynccontextmanager
-async def _replicas(settings: Settings) -> AsyncIterator[ServeReplicas]:
+async def _replicas(settings: Settings, name: str) -> AsyncIterator[ServeReplicas]:
     """Start Ray, Redis and the replicas; stop them in reverse order."""
     scale = Scale(
         replicas=settings.replicas or 1,
@@ -94,9 +95,9 @@ async def _replicas(settings: Settings) -> AsyncIterator[ServeReplicas]:
             stack.push_async_callback(asyncio.to_thread, redis.stop)
             await asyncio.to_thread(redis.start)
             settings = settings.model_copy(update={"redis_url": redis.url})
-        handle = await asyncio.to_thread(_deploy, settings, scale)
+        handle = await asyncio.to_thread(_deploy, name, settings, scale)
         within_s = graceful_s(settings) + STOP_MARGIN_S
-        stack.push_async_callback(asyncio.to_thread, _end, within_s)
+        stack.push_async_callback(asyncio.to_thread, _end, name, within_s)
         yield ServeReplicas(handle, scale.replicas)
 
 
@@ -112,23 +113,40 @@ def _join(address: str) -> None:
     try:
         ray.init(address, logging_level=logging.ERROR, **own)
     except Exception as error:  # the class that Ray itself raises after 30 s of a busy machine
-        raise StartError(f"Ray at {address!r} cannot be used: {error}") from error
+        told = f"Ray at {address!r} cannot be used: {error}"
+        if address != OWN_CLUSTER and "RAY_AUTH_MODE" not in os.environ:
+            told += "; where the cluster asks for a token, set RAY_AUTH_MODE=token and have it here"
+        raise StartError(told) from error
 
 
-def _deploy(settings: Settings, scale: Scale) -> Any:
+def application_of(listener: socket.socket) -> str:
+    """What the replicas behind this socket are called on their cluster.
+
+    No two servers that run have the same; one that was killed, and left its replicas on a cluster
+    that is not its own, gets them back when it is started again.
+    """
+    host, port = listener.getsockname()[:2]
+    return f"innerloop-{socket.gethostname()}-{host}-{port}"
+
+
+def _deploy(name: str, settings: Settings, scale: Scale) -> Any:
     """Have Serve start the replicas, and wait until they answer.
 
     Raises:
         StartError: they do not start, with the reason of one of them.
     """
+    told = logging.getLogger("ray.serve")
+    told.setLevel(logging.WARNING)
+    told.handlers, told.propagate = [], True  # into our log, in its form
     serve.start(proxy_location="Disabled", logging_config=QUIET)
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     application = deployment(settings, scale)
+    if name in serve.status().applications:
+        logger.warning("taking over the replicas that a server killed at this address left")
     try:
-        return serve.run(application, name=APPLICATION, route_prefix=None)
+        return serve.run(application, name=name, route_prefix=None)
     except RuntimeError as error:
-        told = serve.status().applications[APPLICATION].deployments["Replica"].message
-        serve.delete(APPLICATION)
+        told = serve.status().applications[name].deployments["Replica"].message
+        serve.delete(name)
         raise StartError(f"the replicas do not start: {_reason(told)}") from error
 
 
@@ -139,9 +157,9 @@ def _reason(told: str) -> str:
     return named[-1] if named else " ".join(lines)
 
 
-def _end(within_s: float) -> None:
+def _end(name: str, within_s: float) -> None:
     """Stop the replicas once they are done with what they have."""
-    serve.delete(APPLICATION, _blocking=False)  # blocking, it gives up after a minute
+    serve.delete(name, _blocking=False)  # blocking, it gives up after a minute
     until_s = time.monotonic() + within_s
-    while APPLICATION in serve.status().applications and time.monotonic() < until_s:
+    while name in serve.status().applications and time.monotonic() < until_s:
         time.sleep(0.2)

@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -155,6 +156,27 @@ def test_who_leaves_a_stream_leaves_the_replica_too(server: Server) -> None:
                     assert next(stream.iter_lines()).startswith("id: ")
                     break
             time.sleep(0.05)
+
+
+def test_replicas_that_stand_still_are_told_of_and_not_waited_for(
+    server: Server, folder: Path
+) -> None:
+    found: dict[str, int] = {}
+    while len(found) < 2:
+        session = f"still-{time.monotonic_ns()}"
+        rank = ask(server.http, session).headers[RANK]
+        found[rank] = found.get(rank) or pid_of(folder / "log", session)
+    for pid in found.values():
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        told = server.http.get("/readyz")
+    finally:
+        for pid in found.values():
+            with suppress(ProcessLookupError):  # Serve may have replaced it
+                os.kill(pid, signal.SIGCONT)
+    assert told.status_code == 503
+    assert "no replica answers" in told.json()["detail"]
+    readiness(server.http)
 
 
 def test_a_replica_killed_in_the_midst_loses_nothing(server: Server, folder: Path) -> None:

@@ -1,5 +1,7 @@
 """How many replicas fit, who gets a request, and which configuration files are refused."""
 
+import io
+import json
 from pathlib import Path
 
 import pytest
@@ -9,8 +11,11 @@ from hypothesis import strategies as st
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'innerloop[ray]'")
 
+from server.listener import listen
 from server.scale.deployment import Scale
+from server.scale.driver import application_of
 from server.scale.file import Arguments, build, check_file
+from server.scale.lines import JsonStream
 from server.scale.routing import spilled
 from server.settings import Settings, SettingsError
 
@@ -127,3 +132,30 @@ def test_an_application_is_refused_before_it_is_deployed(
 def test_its_settings_are_those_of_the_server() -> None:
     (application,) = yaml.safe_load(SERVE_FILE.read_text())["applications"]
     assert set(application["args"]["settings"]) <= set(Settings.model_fields)
+
+
+def test_a_log_of_several_processes_is_one_of_json_objects() -> None:
+    out = io.StringIO()
+    shown = JsonStream(out)
+    said = {"time": "t", "level": "info", "logger": "server.access", "message": "GET (pid=3) x"}
+    print(f"(ServeReplica:innerloop:Replica pid=7, ip=10.0.0.2) {json.dumps(said)}", file=shown)
+    print("(ServeReplica:innerloop:Replica pid=7) Fatal Python error: Aborted", file=shown)
+    print("no object and", "of nobody", file=shown, end="\n\n")
+    shown.write("half a")
+    shown.flush()
+    shown.write(" line\n")
+    lines = [json.loads(line) for line in out.getvalue().splitlines()]
+    assert lines[0] == said | {"process": "ServeReplica:innerloop:Replica pid=7, ip=10.0.0.2"}
+    assert lines[1]["process"] == "ServeReplica:innerloop:Replica pid=7"
+    assert [line["message"] for line in lines[1:]] == [
+        "Fatal Python error: Aborted",
+        "no object and of nobody",
+        "half a line",
+    ]
+    assert all({"time", "level", "logger", "message"} <= set(line) for line in lines)
+
+
+def test_servers_on_one_cluster_have_names_of_their_own() -> None:
+    with listen("127.0.0.1", 0) as one, listen("127.0.0.1", 0) as other:
+        assert application_of(one) == application_of(one) != application_of(other)
+        assert str(one.getsockname()[1]) in application_of(one)
