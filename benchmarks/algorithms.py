@@ -31,7 +31,7 @@ from meta_training.classifier import Inputs, Labelled, WeightClassifier, lay_out
 from meta_training.classify import adapt_classifier, train_classifier
 from meta_training.recipe import InnerPart, OuterPart
 from meta_training.tasks.classes import ClassEpisodes, Text
-from meta_training.tasks.families import Shape
+from meta_training.tasks.episodes import Shape
 from meta_training.tasks.sources import DataError, Intent, load_intents
 
 WAYS, SHOTS, QUERIES, STEPS = 5, 5, 5, 3

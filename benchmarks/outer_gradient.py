@@ -24,7 +24,8 @@ from meta_training.algorithms.maml import Maml
 from meta_training.language import lay_out
 from meta_training.learner import Learner
 from meta_training.tasks.batches import Batch, Unrelated, encode_batch, encode_turn
-from meta_training.tasks.families import Families, Shape, Turn
+from meta_training.tasks.episodes import Shape, Turn
+from meta_training.tasks.families import Families
 from meta_training.tasks.sources import DataError, load_intents
 from server.settings import MODELS
 

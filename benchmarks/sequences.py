@@ -25,7 +25,7 @@ from meta_training.evaluation.intervals import interval
 from meta_training.evaluation.judge import Judge
 from meta_training.learner import Learner
 from meta_training.tasks.batches import encode_turn
-from meta_training.tasks.families import Turn
+from meta_training.tasks.episodes import Turn
 
 STREAMS = {"replies": Cell("house_reply", 8, 16), "labels": Cell("label", 16, 8)}
 """128 items each: eight answers by 16 wordings, or sixteen labels by eight."""

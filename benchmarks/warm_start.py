@@ -27,7 +27,7 @@ from meta_training.evaluation.judging import EvaluationError, corpus_of
 from meta_training.learner import Learner
 from meta_training.pipeline import make_families, validation_drawer
 from meta_training.tasks.batches import encode_turn
-from meta_training.tasks.families import unrelated_questions
+from meta_training.tasks.episodes import unrelated_questions
 from meta_training.tasks.sources import DataError
 from meta_training.warm_start import KnownTasks, task_key, warm_start
 from server.settings import MODELS

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from adapters.prefix import pad
 from meta_training.recipe import EmbedPart
-from meta_training.tasks.families import kind_of
+from meta_training.tasks.episodes import kind_of
 from meta_training.tasks.sources import DataError, Intent
 
 MEAN_LAYERS = (0, 1)  # whose states, averaged over a prompt, tell questions apart by their words

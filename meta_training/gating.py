@@ -25,7 +25,7 @@ from meta_training.corpus import Corpus
 from meta_training.evaluation.cells import Cell, Task, TaskDrawer
 from meta_training.evaluation.judge import Judge
 from meta_training.learner import Learner
-from meta_training.tasks.families import unrelated_questions
+from meta_training.tasks.episodes import unrelated_questions
 from meta_training.tasks.sources import DataError, Intent
 
 WAYS = (1, 3, 5)

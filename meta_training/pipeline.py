@@ -30,7 +30,8 @@ from meta_training.recipe import InnerPart, Recipe, RecipeError
 from meta_training.record import keep_record
 from meta_training.tasks.batches import UnrelatedPool
 from meta_training.tasks.difficulty import Difficulty
-from meta_training.tasks.families import Families, as_intent, unrelated_questions
+from meta_training.tasks.episodes import as_intent, unrelated_questions
+from meta_training.tasks.families import Families
 from meta_training.tasks.neighbours import neighbour_intents, short_turns
 from meta_training.tasks.sampler import EpisodeSampler
 from meta_training.tasks.sources import DataError, Intent, PairTask, PersonaGroup

@@ -19,7 +19,7 @@ from benchmarks.sequences import Follower, Stream
 from benchmarks.trial import Record, Trial
 from meta_training.evaluation.cells import Cell, Task
 from meta_training.learner import Learner
-from meta_training.tasks.families import Episode, Turn
+from meta_training.tasks.episodes import Episode, Turn
 from server.settings import MODELS
 
 

@@ -12,7 +12,7 @@ from benchmarks import poison
 from benchmarks.poison import Poisoner
 from benchmarks.signals import Signals
 from meta_training.evaluation.cells import Cell, Task
-from meta_training.tasks.families import Episode, Turn
+from meta_training.tasks.episodes import Episode, Turn
 from server.settings import MODELS
 
 QUESTIONS = [f"{verb} {thing}" for verb in ("where is", "I want") for thing in "abcdefghij"]

@@ -11,13 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from meta_training.corpus import Corpus
-from meta_training.tasks.families import (
-    Episode,
-    Families,
-    Shape,
-    mistaught,
-    unrelated_questions,
-)
+from meta_training.tasks.episodes import Episode, Shape, mistaught, unrelated_questions
+from meta_training.tasks.families import Families
 from meta_training.tasks.sources import DataError
 
 UNRELATED_PER_EPISODE = 6

@@ -32,7 +32,7 @@ from adapters.support import Example, Support, Turns, make_turns
 from meta_training.evaluation.cells import Task
 from meta_training.learner import Learner, correct_rows, summaries_of
 from meta_training.tasks.batches import encode_turn
-from meta_training.tasks.families import Turn
+from meta_training.tasks.episodes import Turn
 
 ANSWER_TOKENS = 24  # of the untaught model's greedy answer, compared as a whole
 

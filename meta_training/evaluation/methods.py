@@ -23,7 +23,7 @@ from meta_training.evaluation.judge import Judge, Scores
 from meta_training.evaluation.report import right_figure
 from meta_training.learner import Learner
 from meta_training.tasks.batches import encode_turn
-from meta_training.tasks.families import Turn
+from meta_training.tasks.episodes import Turn
 
 LEARNING_RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 TUNING_CELLS = (Cell("label", 5, 5), Cell("house_reply", 1, 5))  # where there are such

@@ -12,7 +12,7 @@ from typing import Any
 
 from adapters.chat import ChatEncoder, user_turn
 from adapters.support import Example
-from meta_training.tasks.families import Episode, Turn
+from meta_training.tasks.episodes import Episode, Turn
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from meta_training.classifier import Inputs, Labelled
-from meta_training.tasks.families import Shape
+from meta_training.tasks.episodes import Shape
 from meta_training.tasks.sources import DataError, read_table
 
 Text = tuple[str, ...]  # one sentence, or the two of a pair

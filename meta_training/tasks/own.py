@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import random
 import re
-import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from meta_training.tasks.formats import format_tasks
-from meta_training.tasks.part import BLANK, FORMS, TaskPart
+from meta_training.tasks.part import TaskPart
+from meta_training.tasks.rows import Row, rows_of
 from meta_training.tasks.sources import (
     DataError,
     Dialogue,
@@ -25,9 +25,7 @@ from meta_training.tasks.sources import (
     Pair,
     PairTask,
     dialogue_turns,
-    read_table,
 )
-from meta_training.tasks.sources import field as text_field
 
 Use = Literal["train", "validation", "held_out"]
 LEAST_PAIRS = 2  # of a task: one to learn from and one to ask
@@ -41,34 +39,6 @@ class Material:
     intents: list[Intent] = field(default_factory=list)
     pairs: list[PairTask] = field(default_factory=list)
     dialogues: list[Dialogue] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Row:
-    """A row of a file, its fields renamed as the form has them."""
-
-    values: dict[str, Any]
-    path: Path
-    line: int
-
-    def text(self, name: str) -> str:
-        """A field that must be there.
-
-        Raises:
-            DataError: it is missing or no text; names file, line and field.
-        """
-        value = self.values.get(name)
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            return str(value)  # numbered labels
-        return text_field(self.values, name, self.path, self.line)
-
-    def asked(self, part: TaskPart, name: str) -> str:
-        """The field ``name``, or other columns, as ``part`` asks it."""
-        return BLANK.sub(lambda blank: self.text(blank[1] or name), part.prompt)
-
-    def optional(self, name: str, default: str) -> str:
-        """A field that may be left out."""
-        return default if self.values.get(name) is None else self.text(name)
 
 
 def load_tasks(folder: Path, parts: Sequence[TaskPart], seed: int) -> dict[Use, Material]:
@@ -95,7 +65,7 @@ def _read_intents(
 ) -> None:
     questions: dict[tuple[str, str], dict[str, None]] = defaultdict(dict)
     group = "answer" if part.form == "replies" else "label"
-    for row in _rows(folder, part, source):
+    for row in rows_of(folder, part, source):
         key = (row.optional("domain", source), row.text(group))
         text = row.asked(part, "text")
         questions[key][text] = None
@@ -118,7 +88,7 @@ def _read_pairs(
 ) -> None:
     tasks: dict[str, list[Pair]] = defaultdict(list)
     answer = "chosen" if part.form == "preferences" else "completion"
-    for row in _rows(folder, part, source):
+    for row in rows_of(folder, part, source):
         rejected = row.text("rejected") if part.form == "preferences" else ""
         pattern = row.optional("pattern", "") if part.form == "pairs" else ""
         _check_pattern(pattern, row)
@@ -131,7 +101,7 @@ def _read_parallel(
     folder: Path, part: TaskPart, source: str, seed: int, found: dict[Use, Material]
 ) -> None:
     said: dict[str, dict[str, str]] = defaultdict(dict)  # id -> language -> text
-    for row in _rows(folder, part, source):
+    for row in rows_of(folder, part, source):
         said[row.text("id")].setdefault(row.text("lang"), row.text("text"))
     tasks: dict[str, list[Pair]] = defaultdict(list)
     for texts in said.values():
@@ -146,7 +116,7 @@ def _read_parallel(
 def _read_formats(
     folder: Path, part: TaskPart, source: str, seed: int, found: dict[Use, Material]
 ) -> None:
-    rows = _rows(folder, part, source)
+    rows = rows_of(folder, part, source)
     said = [(row.asked(part, "prompt"), row.text("completion")) for row in rows]
     _keep_pairs(format_tasks(said, seed), part, source, seed, found)
 
@@ -155,7 +125,7 @@ def _read_dialogues(
     folder: Path, part: TaskPart, source: str, seed: int, found: dict[Use, Material]
 ) -> None:
     domains: dict[str, list[Dialogue]] = defaultdict(list)
-    for row in _rows(folder, part, source):
+    for row in rows_of(folder, part, source):
         turns = dialogue_turns(row.values, row.path, row.line)
         if all(len(text.split()) <= part.longest_words for _, text in turns):
             domain = row.optional("domain", source)
@@ -208,70 +178,6 @@ _READERS: dict[str, _Reader] = {
 def as_typed(text: str) -> str:
     """``text`` as people type it: no capitals, no punctuation."""
     return " ".join(TYPED.sub(" ", text).lower().split())
-
-
-def _rows(folder: Path, part: TaskPart, source: str) -> Iterator[Row]:
-    """The rows that count, of a length that fits; tells how many were too long."""
-    renamed = {column: name for name, column in part.columns.items()}
-    allowed = {
-        column: {values} if isinstance(values, str) else set(values)
-        for column, values in part.where.items()
-    }
-    path = Path(part.place) if part.path is None else folder / part.path
-    fields = [name.strip("[]") for name in FORMS[part.form]]
-    long = seen = 0
-    for line, values in read_table(path) if part.path else _dataset_rows(folder, part):
-        if any(str(values.get(column)) not in wanted for column, wanted in allowed.items()):
-            continue
-        seen += 1
-        row = {**values, **{renamed[c]: v for c, v in values.items() if c in renamed}}
-        texts = [row[name] for name in fields if isinstance(row.get(name), str)]
-        if any(len(text.split()) > part.longest_words for text in texts):
-            long += 1
-            continue
-        yield Row(row, path, line)
-    if not seen:
-        raise DataError(f"{path}: no row has {part.where or 'anything in it'}")
-    if long:
-        print(
-            f"{source}: {long} of {seen} rows left out, longer than {part.longest_words} words "
-            "(longest_words)",
-            file=sys.stderr,
-        )
-
-
-def _dataset_rows(folder: Path, part: TaskPart) -> Iterator[tuple[int, dict[str, Any]]]:
-    try:
-        from datasets import ClassLabel, load_dataset
-    except ModuleNotFoundError as error:
-        raise DataError(
-            f"{part.place} is a Hugging Face dataset: pip install 'innerloop[datasets]' to read it"
-        ) from error
-    assert part.dataset is not None
-    local = folder / part.dataset
-    try:
-        dataset = load_dataset(
-            str(local) if local.is_dir() else part.dataset, part.config, split=part.split
-        )
-    except Exception as error:  # the library raises anything, from ConnectionError to ValueError
-        raise DataError(
-            f"the dataset {part.place} (config {part.config}, split {part.split}) cannot be "
-            f"loaded: {type(error).__name__}: {error}"
-        ) from error
-    names = {
-        column: feature.names
-        for column, feature in dataset.features.items()
-        if isinstance(feature, ClassLabel)
-    }
-    for line, row in enumerate(dataset, 1):
-        # GLUE's test splits have -1 for what is not told.
-        yield (
-            line,
-            {
-                c: names[c][v] if c in names and v is not None and v >= 0 else v
-                for c, v in row.items()
-            },
-        )
 
 
 def _split(groups: Sequence[tuple[str, str]], part: TaskPart, source: str, seed: int) -> list[Use]:

@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping
 from adapters.chat import ChatEncoder
 from meta_training.tasks.batches import Batch, UnrelatedPool, encode_batch
 from meta_training.tasks.difficulty import Difficulty
-from meta_training.tasks.families import Episode, Families, Shape, mistaught
+from meta_training.tasks.episodes import Episode, Shape, mistaught
+from meta_training.tasks.families import Families
 from meta_training.tasks.sources import DataError
 
 # Longest replies of a batch, in tokens: one band a batch keeps rows about equally long.

@@ -16,7 +16,8 @@ from adapters.support import Example
 from meta_training.corpus import Corpus
 from meta_training.pipeline import label_words, token_counts
 from meta_training.tasks.batches import UnrelatedPool, encode_batch
-from meta_training.tasks.families import Families, Shape, unrelated_questions
+from meta_training.tasks.episodes import Shape, unrelated_questions
+from meta_training.tasks.families import Families
 from meta_training.tasks.sampler import BATCH_ROWS, EpisodeSampler
 
 PROPERTY = settings(

@@ -41,7 +41,8 @@ from meta_training.evaluation.methods import (
 )
 from meta_training.learner import Learner
 from meta_training.pipeline import label_words, token_counts
-from meta_training.tasks.families import Episode, Families, Turn, unrelated_questions
+from meta_training.tasks.episodes import Episode, Turn, unrelated_questions
+from meta_training.tasks.families import Families
 from meta_training.tasks.sources import DataError
 
 PROPERTY = settings(

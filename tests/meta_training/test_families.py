@@ -12,13 +12,8 @@ from transformers import PreTrainedTokenizerFast
 
 from meta_training.corpus import Corpus
 from meta_training.pipeline import label_words, token_counts
-from meta_training.tasks.families import (
-    Episode,
-    Families,
-    Shape,
-    kind_of,
-    unrelated_questions,
-)
+from meta_training.tasks.episodes import Episode, Shape, kind_of, unrelated_questions
+from meta_training.tasks.families import Families
 from meta_training.tasks.sources import DataError, Intent, PersonaGroup
 
 SEEDS = st.integers(0, 2**32)

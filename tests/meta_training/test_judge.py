@@ -24,7 +24,7 @@ from meta_training.evaluation.cells import Task
 from meta_training.evaluation.intervals import interval
 from meta_training.evaluation.judge import ANSWER_TOKENS, Judge
 from meta_training.learner import Learner
-from meta_training.tasks.families import Episode, Turn
+from meta_training.tasks.episodes import Episode, Turn
 
 UNRELATED = ("Where is the lamp?", "Can you dance?", "please print an invoice", "Thank you.")
 NUDGES = (0.12, 0.3)  # of two sessions: one changes few answers, one changes most

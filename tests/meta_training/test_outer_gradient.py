@@ -23,7 +23,7 @@ from meta_training.algorithms.unrolled import unrolled
 from meta_training.contrast import contrastive_loss
 from meta_training.language import lay_out
 from meta_training.tasks.batches import Batch, Unrelated, encode_batch
-from meta_training.tasks.families import Episode, Turn
+from meta_training.tasks.episodes import Episode, Turn
 from meta_training.tokenizer import train_tokenizer
 
 STEP = 1e-7  # of the central differences

@@ -12,7 +12,8 @@ from mini_data import write_rows
 
 from meta_training.corpus import held_out_only, load_corpus
 from meta_training.recipe import DataPart, Recipe
-from meta_training.tasks.families import Families, Shape
+from meta_training.tasks.episodes import Shape
+from meta_training.tasks.families import Families
 from meta_training.tasks.formats import format_tasks
 from meta_training.tasks.own import Material, as_typed, load_tasks
 from meta_training.tasks.part import FORMS, TaskPart

@@ -24,7 +24,7 @@ from meta_training.evaluation.relative import (
     relative,
 )
 from meta_training.learner import Learner
-from meta_training.tasks.families import Episode, Turn
+from meta_training.tasks.episodes import Episode, Turn
 
 REFERENCE = {("a", 0): 1.0, ("a", 1): 2.0, ("b", 0): 4.0, ("b", 1): 0.5}
 OWN = {("a", 0): 0.5, ("a", 1): 3.0, ("b", 0): 4.0, ("b", 1): 0.25}

@@ -14,7 +14,8 @@ from mini_run import meta_train
 from meta_training.algorithms.agreement import agreement, give_gradient, take_gradient
 from meta_training.recipe import Recipe
 from meta_training.tasks.difficulty import LEAST, MOST, Difficulty
-from meta_training.tasks.families import Families, Shape, kind_of
+from meta_training.tasks.episodes import Shape, kind_of
+from meta_training.tasks.families import Families
 from meta_training.tasks.sources import Intent
 
 

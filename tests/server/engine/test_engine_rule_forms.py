@@ -16,7 +16,7 @@ from adapters.state import Tensors, take
 from meta_training.language import lay_out
 from meta_training.learner import Learner
 from meta_training.tasks.batches import encode_batch
-from meta_training.tasks.families import Episode, Turn
+from meta_training.tasks.episodes import Episode, Turn
 from server.engine import AdaptRequest, Candidate
 
 TAUGHT = (("Where is my order?", "On its way."), ("Is my order lost?", "No, on its way."))
