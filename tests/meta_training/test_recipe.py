@@ -11,7 +11,11 @@ from meta_training import recipe as room
 from meta_training.recipe import Recipe, RecipeError, load_recipe
 from meta_training.record import keep_record
 
-SHIPPED = sorted((Path(room.__file__).parent / "recipes").glob("innerloop-*.yaml"))
+SHIPPED = [
+    path
+    for path in sorted((Path(room.__file__).parent / "recipes").glob("*.yaml"))
+    if not path.name.startswith("search-")
+]
 
 
 def refused(tmp_path: Path, content: str | bytes) -> str:
