@@ -186,34 +186,33 @@ def ready(http: httpx.Client) -> int:
     return int(answer.json().get("replicas_ready", 0)) if answer.status_code == 200 else 0
 
 
-def places(http: httpx.Client, session: str, together: int, tokens: int) -> list[str]:
-    """Which replicas answer a session's simultaneous requests, the first to be sent first."""
-    body = {"session_id": session, "prompt": "Hello?", "min_tokens": tokens, "max_tokens": tokens}
+def places(http: httpx.Client, session: str, together: int) -> list[str]:
+    """Which replicas get a session's requests, each sent while those before it are under way.
 
-    def ask() -> str:
-        answer = http.post("/generate", json=body)
-        assert answer.status_code == 200, answer.text
-        return str(answer.headers[RANK])
-
-    with ThreadPoolExecutor(together) as pool:
-        work = []
+    They are listeners, which stay; a session has eight at most.
+    """
+    with ExitStack() as stack:
+        found = []
         for _ in range(together):
-            work.append(pool.submit(ask))
-            time.sleep(0.1)  # the router hears of each before the next
-        return [one.result() for one in work]
+            stream = stack.enter_context(http.stream("GET", f"/sessions/{session}/events"))
+            assert stream.status_code == 200, stream.read()
+            next(stream.iter_lines())
+            found.append(str(stream.headers[RANK]))
+    return found
 
 
 def spill(http: httpx.Client, rows: int, rounds: int) -> None:
-    print(f"one session's simultaneous requests, 3 replicas of {rows} rows, by place on the ring")
-    for together in (rows, 2 * rows, 3 * rows, 4 * rows):
-        seen: Counter[int] = Counter()
-        for number in range(rounds):
-            session = f"spill-{number}"
-            ring = list(dict.fromkeys(places(http, session, 3 * rows, 48)))
-            found = places(http, session, together, 48)
-            seen.update(ring.index(rank) if rank in ring else -1 for rank in found)
-        told = ", ".join(f"{k}: {v}" for k, v in sorted(seen.items()))
-        print(f"  {together} together, {rounds} sessions: {told}")
+    print(
+        f"one session's simultaneous requests, 3 replicas of {rows} rows: place of each on the ring"
+    )
+    seen: Counter[str] = Counter()
+    for number in range(rounds):
+        found = places(http, f"spill-{number}", 8)
+        ring = list(dict.fromkeys(found))
+        seen[" ".join(str(ring.index(rank)) for rank in found)] += 1
+        time.sleep(6)  # those that left are noticed
+    for told, count in seen.most_common():
+        print(f"  {count} of {rounds} sessions: {told}")
 
 
 def scale(http: httpx.Client) -> None:
