@@ -196,7 +196,9 @@ def places(http: httpx.Client, session: str, together: int) -> list[str]:
         for _ in range(together):
             stream = stack.enter_context(http.stream("GET", f"/sessions/{session}/events"))
             assert stream.status_code == 200, stream.read()
-            next(stream.iter_lines())
+            lines = stream.iter_lines()
+            next(lines)
+            stack.callback(lines.close)  # let go of, it would leave at once
             found.append(str(stream.headers[RANK]))
     return found
 

@@ -5,7 +5,6 @@ on top of Serve's ring. Departures from the paper: a replica with few requests i
 and where all are, the order of the ring holds. Loads are what this router knows of: its own.
 """
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, TypeVar
 
@@ -38,23 +37,6 @@ class BoundedRouter(ConsistentHashRouter):  # type: ignore[misc]  # Ray's base h
         super().initialize_state(**others)
         self._few = few
         self._load_factor = load_factor
-        self._under_way: Counter[Any] = Counter()
-
-    # Serve tells of every request, and keeps no count itself but in its strict mode.
-    def on_send_request(self, replica_id: Any) -> None:
-        """Count a request that goes to a replica."""
-        super().on_send_request(replica_id)
-        self._under_way[replica_id] += 1
-
-    def decrement_queue_len_cache(self, replica_id: Any) -> None:
-        """Count a request that has ended, however it did."""
-        super().decrement_queue_len_cache(replica_id)
-        self._under_way[replica_id] = max(0, self._under_way[replica_id] - 1)
-
-    def on_new_queue_len_info(self, replica_id: Any, num_ongoing_requests: int) -> None:
-        """Take the replica's own count, which it tells in Serve's strict mode."""
-        super().on_new_queue_len_info(replica_id, num_ongoing_requests)
-        self._under_way[replica_id] = num_ongoing_requests
 
     async def choose_replicas(
         self,
@@ -63,9 +45,10 @@ class BoundedRouter(ConsistentHashRouter):  # type: ignore[misc]  # Ray's base h
     ) -> list[list[RunningReplica]]:
         """The session's replicas in the order in which they are to be tried."""
         ranked = await super().choose_replicas(candidate_replicas, pending_request)
-        names = [replica.replica_id for replica in candidate_replicas]
-        self._under_way = Counter({name: self._under_way[name] for name in names})
-        loads = dict(self._under_way)
+        loads = {
+            replica.replica_id: self.replica_queue_len_cache.get(replica.replica_id) or 0
+            for replica in candidate_replicas
+        }
         if any(len(rank) != 1 for rank in ranked):  # nobody in particular is meant
             return list(ranked)
         by_id = {rank[0].replica_id: rank for rank in ranked}
