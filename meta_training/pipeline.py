@@ -22,7 +22,7 @@ from meta_training.base_lora import add_base_lora
 from meta_training.contrast import QuestionDraws
 from meta_training.corpus import Corpus, load_corpus
 from meta_training.embed import embed
-from meta_training.evaluation.cells import TaskDrawer, held_out_questions
+from meta_training.evaluation.cells import TaskDrawer, drawable_cells, held_out_questions
 from meta_training.gating import calibrate_gate, calibrate_memory, gate_intents
 from meta_training.learner import Learner
 from meta_training.pretrain import TextRows, pretrain
@@ -199,6 +199,19 @@ def _check_fit(recipe: Recipe, corpus: Corpus, tokenizer: PreTrainedTokenizerBas
             encoder.completion(text)
         except PromptError as error:
             raise DataError(f"data.tasks: the text {text[:80]!r}: {error}") from error
+    if recipe.data.tasks:
+        _tell_unjudged(recipe, held_out_drawer(corpus, tokenizer, recipe.seed))
+
+
+def _tell_unjudged(recipe: Recipe, drawer: TaskDrawer) -> None:
+    judged = {cell.family for cell in drawable_cells(drawer)}
+    unjudged = [name for name in recipe.outer.families if name not in judged]
+    if unjudged:
+        print(
+            f"too little is held out to judge {', '.join(unjudged)} by: raise held_out of its "
+            "data.tasks, or the report will not have it",
+            file=sys.stderr,
+        )
 
 
 def make_families(

@@ -111,7 +111,10 @@ class PretrainPart(_Part):
 class EmbedPart(_Part):
     """Contrastive pass over intents and loose turns, with language modelling beside it."""
 
-    steps: int = Field(500, description="optimizer steps; 0 leaves the stage out")
+    steps: int = Field(
+        500,
+        description="optimizer steps; 0, and no word where all tasks are one's own, leaves it out",
+    )
     kinds: int = Field(48, description="kinds of question a step")
     questions_per_kind: int = 3
     views: int = Field(40, description="turns seen twice a step, each time with words left out")
@@ -241,6 +244,7 @@ class Recipe(_Part):
                 own = [part.family_name for part in parts if part.held_out != 1.0]
                 public = PUBLIC_FAMILIES if data.get("public") else {}
                 filled["outer"] = {"families": public | dict.fromkeys(own, 1.0)}
+                filled |= {} if public else {"embed": {"steps": 0}}
             told = {name: values | (content.get(name) or {}) for name, values in filled.items()}
         except (AttributeError, TypeError, ValueError):
             return content  # refused by name, each at its place

@@ -95,6 +95,8 @@ class Families:
                 place = _place(intent, family in self._answered)
                 sizes.setdefault(place, []).append(len(intent.questions))
         ways = min(shape.ways, max(map(len, sizes.values()), default=shape.ways))
+        if self.picks(family):
+            ways = min(ways, max(1, len(self._words) // 2))  # two words a label, at most
         enough = [sorted(s)[-ways] for s in sizes.values() if len(s) >= ways]
         shots = min(shape.shots, max(enough, default=shape.shots + 1) - 1)
         return replace(shape, ways=ways, shots=shots)

@@ -28,7 +28,6 @@ OWN = [
 RECIPE: dict[str, Any] = {
     "name": "own",
     "data": {"tasks": OWN},
-    "embed": {"steps": 0},
     "inner": {"rank": 2, "steps": 2, "anchors": 0, "gate": False},
     "outer": {"steps": 3, "tasks": 2, "language_rows": 1, "warmup_steps": 1},
 }
@@ -123,9 +122,18 @@ def test_a_finished_run_is_not_made_again(
     before = (run / "maml" / "artifact" / "model.safetensors").stat().st_mtime_ns
     assert train(own_data, base, run) == 0
     assert (run / "maml" / "artifact" / "model.safetensors").stat().st_mtime_ns == before
-    other = {"tasks": OWN[:1]}
+    assert "too little is held out" not in capsys.readouterr().err
+    other = {"tasks": [OWN[0] | {"held_out": 0.0}]}
     assert train(own_data, base, run, data=other) == 2
     assert "was made with data.tasks" in capsys.readouterr().err
+
+
+def test_what_the_report_will_not_have_is_told_before_training(
+    own_data: Path, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = {"tasks": [OWN[0] | {"held_out": 0.0}, *OWN[1:]]}
+    assert train(own_data, base, tmp_path, data=kept) == 0
+    assert "too little is held out to judge label by" in capsys.readouterr().err
 
 
 def test_it_is_judged_on_what_its_recipe_held_out(run: Path, own_data: Path) -> None:

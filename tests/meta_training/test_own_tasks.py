@@ -17,7 +17,7 @@ from meta_training.tasks.families import Families
 from meta_training.tasks.formats import format_tasks
 from meta_training.tasks.own import Material, as_typed, load_tasks
 from meta_training.tasks.part import FORMS, TaskPart
-from meta_training.tasks.sources import DataError
+from meta_training.tasks.sources import DataError, Intent, Pair, PairTask
 
 QUESTIONS = [f"how do I {verb} it number {i}" for i in range(6) for verb in ("send", "fix")]
 
@@ -224,6 +224,15 @@ def test_what_is_wrong_with_a_file_is_named(
 def test_a_missing_file_says_where_it_was_looked_for(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"(?s)own\.jsonl is missing: .* give --data"):
         load_tasks(tmp_path, [part()], seed=0)
+
+
+def test_episodes_are_no_larger_than_the_material() -> None:
+    intents = [Intent("s", "d", str(n), tuple(f"{n} {i}" for i in range(n + 2))) for n in range(5)]
+    families = Families(intents, [], [], ["one", "two", "three", "four", "five", "six"], [])
+    assert families.fitting("label", Shape(20, 5, 1)) == Shape(3, 3, 1), "words, then questions"
+    tasks = [PairTask("f", "s", str(n), (Pair("a", "b"),) * (n + 2)) for n in range(3)]
+    pairs = Families([], [], [], [], [], tasks)
+    assert pairs.fitting("f", Shape(5, 9, 3)) == Shape(1, 3, 3)
 
 
 def test_what_is_too_long_is_left_out_and_told(

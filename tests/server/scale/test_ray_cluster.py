@@ -107,12 +107,17 @@ def test_what_a_full_replica_has_no_room_for_goes_to_the_next(deployed: Deployed
 
 
 def door(
-    stack: ExitStack, model: Path, folder: Path, cluster: dict[str, str], **more: str
+    stack: ExitStack,
+    model: Path,
+    folder: Path,
+    cluster: dict[str, str],
+    port: int = 0,
+    **more: str,
 ) -> Server:
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     found = {name: value for name, value in cluster.items() if name.startswith("RAY_")}
     extra = ON_CLUSTER | found | {"INNERLOOP_OPERATOR_KEYS": KEY} | more
-    server = stack.enter_context(serving(model, folder / "data", warm=False, **extra))
+    server = stack.enter_context(serving(model, folder / "data", port, warm=False, **extra))
     server.http.headers.update(HEADERS)
     return server
 
@@ -143,3 +148,21 @@ def test_two_doors_beside_a_file_are_two_servers(
         (mine,) = [line for line in lines if line.get("request_id") == "by-a-replica"]
         assert (mine["route"], mine["session_id"]) == ("/generate", "t")
         assert "pid=" in mine["process"]
+
+
+def test_a_door_that_was_killed_takes_its_replicas_over(
+    deployed: Deployed, model: Path, cluster: dict[str, str], tmp_path: Path
+) -> None:
+    port, body = free_port(), {"session_id": "s", "prompt": "Who?", "max_tokens": 4}
+    with ExitStack() as stack:
+        first = door(stack, model, tmp_path / "door", cluster, port)
+        lesson = {"session_id": "s", "examples": [{"prompt": "Who?", "completion": "Jo."}]}
+        assert first.http.post("/adapt", json=lesson).status_code == 200
+        first.process.kill()
+        first.process.wait()
+        again = door(stack, model, tmp_path / "door", cluster, port)
+        assert again.http.get("/sessions/s").json()["items"] == 1
+        assert again.http.post("/generate", json=body).status_code == 200
+        assert ready(again.http) == 1
+        assert again.stop(signal.SIGTERM) == 0
+    assert ready(deployed.http)
