@@ -309,21 +309,21 @@ def load_recipe(path: Path) -> Recipe:
     Raises:
         RecipeError: missing file, broken YAML, unknown key or wrong type; the message names it.
     """
-    return _checked(read_yaml(path), str(path))
+    return _checked(read_yaml(path, "recipe"), str(path))
 
 
-def read_yaml(path: Path) -> Any:
-    """The content of a YAML file.
+def read_yaml(path: Path, what: str, wrong: type[Exception] = RecipeError) -> Any:
+    """The content of a YAML file, which messages call ``what``.
 
     Raises:
-        RecipeError: missing file or broken YAML; the message names it.
+        RecipeError: missing file or broken YAML, or ``wrong`` instead; the message names it.
     """
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"cannot read the recipe {path}: {error}") from error
+        raise wrong(f"cannot read the {what} {path}: {error}") from error
     except yaml.YAMLError as error:
-        raise RecipeError(f"{path} is not YAML: {error}") from error
+        raise wrong(f"{path} is not YAML: {error}") from error
 
 
 def _checked(content: Any, name: str) -> Recipe:

@@ -1,12 +1,12 @@
-"""What a folder was made with: parts of a recipe, noted beside what came of them.
+"""What a folder was made with: parts of a recipe or a plan, noted beside what came of them.
 
-Knows recipes and one JSON file; knows nothing about stages.
+Knows recipes and JSON files; knows nothing about stages.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,21 +23,38 @@ def keep_record(recipe: Recipe, folder: Path, parts: set[str]) -> None:
         RecipeError: what is there was made with other values; the message names the first.
     """
     now = dict(_leaves(recipe.model_dump(mode="json", include=parts)))
-    path = folder / RECORD
+    keep(folder / RECORD, now, "recipe", RecipeError, repr, _older(now))
+
+
+def keep(
+    path: Path,
+    now: Mapping[str, Any],
+    whose: str,
+    wrong: type[Exception],
+    shown: Callable[[Any], str],
+    assumed: Mapping[str, Any] | None = None,
+) -> None:
+    """Write ``now`` to ``path``, or make sure that it is what was written there.
+
+    Args:
+        whose: what messages call it, such as ``recipe``.
+        wrong: raised where what is there is something else or cannot be read.
+        shown: a value as messages show it.
+        assumed: what a file means that does not say it.
+    """
     if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(now, indent=1) + "\n", encoding="utf-8")
         return
     try:
-        before = dict(json.loads(path.read_text(encoding="utf-8")))
+        before = {**(assumed or {}), **json.loads(path.read_text(encoding="utf-8"))}
     except (ValueError, TypeError) as error:
-        raise RecipeError(f"{path} cannot be read: {error}; take another --out") from error
-    before = _older(now) | before
+        raise wrong(f"{path} cannot be read: {error}; take another --out") from error
     for key in sorted(now.keys() | before.keys()):
         if now.get(key) != before.get(key):
-            raise RecipeError(
-                f"{folder} was made with {key} {before.get(key)!r}, the recipe has "
-                f"{now.get(key)!r}: take another --out, or the recipe as it was"
+            raise wrong(
+                f"{path.parent} was made with {key} {shown(before.get(key))}, the {whose} has "
+                f"{shown(now.get(key))}: take another --out, or the {whose} as it was"
             )
 
 

@@ -104,6 +104,12 @@ def replacing(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def replace_text(path: Path, text: str) -> None:
+    """Write ``text`` to ``path``, whole or not at all."""
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
 def write_rows(path: Path, rows: Iterable[Row]) -> Contents:
     """Write ``rows`` to ``path`` (gzip where it ends in .gz), whole or not at all.
 

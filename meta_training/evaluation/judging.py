@@ -24,6 +24,7 @@ from adapters.base_model import load_base
 from adapters.chat import ChatEncoder
 from meta_training.algorithms.metric import Matching, Prototypical, Siamese
 from meta_training.corpus import Corpus, held_out_only, load_corpus
+from meta_training.data.rows import replace_text
 from meta_training.evaluation.cells import (
     Cell,
     chosen_cells,
@@ -101,7 +102,7 @@ def _judge(arguments: argparse.Namespace) -> None:
     name = stem.replace("results", "report")
     _write((arguments.artifact if own is None else results.parent) / f"{name}.json", report)
     page = arguments.page or results.with_name(f"{name}.html")
-    _replace(page, render(report, artifact.name, served))
+    replace_text(page, render(report, artifact.name, served))
     if arguments.plot is not None:
         save(examples_figure(summary), arguments.plot)
     print(markdown(summary))
@@ -146,7 +147,7 @@ def read_tasks(path: Path) -> list[TaskPart]:
     Raises:
         RecipeError: it cannot be read, or is no such list; names what is wrong.
     """
-    content = read_yaml(path)
+    content = read_yaml(path, "tasks")
     try:
         return TypeAdapter(list[TaskPart]).validate_python(content)
     except ValidationError as error:
@@ -164,13 +165,7 @@ def _own(arguments: argparse.Namespace, parts: list[TaskPart]) -> Corpus:
 
 
 def _write(path: Path, report: dict[str, Any]) -> None:
-    _replace(path, _lines(report, levels=3) + "\n")  # a line for each method of a cell
-
-
-def _replace(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    replace_text(path, _lines(report, levels=3) + "\n")  # a line for each method of a cell
 
 
 def _lines(value: Any, levels: int) -> str:

@@ -19,7 +19,7 @@ from adapters.layer import rows_of
 from adapters.objective import IGNORE, demonstration_loss
 from adapters.prefix import continue_from
 from adapters.state import repeat
-from adapters.support import Support, make_turns
+from adapters.support import make_turns
 from meta_training.evaluation.cells import Task
 from meta_training.evaluation.intervals import paired_bootstrap
 from meta_training.evaluation.judge import Scores
@@ -166,16 +166,16 @@ class QueryLoss:
             prefix = learner.prefill([example.prompt for example in examples])
             device, scope = prefix.lengths.device, learner.spec.scope
             rows = torch.arange(len(examples), device=device)
-            told = make_turns(examples[:taught], prefix.select(rows[:taught]), scope, device)
             asked = make_turns(examples[taught:], prefix.select(rows[taught:]), scope, device)
             anchors = None
             if learner.anchor_examples:
-                prompts = [example.prompt for example in learner.anchor_examples]
-                anchors = learner.anchors(learner.prefill(prompts))
+                anchors = learner.prefill([e.prompt for e in learner.anchor_examples])
+            owners = [s for _, s in support]
+            learned = learner.support(
+                examples[:taught], owners, prefix.select(rows[:taught]), anchors
+            )
             start, rule = repeat(learner.tensors(), len(tasks)), learner.rule()
-        owners = torch.tensor([s for _, s in support], device=device)
         sessions = torch.tensor([s for _, s in query], device=device)
-        learned = Support(told, owners, len(tasks), anchors)
         moved, _ = adapt(learner.model, learner.hooks, start, learned, rule)
         with torch.no_grad(), learner.hooks.use(rows_of(moved, sessions, asked.active)):
             logits = continue_from(learner.model, asked.prefix, asked.ids)

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, get_args
 
-import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -33,7 +32,10 @@ from meta_training.recipe import (
     Recipe,
     RecipeError,
     load_recipe,
+    problems,
+    read_yaml,
 )
+from meta_training.record import keep
 
 PARTS: Final[Mapping[str, type[BaseModel]]] = {"inner": InnerPart, "outer": OuterPart}
 RECORD: Final = "search.json"  # beside what a search made
@@ -163,16 +165,11 @@ def load_search(path: Path) -> Search:
             does not take; the message names it.
         RecipeError: the recipe cannot be used.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise SearchError(f"cannot read the search {path}: {error}") from error
-    except yaml.YAMLError as error:
-        raise SearchError(f"{path} is not YAML: {error}") from error
+    content = read_yaml(path, "search", SearchError)
     try:
         plan = Plan.model_validate(content)
     except ValidationError as error:
-        raise SearchError(f"{path} is not a usable search:\n" + _told(error)) from error
+        raise SearchError(f"{path} is not a usable search:\n" + problems(error)) from error
     recipe = load_recipe(path.parent / plan.recipe)
     try:
         return _checked(plan, recipe)
@@ -196,7 +193,7 @@ def changed(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
-        raise RecipeError(_told(error).strip()) from error
+        raise RecipeError(problems(error).strip()) from error
 
 
 def value_of(recipe: Recipe, name: str) -> Any:
@@ -219,21 +216,7 @@ def keep_plan(search: Search, folder: Path) -> None:
         for name, found in search.space.items()
     }
     now = content | {f"space.{name}": value for name, value in space.items()}
-    path = folder / RECORD
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(now, indent=1) + "\n", encoding="utf-8")
-        return
-    try:
-        before = dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise SearchError(f"{path} cannot be read: {error}; take another --out") from error
-    for key in sorted(now.keys() | before.keys()):
-        if now.get(key) != before.get(key):
-            raise SearchError(
-                f"{folder} was made with {key} {json.dumps(before.get(key))}, the search has "
-                f"{json.dumps(now.get(key))}: take another --out, or the search as it was"
-            )
+    keep(folder / RECORD, now, "search", SearchError, json.dumps)
 
 
 def _checked(plan: Plan, recipe: Recipe) -> Search:
@@ -315,8 +298,3 @@ def _listed(found: Sequence[Any] | Range | None) -> list[Any]:
     if found is None:
         return []
     return [int(found.high)] if isinstance(found, Range) else list(found)
-
-
-def _told(error: ValidationError) -> str:
-    lines = [f"  {'.'.join(map(str, e['loc'])) or '(top)'}: {e['msg']}" for e in error.errors()]
-    return "\n".join(lines)

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import yaml
 
+from meta_training.data.rows import replace_text
 from meta_training.evaluation.page import Plot, fill
 from meta_training.evaluation.relative import Apart, Relative, apart
 from meta_training.recipe import Recipe
@@ -45,9 +46,9 @@ class Told:
     def write(self) -> None:
         """Write every trial as a line, and the best recipe."""
         lines = [json.dumps(each.line(), allow_nan=False) + "\n" for each in self.found]
-        _replace(self.folder / TRIALS, "".join(lines))
+        replace_text(self.folder / TRIALS, "".join(lines))
         content = yaml.safe_dump(self._best_recipe().model_dump(mode="json"), sort_keys=False)
-        _replace(self.folder / BEST, f"# {self.verdict()[0]}\n{content}")
+        replace_text(self.folder / BEST, f"# {self.verdict()[0]}\n{content}")
 
     def draw(self) -> None:
         """Write the page."""
@@ -61,7 +62,7 @@ class Told:
             plots=self._plots(),
             best=yaml.safe_dump(self._best_recipe().model_dump(mode="json"), sort_keys=False),
         )
-        _replace(self.folder / PAGE, page)
+        replace_text(self.folder / PAGE, page)
 
     def print(self) -> None:
         """Print the table, best first, and what it comes to."""
@@ -168,9 +169,3 @@ def _next(rival: Found, behind: Apart) -> str:
 
 def _number(value: float) -> str:
     return "–" if math.isnan(value) else f"{value:.3f}"
-
-
-def _replace(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)

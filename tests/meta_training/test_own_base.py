@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,12 @@ from transformers import MistralConfig, MistralForCausalLM
 from adapters.artifact import load_artifact
 from adapters.base_model import load_base
 from meta_training import train_command
+from meta_training.corpus import held_out_only
+from meta_training.evaluation.cells import Cell
+from meta_training.evaluation.relative import QueryLoss
+from meta_training.learner import Learner
+from meta_training.pipeline import held_out_drawer
+from meta_training.tasks.part import TaskPart
 from meta_training.tokenizer import train_tokenizer
 
 VERBS = ("send", "fix", "paint", "sell", "wash", "lend")
@@ -174,6 +181,20 @@ def test_it_is_judged_on_tasks_that_somebody_brings(
     tasks.write_text("- {path: a.jsonl, form: poems}\n", encoding="utf-8")
     assert evaluate(artifact, own_data, *arguments) == 2
     assert "mine.yaml is no list of tasks:\n  0.form" in capsys.readouterr().err
+    tasks.unlink()
+    assert evaluate(artifact, own_data, *arguments) == 2
+    assert f"cannot read the tasks {tasks}" in capsys.readouterr().err
+
+
+def test_what_is_compared_by_was_learned_from_the_verdict(run: Path, own_data: Path) -> None:
+    artifact = load_artifact(run / "maml" / "artifact")
+    corpus = held_out_only(own_data, [TaskPart.model_validate(OWN[2])], seed=0)
+    task = held_out_drawer(corpus, artifact.tokenizer, 0).draw(Cell("better", 1, 5), 0)
+    shown = tuple(replace(turn, rejected="") for turn in task.episode.support)
+    demonstrated = replace(task, episode=replace(task.episode, support=shown))
+    losses = QueryLoss(Learner.from_artifact(artifact))
+    (preferred,), (told,) = (losses.scores([each])["-"] for each in (task, demonstrated))
+    assert preferred != told
 
 
 def test_a_plain_model_folder_can_be_judged_on_tasks_that_somebody_brings(
