@@ -6,14 +6,16 @@ adapters or sessions. Gradients flow through a prefix when it was computed with 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedConfig
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import Cache, DynamicLayer
 
 from adapters.config import SpecError
 from adapters.masks import Masks, additive_masks, attention_windows
@@ -107,6 +109,17 @@ def kept_layers(cache: DynamicCache) -> tuple[tuple[Tensor, Tensor], ...]:
     return tuple(layers)
 
 
+def cache_options(model: nn.Module, cache: Cache) -> dict[str, Any]:
+    """The arguments by which a model of transformers goes on from ``cache`` and adds to it."""
+    return {_cache_argument(type(model).forward): cache, "use_cache": True}
+
+
+@lru_cache
+def _cache_argument(forward: Callable[..., Any]) -> str:
+    """``cache`` from transformers 5.24 on, ``past_key_values`` before."""
+    return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"
+
+
 def continue_from(model: nn.Module, prefix: Prefix, ids: Tensor) -> Tensor:
     """Logits (B, T, V) of ``ids`` (B, T), each row going on where its prompt ended."""
     return Continuation(model, prefix).extend(ids)
@@ -138,7 +151,8 @@ class Continuation:
                 self._model, self._prefix, self._tokens, ids.shape[1]
             )
         # Otherwise padding comes after a row's tokens, and causal attention keeps it out of them.
-        output = self._model(input_ids=ids, past_key_values=self._cache, use_cache=True, **options)
+        options |= cache_options(self._model, self._cache)
+        output = self._model(input_ids=ids, **options)
         self._tokens += ids.shape[1]
         return output
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from adapters.layer import Rows
-from adapters.prefix import pad
+from adapters.prefix import cache_options, pad
 from server.engine.base import Base
 from server.engine.kv import BatchKV, KeysValues, Window, cache_of, causal_masks
 
@@ -78,9 +78,8 @@ def run(
             input_ids=ids,
             position_ids=window.positions,
             attention_mask=causal_masks(window, base.windows, base.dtype),
-            past_key_values=cache_of(layers, window),
-            use_cache=True,
             logits_to_keep=1 if lasts is None else torch.tensor(keep, device=base.device),
+            **cache_options(base.model, cache_of(layers, window)),
         )
     logits: Tensor = output.logits  # (B, len(keep), V)
     if len(keep) == 1:
