@@ -59,8 +59,8 @@ class Learner(Starting):
         self.anchor_examples = [anchor_example(encoder, anchor) for anchor in anchors]
 
     @classmethod
-    def from_artifact(cls, artifact: Artifact) -> Learner:
-        """The learner whose export the artifact is."""
+    def from_artifact(cls, artifact: Artifact, model: PreTrainedModel | None = None) -> Learner:
+        """The learner whose export the artifact is; ``model`` may stand in for its base."""
         rule, spec = artifact.rule, artifact.spec
         part = InnerPart(
             rank=spec.rank,
@@ -72,7 +72,8 @@ class Learner(Starting):
             sizes="tensor" if rule.factors is None else "element",
         )
         encoder = ChatEncoder(artifact.tokenizer)
-        learner = cls(artifact.model, encoder, part, rule.anchors, 0, rule.still, spec.alpha)
+        base = artifact.model if model is None else model
+        learner = cls(base, encoder, part, rule.anchors, 0, rule.still, spec.alpha)
         learner.gate = rule.gate
         with torch.no_grad():
             for parameter, name in zip(learner.adapter, learner.names, strict=True):

@@ -23,6 +23,7 @@ from meta_training.contrast import QuestionDraws
 from meta_training.corpus import Corpus, load_corpus
 from meta_training.embed import embed
 from meta_training.evaluation.cells import TaskDrawer, drawable_cells, held_out_questions
+from meta_training.further import further_learner, further_seed
 from meta_training.gating import calibrate_gate, calibrate_memory, gate_intents
 from meta_training.learner import Learner
 from meta_training.pretrain import TextRows, pretrain
@@ -95,7 +96,13 @@ def open_workshop(recipe: Recipe, data: Path, folder: Path) -> Workshop:
 
 
 def build_learner(workshop: Workshop) -> Learner:
-    """A learner at the start of meta-training."""
+    """A learner at the start of meta-training: as it always begins, or as its artifact ended.
+
+    Raises:
+        RecipeError: the recipe cannot go on from its artifact.
+    """
+    if workshop.recipe.model.artifact is not None:
+        return further_learner(workshop.recipe, workshop.model)
     encoder = ChatEncoder(workshop.tokenizer)
     inner = workshop.inner
     anchors = choose_anchors(workshop.corpus, encoder, inner, workshop.recipe.seed)
@@ -160,11 +167,11 @@ def build_outer_loop(
         recipe.outer.wrong_share,
         difficulty,
     )
-    texts = TextRows(corpus, workshop.tokenizer, recipe.pretrain.row_tokens, recipe.seed + 1)
+    part, seed = recipe.outer, further_seed(recipe)
+    texts = TextRows(corpus, workshop.tokenizer, recipe.pretrain.row_tokens, seed + 1)
     folder = workshop.folder / recipe.outer.algorithm
     keep_record(recipe, folder, {"inner", "outer"})
     choose_base(learner, recipe)
-    part, seed = recipe.outer, recipe.seed
     return OuterLoop(learner, sampler, pool, texts, part, folder, seed, judge, team, judged_every)
 
 
@@ -188,7 +195,7 @@ def _check_fit(recipe: Recipe, corpus: Corpus, tokenizer: PreTrainedTokenizerBas
     encoder = ChatEncoder(tokenizer)
     if recipe.inner.scope == "activated" and encoder.assistant_header() is None:
         raise RecipeError(
-            f"{recipe.model.base} has no chat template whose answers begin with tokens of their "
+            f"{recipe.model.given} has no chat template whose answers begin with tokens of their "
             "own, which inner.scope activated needs: use an instruction-tuned model, or set "
             "inner.scope to full and inner.gate to false"
         )

@@ -24,6 +24,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from adapters.artifact import RULE_FILE
 from adapters.base_model import Base, load_base
 from meta_training.checkpoint import (
     Draws,
@@ -186,8 +187,8 @@ def pretrain(
     if any((folder / name).exists() for name in SAVED_LAST):
         return _differentiable(load_base(folder, CPU))
     torch.manual_seed(recipe.seed)
-    if recipe.model.base is not None:
-        base = load_base(_base_folder(recipe.model.base), CPU)
+    if recipe.model.given is not None:
+        base = load_base(_base_folder(recipe.model), CPU)
         model, tokens = _differentiable(base)
         if recipe.pretrain.steps:
             rows = TextRows(corpus, tokens, recipe.pretrain.row_tokens, recipe.seed)
@@ -215,8 +216,11 @@ def _differentiable(base: Base) -> tuple[PreTrainedModel, PreTrainedTokenizerBas
     return base.model, base.tokenizer
 
 
-def _base_folder(base: str) -> Path:
+def _base_folder(part: ModelPart) -> Path:
     """Where the recipe's base lies, once it is fetched."""
+    base = part.base
+    if base is None:
+        return artifact_folder(part)
     if Path(base).is_dir():
         return Path(base)
     try:
@@ -226,6 +230,21 @@ def _base_folder(base: str) -> Path:
             f"model.base: there is no folder {base}, and no such model could be fetched: "
             f"{type(error).__name__}: {error}"
         ) from error
+
+
+def artifact_folder(part: ModelPart) -> Path:
+    """The artifact that the recipe goes on from.
+
+    Raises:
+        RecipeError: it names none, or what it names has no inner rule.
+    """
+    folder = Path(part.artifact or "")
+    if part.artifact is None or not (folder / RULE_FILE).is_file():
+        raise RecipeError(
+            f"model.artifact: {part.artifact} is no artifact, as it has no {RULE_FILE}: name a "
+            "folder that meta-train made, or say model.base for a plain model"
+        )
+    return folder
 
 
 def _optimise(model: PreTrainedModel, rows: TextRows, part: PretrainPart, folder: Path) -> None:

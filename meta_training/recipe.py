@@ -62,12 +62,22 @@ class ModelPart(_Part):
         description="a Hugging Face causal LM (folder, or name on the hub) instead; the sizes "
         "below are its own then, and pretrain.steps goes on with it (0 if not said)",
     )
+    artifact: str | None = Field(
+        None,
+        description="an artifact folder to go on from instead: its base, session_init and inner "
+        "rule; pretrain.steps and embed.steps are 0 if not said",
+    )
     vocab_size: int = Field(4096, description="tokens in the byte-level BPE vocabulary")
     hidden_size: int = Field(192, description="width D")
     layers: int = Field(4, description="decoder layers")
     heads: int = Field(6, description="attention heads")
     intermediate_size: int = Field(512, description="width of the MLP")
     context_tokens: int = Field(512, description="longest sequence served")
+
+    @property
+    def given(self) -> str | None:
+        """Where the base comes from that is there already; None: it is trained from scratch."""
+        return self.artifact or self.base
 
 
 class DataPart(_Part):
@@ -239,6 +249,8 @@ class Recipe(_Part):
             filled: dict[str, dict[str, Any]] = {}
             if with_base:
                 filled |= {"pretrain": {"steps": 0}, "inner": {"targets": []}}
+            if model.get("artifact") is not None:
+                filled |= {"pretrain": {"steps": 0}, "embed": {"steps": 0}}
             if tasks:
                 parts = [TaskPart.model_validate(part) for part in tasks]
                 own = [part.family_name for part in parts if part.held_out != 1.0]
@@ -253,7 +265,7 @@ class Recipe(_Part):
     @model_validator(mode="after")
     def _goes_together(self) -> Recipe:
         algorithm, inner, outer = self.outer.algorithm, self.inner, self.outer
-        wrong = self._wrong_families()
+        wrong = self._wrong_families() or self._wrong_artifact()
         if self.model.base is None and not inner.targets:
             wrong = "inner.targets: name at least one kind of module"
         if algorithm == "meta-sgd" and inner.sizes == "tensor":
@@ -281,6 +293,16 @@ class Recipe(_Part):
             return ""
         wrong = f"no family is called {unknown[0]!r}" if unknown else "no family has a weight"
         return f"outer.families: {wrong}; there are {', '.join(sorted(known))}"
+
+    def _wrong_artifact(self) -> str:
+        if self.model.artifact is None:
+            return ""
+        if self.model.base is not None:
+            return "model.base: an artifact brings its own base: leave one of them out"
+        told = sorted(self.inner.model_fields_set - {"gate"})
+        if told and self.inner != InnerPart(gate=self.inner.gate):
+            return f"inner.{told[0]}: an artifact brings its own inner rule: leave it out"
+        return ""
 
     @property
     def session(self) -> InnerPart:
