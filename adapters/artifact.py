@@ -19,7 +19,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
-from adapters.base_model import ArtifactError, input_embedding, load_base, probe, save_base
+from adapters.base_model import ArtifactError, load_base, probe, save_base
 from adapters.chat import ChatEncoder, user_turn
 from adapters.config import AdapterError, InnerRule, LoraSpec
 from adapters.factors import load_factors, save_factors
@@ -140,8 +140,7 @@ def load_artifact(path: Path, device: torch.device | str = "cpu") -> Artifact:
     base = load_base(path, device)
     encoder = ChatEncoder(base.tokenizer)
     header = encoder.assistant_header()
-    vocabulary = len(input_embedding(base.model))
-    words = _part(path / WORDS_FILE, lambda file: load_words(file, base.tokenizer, vocabulary))
+    words = _part(path / WORDS_FILE, lambda file: load_words(file, base.tokenizer))
     factors = _part(path / FACTORS_FILE, load_factors)
     stored_rule = _part(path / RULE_FILE, lambda file: read_rule(file, words, factors))
     stored_init = _part(path / SESSION_INIT, load_peft)
@@ -237,7 +236,7 @@ def _check_gate(
         )
     if rule.gate.words is not None:
         turns = (rule.gate.words.last_turn(encoder.prompt(user_turn(t)).prefix) for t in "ab")
-        if len({tuple(turn) for turn in turns}) == 1:
+        if len(set(turns)) == 1:
             raise ArtifactError(
                 f"{WORDS_FILE} is of no use with this chat template, which ends a turn with text: "
                 "all prompts look the same"

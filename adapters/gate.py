@@ -1,9 +1,10 @@
 """Whether a session's adapter answers a prompt, and which of given answers is nearest to it.
 
 What an adapter learned from five examples should not colour every other answer. A prompt is
-compared with the prompts that were taught; where none is near (nearest neighbour by cosine, as in
-Matching Networks, Vinyals et al. 2016, arXiv 1606.04080, eq. 1), the adapter stays off and the
-answer is the base's, bit for bit. Knows vectors; nothing about models, sessions or steps.
+compared with the prompts that were taught: where none is near (nearest neighbour by cosine, as in
+Matching Networks, Vinyals et al. 2016, arXiv 1606.04080, eq. 1), or no answer is wanted more than
+others (``memory``), the adapter stays off and the answer is the base's, bit for bit. Knows vectors;
+nothing about models, sessions or steps.
 """
 
 from __future__ import annotations
@@ -38,14 +39,31 @@ def prompt_vectors(gate: Gate, summaries: Tensor, prompts: Sequence[Sequence[int
     return normalize(torch.cat(parts, dim=-1), dim=-1)
 
 
-def gate_similarity(keys: Tensor, vectors: Tensor) -> Tensor:
+def nearest(keys: Tensor, vectors: Tensor) -> Tensor:
     """(B,) cosine between each prompt's vector (B, E) and the nearest of the keys (N, E)."""
     return (vectors @ keys.T).max(dim=1).values
 
 
-def gate_opens(gate: Gate, keys: Tensor, vectors: Tensor) -> Tensor:
-    """(B,) whether the adapter with these keys answers each prompt."""
-    return gate_similarity(keys, vectors) >= gate.threshold_for(keys.shape[0])
+def answer_scores(taught: Taught, vectors: Tensor) -> Tensor:
+    """(B, C) how much each prompt (B, E) wants each of the answers, in the order of ``fitted``."""
+    return vectors @ taught.fitted[1]
+
+
+def gate_similarity(taught: Taught, vectors: Tensor) -> Tensor:
+    """(B,) how like what was taught each prompt (B, E) is; 1 for what was taught alone.
+
+    The mean of two: how near the nearest prompt is, which is little for what is about something
+    else altogether, and how much the best answer is wanted, which is little for a question between
+    answers. The more is taught, the more the second knows of what an answer is *not* for.
+    """
+    best = answer_scores(taught, vectors).max(dim=1).values
+    return (nearest(taught.keys, vectors) + best) / 2
+
+
+def gate_opens(gate: Gate, taught: Taught, vectors: Tensor) -> Tensor:
+    """(B,) whether the adapter that was taught this answers each prompt; always what was taught."""
+    taught_so = nearest(taught.keys, vectors) >= 1 - ROUNDING
+    return taught_so | (gate_similarity(taught, vectors) >= gate.threshold_for(len(taught.keys)))
 
 
 def house_answers(gate: Gate, own: Taught, house: Taught, vectors: Tensor) -> Tensor:
@@ -54,9 +72,9 @@ def house_answers(gate: Gate, own: Taught, house: Taught, vectors: Tensor) -> Te
     It does where its gate opens, unless the session's does too and the nearest of the house's
     prompts is not nearer than the session's by ``LEAD``: who corrects one wording means others too.
     """
-    ahead = gate_similarity(house.keys, vectors) - gate_similarity(own.keys, vectors)
-    mine = gate_opens(gate, own.keys, vectors) & (ahead <= LEAD)
-    return gate_opens(gate, house.keys, vectors) & ~mine
+    ahead = nearest(house.keys, vectors) - nearest(own.keys, vectors)
+    mine = gate_opens(gate, own, vectors) & (ahead <= LEAD)
+    return gate_opens(gate, house, vectors) & ~mine
 
 
 def together(own: Taught, house: Taught) -> Taught:
@@ -64,7 +82,7 @@ def together(own: Taught, house: Taught) -> Taught:
 
     For picking among choices: the answers' tokens are left out.
     """
-    kept = gate_similarity(own.keys, house.keys) < 1 - ROUNDING
+    kept = nearest(own.keys, house.keys) < 1 - ROUNDING
     keys, answers = house.keys[kept], house.answers[kept]
     return Taught(torch.cat([own.keys, keys]), torch.cat([own.answers, answers]), own.view)
 
@@ -90,24 +108,18 @@ def remember(
 def choice_likeness(
     gate: Gate, taught: Taught, vectors: Tensor, choices: Sequence[Sequence[int]]
 ) -> Tensor:
-    """(B, C) how much nearer a prompt is to each choice's prototype than what opens the gate.
+    """(B, C) how much more a prompt wants each choice than what opens the gate.
 
-    A choice's prototype is the mean of the prompts it was taught for (Prototypical Networks, Snell
-    et al. 2017, arXiv 1703.05175, by cosine); a choice that was not taught has NaN.
+    A choice that was not taught has NaN.
     """
-    neutral = gate.threshold_for(taught.keys.shape[0])
-    likeness = torch.full((vectors.shape[0], len(choices)), torch.nan)
+    scores = answer_scores(taught, vectors) - gate.threshold_for(len(taught.keys))
+    places = {number: place for place, number in enumerate(taught.fitted[0].tolist())}
+    likeness = torch.full((len(vectors), len(choices)), torch.nan)
     for column, choice in enumerate(choices):
-        nearness = answer_nearness(taught, answer_number(choice), vectors)
-        if nearness is not None:
-            likeness[:, column] = nearness - neutral
+        place = places.get(answer_number(choice))
+        if place is not None:
+            likeness[:, column] = scores[:, place]
     return likeness
-
-
-def answer_nearness(taught: Taught, number: int, vectors: Tensor) -> Tensor | None:
-    """(B,) cosine of prompts (B, E) with an answer's prototype; None where it was not taught."""
-    keys = taught.keys[taught.answers == number]
-    return vectors @ normalize(keys.mean(0), dim=0) if len(keys) else None
 
 
 def choice_scores(mix: Mix, likeness: Tensor, logprobs: Tensor) -> Tensor:

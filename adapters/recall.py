@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from adapters.config import Gate
-from adapters.gate import answer_nearness
+from adapters.gate import answer_scores
 from adapters.state import Taught
 
 SHARE: Final = 0.5  # of the memory in a token's probability, the rest is the model's
@@ -62,22 +62,20 @@ class Recall:
 def recall(gate: Gate, taught: Taught, vector: Tensor, share: float = SHARE) -> Recall | None:
     """What is remembered for a prompt whose vector is (1, E); None where nothing can be.
 
-    An answer counts by the mean of the prompts that it was taught for, as one of given choices does
+    An answer counts by how much the prompt wants it, as one of given choices does
     (``gate.choice_likeness``), and as sharply.
     """
     if taught.completions is None or gate.mix is None:
         return None
-    answers: list[tuple[int, ...]] = []
-    likeness: list[Tensor] = []
-    for number in taught.answers.unique().tolist():
-        tokens = taught.completions[taught.answers == number][0]
-        answers.append(tuple(tokens[tokens >= 0].tolist()))
-        nearness = answer_nearness(taught, number, vector)
-        assert nearness is not None
-        likeness.append(nearness)
-    weights = (gate.mix.memory * torch.cat(likeness)).softmax(0).tolist()
+    numbers = taught.fitted[0]
+    weights = (gate.mix.memory * answer_scores(taught, vector)[0]).softmax(0)
     # Where an answer was only disliked, none is known: near there, the model decides.
-    known = [(a, weight) for a, weight in zip(answers, weights, strict=True) if a]
+    known: list[tuple[tuple[int, ...], float]] = []
+    for number, weight in zip(numbers.tolist(), weights.tolist(), strict=True):
+        tokens = taught.completions[taught.answers == number][0]
+        answer = tuple(tokens[tokens >= 0].tolist())
+        if answer:
+            known.append((answer, weight))
     if not known:
         return None
     return Recall(tuple(a for a, _ in known), tuple(weight for _, weight in known), share)

@@ -16,7 +16,13 @@ from torch import Tensor
 
 from adapters.config import AdapterError, LoraSpec
 from adapters.state import AdapterState, Taught, Tensors
-from adapters.tensor_file import TensorFile, TensorFileError, read_tensor_file, shorten
+from adapters.tensor_file import (
+    TensorFile,
+    TensorFileError,
+    in_eight_bits,
+    read_tensor_file,
+    shorten,
+)
 
 FORMAT_VERSION: Final = 2
 # One key for everything: safetensors writes several in random order, and equal adapters must give
@@ -154,9 +160,7 @@ def _compact(kept: Tensors, precision: Precision, start: Start) -> Tensors:
             if precision == "bfloat16":
                 found[name] = difference.bfloat16()
                 continue
-            scale = difference.abs().amax(1) / 127  # (rows,)
-            steps = difference / scale.clamp(min=torch.finfo(torch.float32).tiny).unsqueeze(1)
-            found[name], found[name + SCALE] = steps.round().to(torch.int8), scale
+            found[name], found[name + SCALE] = in_eight_bits(difference)
     return found
 
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
 from adapters.config import LoraSpec, SpecError
+from adapters.memory import fit_answers
 
 Tensors = dict[str, Tensor]
 
@@ -32,6 +34,11 @@ class Taught:
     answers: Tensor
     view: str
     completions: Tensor | None = None
+
+    @cached_property
+    def fitted(self) -> tuple[Tensor, Tensor]:
+        """The numbers of the C answers, and the weights (E, C) that tell which one is wanted."""
+        return fit_answers(self.keys, self.answers)
 
     def rows(self, rows: Tensor) -> Taught:
         """What ``rows`` (N',) or a mask (N,) picks."""

@@ -118,3 +118,11 @@ def shorten(value: object) -> str:
     """``repr`` of a value from outside, cut so that a message stays readable."""
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
+
+
+def in_eight_bits(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows (N, ...) as int8 and the factor (N,) of each, by which its longest number fits."""
+    factors = rows.flatten(1).abs().amax(1) / 127
+    least = torch.finfo(torch.float32).tiny
+    shape = (-1, *[1] * (rows.ndim - 1))
+    return (rows / factors.clamp(min=least).view(shape)).round().to(torch.int8), factors

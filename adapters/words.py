@@ -1,10 +1,11 @@
-"""What the words of a prompt say about it, without the model: two bags of its last turn's tokens.
+"""What the words of a prompt say about it, without the model: two bags of its last turn's words.
 
 A small base knows the questions it was trained on by heart and tells new ones apart badly; the
-words themselves do not have that weakness. The first bag sums learned vectors (Joulin et al. 2017,
-arXiv 1607.01759), near for words of near meaning. The second keeps every token apart: signs hashed
-from its number, times a learned weight, so that cosines are those of weighted bags of tokens up to
-noise of 1/sqrt(512) (feature hashing, Weinberger et al. 2009, arXiv 0902.2206). Knows tokens only.
+words themselves do not have that weakness. The first bag sums learned vectors of words and pieces
+of words (Bojanowski et al. 2017, arXiv 1607.04606), near for words of near meaning. The second
+keeps them apart: signs hashed from a bucket's number, times a weight, so that cosines are those of
+weighted bags up to noise of 1/sqrt(512) (feature hashing, Weinberger et al. 2009, arXiv
+0902.2206). Knows tokens and their texts only.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from torch.nn.functional import embedding_bag
 from transformers import PreTrainedTokenizerBase
 
 from adapters.config import AdapterError
-from adapters.tensor_file import TensorFileError, read_tensor_file
+from adapters.spelling import BUCKETS, buckets_of
+from adapters.tensor_file import TensorFileError, in_eight_bits, read_tensor_file
 
 SIGNS: Final = 512
 
@@ -36,21 +38,32 @@ class WordsError(AdapterError, ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Words:
-    """Learned numbers of every token, on the CPU.
+    """Learned numbers of every bucket of ``spelling``, on the CPU, as they are stored.
 
-    ``vectors``: (V, W). ``weights``: (V,), what the token counts among others. ``control``: tokens
-    that are no words; the last turn lies between the last two runs of them.
+    ``vectors``: (N, W) in int8, ``factors``: (N,) that make numbers of them. ``weights``: (N,),
+    what a bucket counts among others. ``tokenizer`` makes texts of tokens.
     """
 
     vectors: Tensor
+    factors: Tensor
     weights: Tensor
-    control: frozenset[int]
+    tokenizer: PreTrainedTokenizerBase
 
     @cached_property
     def digest(self) -> str:
         """SHA-256 over the table as it is stored, in hexadecimal."""
-        table = (self.vectors.half(), self.weights.half())
+        table = (self.vectors, self.factors, self.weights)
         return hashlib.sha256(b"".join(part.numpy().tobytes() for part in table)).hexdigest()
+
+    @cached_property
+    def table(self) -> Tensor:
+        """The vectors in float32, (N, W)."""
+        return self.vectors * self.factors.unsqueeze(1)
+
+    @cached_property
+    def control(self) -> frozenset[int]:
+        """Tokens that are no words; the last turn lies between the last two runs of them."""
+        return control_tokens(self.tokenizer)
 
     @property
     def width(self) -> int:
@@ -58,20 +71,21 @@ class Words:
         return self.vectors.shape[1] + SIGNS
 
     def bags(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        """The sums (B, W) and (B, 512) over the tokens of each prompt's last turn."""
-        turns = [self.last_turn(prompt) for prompt in prompts]
-        used = sorted({token for turn in turns for token in turn})
+        """The sums (B, W) and (B, 512) over the buckets of each prompt's last turn."""
+        spelled = [buckets_of(self.last_turn(prompt)) for prompt in prompts]
+        used = sorted({bucket for buckets in spelled for bucket in buckets})
         signs = torch.zeros(len(used), SIGNS)
-        for row, token in enumerate(used):
-            signs[row] = torch.from_numpy(token_signs(token)) * self.weights[token]
-        places = {token: row for row, token in enumerate(used)}
-        known = [[places[token] for token in turn] for turn in turns]
-        return sum_bags(self.vectors, turns), sum_bags(signs, known)
+        for row, bucket in enumerate(used):
+            signs[row] = torch.from_numpy(signs_of(bucket)) * self.weights[bucket]
+        places = {bucket: row for row, bucket in enumerate(used)}
+        known = [[places[bucket] for bucket in buckets] for buckets in spelled]
+        return sum_bags(self.table, spelled), sum_bags(signs, known)
 
-    def last_turn(self, prompt: Sequence[int]) -> list[int]:
-        """The tokens of what was said last: all of a prompt that has no control tokens."""
+    def last_turn(self, prompt: Sequence[int]) -> str:
+        """The text of what was said last: of all of a prompt that has no control tokens."""
         backwards = dropwhile(self.control.__contains__, reversed(prompt))
-        return list(takewhile(lambda token: token not in self.control, backwards))[::-1]
+        turn = list(takewhile(lambda token: token not in self.control, backwards))[::-1]
+        return str(self.tokenizer.decode(turn, clean_up_tokenization_spaces=False))
 
 
 def sum_bags(table: Tensor, bags: Sequence[Sequence[int]]) -> Tensor:
@@ -81,10 +95,10 @@ def sum_bags(table: Tensor, bags: Sequence[Sequence[int]]) -> Tensor:
     return embedding_bag(flat, table, starts, mode="sum")
 
 
-@lru_cache(maxsize=65536)
-def token_signs(token: int) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
-    """(512,) of +-1/sqrt(512), the same for a token number everywhere and forever."""
-    digest = hashlib.blake2b(token.to_bytes(4, "little"), digest_size=SIGNS // 8).digest()
+@lru_cache(maxsize=BUCKETS)
+def signs_of(bucket: int) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+    """(512,) of +-1/sqrt(512), the same for a bucket's number everywhere and forever."""
+    digest = hashlib.blake2b(bucket.to_bytes(4, "little"), digest_size=SIGNS // 8).digest()
     bits = np.unpackbits(np.frombuffer(digest, dtype=np.uint8)).astype(np.float32)
     return (2 * bits - 1) / np.float32(SIGNS) ** np.float32(0.5)
 
@@ -94,26 +108,41 @@ def control_tokens(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     return frozenset(id for id, token in tokenizer.added_tokens_decoder.items() if token.special)
 
 
+def make_words(vectors: Tensor, weights: Tensor, tokenizer: PreTrainedTokenizerBase) -> Words:
+    """A table of these vectors (N, W), rounded to what is stored, and weights (N,)."""
+    small, factors = in_eight_bits(vectors.detach())
+    return Words(small, factors, weights.detach(), tokenizer)
+
+
 def save_words(path: Path, words: Words) -> None:
-    """Write the table in 16 bit."""
-    table = {"vectors": words.vectors, "weights": words.weights}
-    save_file({name: tensor.detach().half().contiguous() for name, tensor in table.items()}, path)
+    """Write the table."""
+    table = {"vectors": words.vectors, "factors": words.factors, "weights": words.weights}
+    save_file({name: tensor.contiguous() for name, tensor in table.items()}, path)
 
 
-def load_words(path: Path, tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> Words:
-    """Read a table for a model of ``vocabulary`` tokens.
+def load_words(path: Path, tokenizer: PreTrainedTokenizerBase) -> Words:
+    """Read a table for a model with this tokenizer.
 
     Raises:
-        WordsError: unreadable, broken, or made for another vocabulary; values not finite.
+        WordsError: unreadable, broken, or of the kind that was made before words had pieces;
+            values not finite.
     """
     try:
         file = read_tensor_file(path.read_bytes())
-        entry = file.entries.get("vectors", {"shape": ()})["shape"]
-        width = entry[1] if len(entry) == 2 else 0
-        file.check({"vectors": (vocabulary, width), "weights": (vocabulary,)}, ("F16",))
+        entry = file.entries.get("vectors", {"shape": (), "dtype": ""})
+        if entry["dtype"] == "F16":
+            raise WordsError(
+                "it has vectors of tokens, as versions before this one made, and this one compares "
+                "prompts by words and their pieces: delete `words` and `artifact` in the folder of "
+                "its outer loop and run innerloop meta-train again, which makes these anew and "
+                "repeats nothing else"
+            )
+        shape = (BUCKETS, entry["shape"][1] if len(entry["shape"]) == 2 else 0)
+        shapes = {"vectors": shape, "factors": shape[:1], "weights": shape[:1]}
+        file.check(shapes, ("F32",), {"vectors": "I8"})
         tensors = file.tensors()
     except OSError as error:
         raise WordsError(f"cannot be read: {error}") from error
     except TensorFileError as error:
         raise WordsError(f"no usable table of words: {error}") from error
-    return Words(tensors["vectors"], tensors["weights"], control_tokens(tokenizer))
+    return Words(tensors["vectors"], tensors["factors"], tensors["weights"], tokenizer)

@@ -19,7 +19,7 @@ from adapters.chat import user_turn
 from adapters.config import Gate, Mix
 from adapters.gate import choice_scores, gate_similarity, prompt_vectors
 from adapters.inner_loop import adapt
-from adapters.state import repeat
+from adapters.state import Taught, repeat
 from adapters.words import Words
 from meta_training.corpus import Corpus
 from meta_training.evaluation.cells import Cell, Task, TaskDrawer
@@ -40,7 +40,7 @@ MEMORY_TASKS_AT_ONCE = 5
 MIXES = tuple(
     Mix(model, memory)
     for model in (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
-    for memory in (0.0, 5.0, 7.5, 10.0, 12.5, 15.0, 20.0, 30.0, 40.0)
+    for memory in (0.0, 2.5, 5.0, 7.5, 10.0, 12.5, 15.0, 20.0, 30.0, 40.0)
 )
 
 
@@ -74,9 +74,10 @@ def calibrate_gate(learner: Learner, corpus: Corpus, words: Words | None, seed: 
             drawn = [known[id(i)][_rows(rng, i, shots + QUERIES)] for i in taught]
             keys = torch.cat([rows[:shots] for rows in drawn])
             asked = torch.cat([rows[shots:] for rows in drawn])
-            near.append(gate_similarity(keys, asked))
-            akin += [gate_similarity(keys, known[id(i)]) for i in _akin(corpus, taught)]
-            far.append(gate_similarity(keys, others))
+            memory = Taught(keys, torch.arange(ways).repeat_interleave(shots), gate.view)
+            near.append(gate_similarity(memory, asked))
+            akin += [gate_similarity(memory, known[id(i)]) for i in _akin(corpus, taught)]
+            far.append(gate_similarity(memory, others))
         sizes.append(math.log(ways * shots))
         unrelated = [torch.cat(group) for group in (akin, far) if group]
         thresholds.append(best_threshold(torch.cat(near), unrelated))

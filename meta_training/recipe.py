@@ -135,10 +135,11 @@ class EmbedPart(_Part):
 
 
 class WordsPart(_Part):
-    """The gate's table of words: contrastive loss on bags of tokens, after the outer loop."""
+    """The gate's table of words: contrastive loss on bags of them, after the outer loop."""
 
-    steps: int = Field(1000, description="optimizer steps; 0 leaves words out of the gate")
-    learning_rate: float = 3e-3
+    steps: int = Field(1200, description="optimizer steps; 0 leaves words out of the gate")
+    width: int = Field(96, ge=1, description="numbers of a word's vector")
+    learning_rate: float = 5e-3
 
 
 class InnerPart(_Part):

@@ -200,7 +200,7 @@ class Judge:
             return Group(turns, sessions, torch.ones_like(sessions).bool(), untaught, None, [])
         vectors = self._vectors(gate, questions, prefix)
         rows = list(zip((self._memories[s] for s in owners), vectors.split(1), strict=True))
-        opened = torch.cat([gate_opens(gate, known.keys, asked) for known, asked in rows])
+        opened = torch.cat([gate_opens(gate, known, asked) for known, asked in rows])
         recalls = [recall(gate, known, asked, self._share) for known, asked in rows]
         recalls = recalls if self._recall else []
         return Group(turns, sessions, opened, untaught, vectors, recalls)

@@ -173,7 +173,7 @@ class Traffic:
         asked = ticket.vector(gate)
         if asked is None:
             return
-        if not bool(gate_opens(gate, state.taught.keys, asked)):
+        if not bool(gate_opens(gate, state.taught, asked)):
             assert ticket.key is not None
             self._slots.release(ticket.key)
             ticket.slot = UNTAUGHT

@@ -14,8 +14,10 @@ from torch import Tensor
 
 from adapters.artifact import Artifact
 from adapters.chat import EncodedPrompt, PromptError
-from adapters.config import AdapterError
+from adapters.config import AdapterError, Gate
+from adapters.gate import gate_opens
 from adapters.overlap import overlaps
+from adapters.state import Taught
 from server.engine import Engine
 from server.flows.encoding import Encoding
 from server.flows.outcome import Lesson
@@ -108,11 +110,13 @@ class InContext:
         known, seen = await self._vectors(derivation, items, bare)
         if not known:
             return [], seen
-        # Nothing farther than what the adapter answers: other questions are left alone.
-        least = self._gate.threshold_for(len(known))
-        keys = torch.stack([known[item.id] for item in items if item.id in known])
+        items = [item for item in items if item.id in known]
+        keys = torch.stack([known[item.id] for item in items])
+        if not bool(gate_opens(self._gate, _taught(items, keys, self._gate), seen)):
+            return [], seen  # what the adapter leaves alone
+        least = self._gate.threshold_for(len(items))
         likeness = (keys @ seen[0]).tolist()  # cosines
-        return _ordered([item for item in items if item.id in known], likeness, least), seen
+        return _ordered(items, likeness, least), seen
 
     async def _vectors(
         self, derivation: Derivation, items: Sequence[Item], bare: EncodedPrompt
@@ -170,6 +174,13 @@ def _usable(derivation: Derivation) -> list[Item]:
         if (item.status == "applied" or not derivation.pointer.pinned)
         and _says_what_is_wanted(Lesson.of(item))
     ]
+
+
+def _taught(items: Sequence[Item], keys: Tensor, gate: Gate) -> Taught:
+    """The items as the gate remembers them; equal answers have equal numbers."""
+    completions = [Lesson.of(item).completion for item in items]
+    places = {text: place for place, text in enumerate(dict.fromkeys(completions))}
+    return Taught(keys, torch.tensor([places[text] for text in completions]), gate.view)
 
 
 def _says_what_is_wanted(lesson: Lesson) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -406,6 +407,7 @@ def test_a_model_whose_prompts_cannot_be_kept_is_refused(
     """A model that ignores where a row stands gives other logits after a kept prompt."""
     forward = LlamaForCausalLM.forward
 
+    @wraps(forward)
     def without_positions(self: LlamaForCausalLM, *args: Any, **kwargs: Any) -> Any:
         return forward(self, *args, **{**kwargs, "position_ids": None})
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import CPU, llama_spec, make_llama, make_rule, random_adapter
+from tiny_models import CPU, llama_spec, make_llama, make_rule, random_adapter, random_words
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from adapters.artifact import WORDS_FILE, ArtifactError, load_artifact, save_artifact
@@ -17,14 +17,14 @@ from adapters.gate import (
     choice_scores,
     gate_opens,
     gate_similarity,
+    nearest,
     prompt_vectors,
 )
 from adapters.prefix import prefill
 from adapters.snapshot import SnapshotError, dumps, loads
 from adapters.state import AdapterState, Taught, Tensors
-from adapters.words import Words
 
-PROMPTS = [[5, 6, 7], [8, 9, 10, 11, 12], [13]]
+PROMPTS = [[55, 56, 57], [58, 59, 60, 61, 62], [63]]
 
 
 def with_gate(rule: InnerRule, gate: Gate) -> InnerRule:
@@ -35,15 +35,18 @@ def test_a_taught_prompt_opens_its_own_gate_at_any_threshold_below_one() -> None
     summaries = torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
     gate = Gate(1, 0.9999)
     keys = prompt_vectors(gate, summaries, PROMPTS)
-    assert gate_opens(gate, keys, keys).all()
     again = prompt_vectors(gate, 7 * summaries, PROMPTS)
-    torch.testing.assert_close(gate_similarity(keys, again), torch.ones(3))
+    for answers in ([0, 1, 2], [0, 0, 0], [0, 0, 1]):
+        assert gate_opens(gate, Taught(keys, torch.tensor(answers), "view"), again).all()
+    for key, vector in zip(keys.split(1), again.split(1), strict=True):
+        alone = Taught(key, torch.tensor([7]), "view")
+        torch.testing.assert_close(gate_similarity(alone, vector), torch.ones(1))
 
 
-def test_words_are_compared_beside_summaries() -> None:
+def test_words_are_compared_beside_summaries(tokenizer: PreTrainedTokenizerFast) -> None:
     generator = torch.Generator().manual_seed(0)
     summaries = torch.randn(3, 8, generator=generator)
-    words = Words(torch.randn(20, 5, generator=generator), torch.rand(20) + 1, frozenset())
+    words = random_words(tokenizer)
     vectors = prompt_vectors(Gate(1, 0.5, words=words), summaries, PROMPTS)
     torch.testing.assert_close(vectors.norm(dim=1), torch.ones(3))
 
@@ -61,12 +64,12 @@ def taught_three() -> Taught:
     return Taught(torch.eye(4)[:3], torch.tensor(answers), "view")
 
 
-def test_a_choice_is_as_near_as_the_prototype_of_its_prompts() -> None:
+def test_a_choice_is_wanted_as_much_as_its_prompts_say() -> None:
     gate = Gate(1, 0.3, 0.1)
     asked = torch.nn.functional.normalize(torch.tensor([[1.0, 1.0, 0.5, 0.0]]), dim=1)
     likeness = choice_likeness(gate, taught_three(), asked, [[7], [5, 6], [5, 6, 8]])
     neutral = gate.threshold_for(3)
-    expected = [0.5 / 1.5 - neutral, 2**0.5 / 1.5 - neutral, torch.nan]
+    expected = [0.5 / 1.5 - neutral, 2 / 1.5 - neutral, torch.nan]
     torch.testing.assert_close(likeness, torch.tensor([expected]), equal_nan=True)
 
 
@@ -96,11 +99,25 @@ def test_answers_are_told_apart_by_all_their_tokens() -> None:
 
 
 def test_what_is_far_from_every_key_stays_closed() -> None:
-    keys = torch.eye(4)[:2]
+    taught = Taught(torch.eye(4)[:2], torch.tensor([3, 5]), "view")
     far = torch.eye(4)[2:]
     near = torch.tensor([[0.995, 0.0, 0.0999, 0.0]])
-    assert not gate_opens(Gate(1, 0.5), keys, far).any()
-    assert gate_opens(Gate(1, 0.5), keys, near).all()
+    assert not gate_opens(Gate(1, 0.5), taught, far).any()
+    assert gate_opens(Gate(1, 0.5), taught, near).all()
+
+
+def test_a_question_between_answers_is_less_like_them_than_one_of_an_answer() -> None:
+    """Its nearest prompt is as near, but what it has in common with that, others have too."""
+    shared, first, second, other = torch.eye(4)
+    keys = torch.nn.functional.normalize(torch.stack([shared + first, shared + second]), dim=1)
+    own, between = torch.nn.functional.normalize(
+        torch.stack([first + 0.5 * other, shared + 0.5 * other]), dim=1
+    ).split(1)
+    assert float(nearest(keys, own)) == pytest.approx(float(nearest(keys, between)))
+    two = Taught(keys, torch.tensor([3, 5]), "view")
+    one = Taught(keys, torch.tensor([3, 3]), "view")
+    assert float(gate_similarity(two, own)) > float(gate_similarity(two, between)) + 0.05
+    assert float(gate_similarity(one, own)) < float(gate_similarity(one, between))
 
 
 def test_summaries_are_those_of_each_prompt_alone() -> None:
@@ -185,8 +202,7 @@ def test_an_artifact_keeps_its_gate_and_refuses_one_that_cannot_work(
     hashes = {save("good", good), save("plain", Gate(1, 0.25, 0.05))}
     assert load_artifact(tmp_path / "good").rule.gate == good
     for seed in (0, 1):
-        vectors = torch.randn(len(tokenizer), 4, generator=torch.Generator().manual_seed(seed))
-        words = Words(vectors.half().float(), torch.ones(len(tokenizer)), frozenset())
+        words = random_words(tokenizer, seed)
         hashes.add(save("words", replace(good, words=words)))
     assert len(hashes) == 4, "what sessions derive by has changed"
     back = load_artifact(tmp_path / "words").rule.gate
@@ -196,7 +212,7 @@ def test_an_artifact_keeps_its_gate_and_refuses_one_that_cannot_work(
     assert replace(back, words=None) == good
     path = tmp_path / "words" / WORDS_FILE
     first = path.read_bytes()
-    save("words", replace(good, words=Words(vectors.half() * 2, words.weights, frozenset())))
+    save("words", replace(good, words=random_words(tokenizer, 2)))
     path.write_bytes(first)
     with pytest.raises(ArtifactError, match="of one export"):
         load_artifact(tmp_path / "words")
@@ -216,7 +232,7 @@ def test_the_more_is_taught_the_nearer_a_prompt_must_be() -> None:
     gate = Gate(1, 0.3, 0.1)
     assert gate.threshold_for(1) == 0.3
     assert gate.threshold_for(5) < gate.threshold_for(50) < gate.threshold_for(10**6) <= 0.99
-    keys = torch.eye(8)[:6]
+    taught = Taught(torch.eye(8)[:6], torch.arange(6), "view")
     summary = torch.tensor([[0.4, 0, 0, 0, 0, 0, 0, 0.917]])
-    assert gate_opens(gate, keys[:1], summary).all()
-    assert not gate_opens(gate, keys, summary).any()
+    assert gate_opens(gate, taught.rows(torch.tensor([0])), summary).all()
+    assert not gate_opens(gate, taught, summary).any()

@@ -6,14 +6,22 @@ import random
 
 import torch
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerBase,
+)
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from adapters.config import InnerRule, LoraSpec, Scope
 from adapters.layer import LoraHooks
 from adapters.prefix import Prefix, continue_from, empty_prefix, prefill
+from adapters.spelling import BUCKETS
 from adapters.state import Tensors, initial_tensors
 from adapters.support import Anchors, Example, Support, make_turns
+from adapters.words import Words, make_words
 
 CPU = torch.device("cpu")
 LLAMA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -139,3 +147,10 @@ def make_rule(tensors: Tensors, steps: int = 3, size: float = 0.1, clip: float =
         for index, name in enumerate(tensors)
     }
     return InnerRule(steps, sizes, clip)
+
+
+def random_words(tokenizer: PreTrainedTokenizerBase, seed: int = 0, width: int = 6) -> Words:
+    """A table of words that nobody trained."""
+    generator = torch.Generator().manual_seed(seed)
+    vectors = torch.randn(BUCKETS, width, generator=generator)
+    return make_words(vectors, torch.rand(BUCKETS, generator=generator) + 0.5, tokenizer)

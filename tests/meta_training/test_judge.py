@@ -16,10 +16,11 @@ from transformers import PreTrainedTokenizerFast
 
 from adapters.chat import user_turn
 from adapters.config import Gate, Mix
-from adapters.gate import gate_opens, gate_similarity, prompt_vectors
-from adapters.state import Tensors, take
+from adapters.gate import answer_scores, gate_opens, gate_similarity, prompt_vectors
+from adapters.spelling import BUCKETS
+from adapters.state import Taught, Tensors, take
 from adapters.support import Example
-from adapters.words import Words, control_tokens
+from adapters.words import make_words
 from meta_training.evaluation.cells import Task
 from meta_training.evaluation.intervals import interval
 from meta_training.evaluation.judge import ANSWER_TOKENS, Judge
@@ -145,10 +146,8 @@ def test_choice_is_the_likeliest_whole_answer(learner: Learner) -> None:
 
 
 def make_gate(learner: Learner, threshold: float, mix: Mix | None = None) -> Gate:
-    size = len(learner.encoder.tokenizer)
-    vectors = torch.randn(size, 4, generator=torch.Generator().manual_seed(5))
-    control = control_tokens(learner.encoder.tokenizer)
-    words = Words(vectors, torch.ones(size), control)
+    vectors = torch.randn(BUCKETS, 4, generator=torch.Generator().manual_seed(5))
+    words = make_words(vectors, torch.ones(BUCKETS), learner.encoder.tokenizer)
     return Gate(learner.summary_layer, threshold, 0.0, mix, words)
 
 
@@ -163,8 +162,10 @@ def vector(learner: Learner, question: str) -> torch.Tensor:
     return prompt_vectors(make_gate(learner, 0.0), last, [prompt])
 
 
-def keys_of(learner: Learner, task: Task) -> torch.Tensor:
-    return torch.cat([vector(learner, t.question) for t in task.episode.support])
+def taught_by(learner: Learner, task: Task) -> Taught:
+    keys = torch.cat([vector(learner, t.question) for t in task.episode.support])
+    answers = [turn.answer for turn in task.episode.support]
+    return Taught(keys, torch.tensor([answers.index(answer) for answer in answers]), "view")
 
 
 def test_a_memory_chooses_with_the_model(learner: Learner) -> None:
@@ -192,15 +193,15 @@ def test_a_memory_chooses_with_the_model(learner: Learner) -> None:
         learner.gate = None
     rows = iter(logprobs)
     for task, figures, plain in zip(drawn, scores, alone, strict=True):
-        keys, turns = keys_of(learner, task), task.episode.support
+        known, turns = taught_by(learner, task), task.episode.support
+        numbers = known.fitted[0].tolist()
         by_memory, by_both, best, errors = [], [], [], []
         for turn in task.episode.query:
-            asked_for, row = vector(learner, turn.question)[0], next(rows)
+            wanted, row = answer_scores(known, vector(learner, turn.question))[0], next(rows)
             likeness = {
-                choice: float(keys[i] @ asked_for) - gate.threshold_for(len(keys))
+                choice: float(wanted[numbers.index(number)]) - gate.threshold_for(len(turns))
                 for choice in task.episode.choices
-                for i, known in enumerate(turns)
-                if known.answer == choice
+                for number in [[t.answer for t in turns].index(choice)]
             }
             both = {c: 0.3 * float(row[i]) + 12 * likeness[c] for i, c in enumerate(likeness)}
             by_memory.append(max(likeness, key=likeness.__getitem__) == turn.answer)
@@ -219,7 +220,7 @@ def test_a_memory_chooses_with_the_model(learner: Learner) -> None:
 def middle_threshold(learner: Learner) -> float:
     """Between two similarities, far from both."""
     found = sorted(
-        float(gate_similarity(keys_of(learner, task), vector(learner, question)))
+        float(gate_similarity(taught_by(learner, task), vector(learner, question)))
         for task in tasks()
         for question in (*UNRELATED, *(turn.question for turn in task.episode.query))
     )
@@ -237,10 +238,10 @@ def test_a_closed_gate_leaves_the_base_to_answer(learner: Learner, threshold: fl
     finally:
         learner.gate = None
     for session, (task, figures) in enumerate(zip(drawn, scores, strict=True)):
-        keys = keys_of(learner, task)
+        known = taught_by(learner, task)
 
-        def adapter(question: str, keys: torch.Tensor = keys, s: int = session) -> Tensors | None:
-            opens = bool(gate_opens(gate, keys, vector(learner, question)))
+        def adapter(question: str, known: Taught = known, s: int = session) -> Tensors | None:
+            opens = bool(gate_opens(gate, known, vector(learner, question)))
             return take(adapters, s) if opens else None
 
         query = task.episode.query

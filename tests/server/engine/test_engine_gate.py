@@ -20,8 +20,9 @@ from adapters.gate import (
     together,
 )
 from adapters.prefix import prefill
+from adapters.spelling import BUCKETS
 from adapters.state import Taught
-from adapters.words import Words, control_tokens
+from adapters.words import make_words
 from server.engine import AdapterMismatch, AdaptRequest, GenerateRequest, Sampling
 
 TAUGHT, FAR = "Can I return a jug?", "Where is my parcel, and is the cat still asleep in it?"
@@ -34,9 +35,8 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     """An artifact whose gate opens for a taught prompt itself and for nothing else."""
     folder: Path = tmp_path_factory.mktemp("gated") / "artifact"
     plain = make_artifact(folder, anchors=False)
-    size = len(plain.tokenizer)
-    vectors = torch.randn(size, WIDTH, generator=torch.Generator().manual_seed(3))
-    words = Words(vectors, torch.ones(size), control_tokens(plain.tokenizer))
+    vectors = torch.randn(BUCKETS, WIDTH, generator=torch.Generator().manual_seed(3))
+    words = make_words(vectors, torch.ones(BUCKETS), plain.tokenizer)
     gate = Gate(LAYER, 0.9999, mix=Mix(0.4, 15.0), words=words)
     return replace(plain, rule=replace(plain.rule, gate=gate))
 

@@ -12,8 +12,9 @@ from adapters.artifact import Artifact
 from adapters.config import Gate
 from adapters.gate import answer_number, prompt_vectors
 from adapters.prefix import prefill
+from adapters.spelling import BUCKETS
 from adapters.state import Taught
-from adapters.words import Words, control_tokens
+from adapters.words import make_words
 from server.engine import EngineStopped, InvalidRequest, RequestTooLong
 
 TAUGHT, FAR = "Can I return a jug?", "Where is my parcel, and is the cat still asleep in it?"
@@ -23,9 +24,8 @@ LAYER = 1
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     plain = make_artifact(tmp_path_factory.mktemp("looks") / "artifact", anchors=False)
-    size = len(plain.tokenizer)
-    vectors = torch.randn(size, 5, generator=torch.Generator().manual_seed(3))
-    words = Words(vectors, torch.ones(size), control_tokens(plain.tokenizer))
+    vectors = torch.randn(BUCKETS, 5, generator=torch.Generator().manual_seed(3))
+    words = make_words(vectors, torch.ones(BUCKETS), plain.tokenizer)
     return replace(plain, rule=replace(plain.rule, gate=Gate(LAYER, 0.9999, words=words)))
 
 
