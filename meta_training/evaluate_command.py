@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from meta_training.arguments import need, positive, refused
+from meta_training.arguments import add_machine_arguments, need, positive, refused
 
 DESCRIPTION = "Score an artifact on held-out tasks, beside the plain alternatives."
 NEEDED = {
@@ -65,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PERCENT",
         help="shares of examples that are taught another class's answer (default 0: none)",
     )
-    parser.add_argument("--threads", type=positive, help="CPU threads (default all)")
+    add_machine_arguments(parser)
     parser.add_argument("--seed", type=int, default=1000, help="of the tasks drawn")
     parser.add_argument(
         "--page", type=Path, help="page with all plots and tables (default ARTIFACT/../report.html)"

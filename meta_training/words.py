@@ -36,7 +36,7 @@ def train_words(
     """The table at ``path``, or train it and keep it there; a stopped run begins again.
 
     Args:
-        start: (V, W) vectors to begin with, as the base's input embeddings.
+        start: (V, W) vectors to begin with, as the base's input embeddings; trained where they are.
         draws: batches of questions of the same kind.
         questions: what weights are counted on; a token weighs the logarithm of its rarity.
 
@@ -65,7 +65,7 @@ def train_words(
         progress.set_postfix(contrast=f"{loss.item():.3f}")
     weights = inverse_frequency(token_ids(questions, tokenizer), len(start))
     partial = path.with_suffix(".partial")
-    save_words(partial, Words(vectors.detach(), weights, control_tokens(tokenizer)))
+    save_words(partial, Words(vectors.detach().cpu(), weights, control_tokens(tokenizer)))
     partial.replace(path)
     return load_words(path, tokenizer, len(start))
 

@@ -25,6 +25,7 @@ from adapters.chat import ChatEncoder
 from meta_training.algorithms.metric import Matching, Prototypical, Siamese
 from meta_training.corpus import Corpus, held_out_only, load_corpus
 from meta_training.data.rows import replace_text
+from meta_training.device import use_device
 from meta_training.evaluation.cells import (
     Cell,
     chosen_cells,
@@ -60,8 +61,8 @@ from meta_training.recipe import (
 )
 from meta_training.tasks.part import TaskPart
 
+WEIGHTS = torch.float32  # on a GPU too, where a server has 16 bits: figures of all devices compare
 LABELS_ONLY = ("tfidf", "prototypical", "matching", "siamese", "frozen")
-CPU = torch.device("cpu")
 
 
 class EvaluationError(ValueError):
@@ -76,10 +77,11 @@ def judge(arguments: argparse.Namespace) -> int:
 
 
 def _judge(arguments: argparse.Namespace) -> None:
-    artifact = load_artifact(arguments.artifact)
+    device = use_device(arguments.device)
+    artifact = load_artifact(arguments.artifact, device, WEIGHTS)
     own = None if arguments.tasks is None else read_tasks(arguments.tasks)
     corpus = corpus_of(artifact, arguments.data) if own is None else _own(arguments, own)
-    bench = _Bench(arguments, artifact, corpus)
+    bench = _Bench(arguments, artifact, corpus, device)
     cells = bench.cells()
     stem = "results" if own is None else f"results-{arguments.tasks.stem}"
     results = arguments.results or arguments.artifact.parent / f"{stem}.jsonl"
@@ -178,14 +180,21 @@ def _lines(value: Any, levels: int) -> str:
 class _Bench:
     """The methods of a report, made when they are asked for, and the tasks they share."""
 
-    def __init__(self, arguments: argparse.Namespace, artifact: Artifact, corpus: Corpus) -> None:
+    def __init__(
+        self,
+        arguments: argparse.Namespace,
+        artifact: Artifact,
+        corpus: Corpus,
+        device: torch.device,
+    ) -> None:
         self._arguments = arguments
         self._artifact = artifact
         self._corpus = corpus
         self.drawer = held_out_drawer(corpus, artifact.tokenizer, arguments.seed)
         # Loaded before hours of work, so that a wrong folder shows at once.
-        self._base = load_base(arguments.pretrained, CPU) if arguments.pretrained else None
-        self._control = load_artifact(arguments.multitask) if arguments.multitask else None
+        base, control = arguments.pretrained, arguments.multitask
+        self._base = load_base(base, device, WEIGHTS) if base else None
+        self._control = load_artifact(control, device, WEIGHTS) if control else None
 
     def cells(self) -> list[Cell]:
         """The cells that are asked for. Raises EvaluationError where there are none."""

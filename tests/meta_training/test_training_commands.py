@@ -222,6 +222,7 @@ def test_evaluate_stopped_by_ctrl_c_goes_on(
         (("--methods", "lora", "--pretrained", "nowhere"), "nowhere is no model folder"),
         (("--methods", "tfidf", "--multitask", "nowhere"), "there is no folder nowhere"),
         (("--methods", "tfidf", "--data", "nowhere"), "is missing: run `innerloop data"),
+        (("--methods", "tfidf", "--device", "cuda:99"), "'cuda:99': PyTorch sees"),
     ],
 )
 def test_evaluate_refuses_before_it_works(
@@ -276,6 +277,7 @@ def test_evaluate_names_broken_results_and_places_it_cannot_write(
         ("--wrong", "101"),
         ("--wrong", "1.5"),
         ("--queries", "0"),
+        ("--device", "gpu"),
         ("--x",),
     ],
 )
@@ -324,6 +326,21 @@ def test_meta_train_refuses_a_missing_or_broken_recipe(
     assert call(train_command, tmp_path / "none.yaml", "--data", data) == 2
     assert "cannot read the recipe" in errors(capsys)
     assert "outer.stepps: Extra inputs" in refused(tmp_path, data, capsys, outer={"stepps": 1})
+    assert not (tmp_path / "pretrained").exists()
+
+
+@pytest.mark.parametrize("place", [{}, {"WORLD_SIZE": "2", "RANK": "0"}], ids=["alone", "team"])
+def test_meta_train_refuses_a_device_that_is_not_there(
+    place: dict[str, str],
+    data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in place.items():
+        monkeypatch.setenv(name, value)
+    assert meta_train(data, tmp_path, "--device", "cuda:99") == 2
+    assert "innerloop meta-train: 'cuda:99': PyTorch sees" in errors(capsys)
     assert not (tmp_path / "pretrained").exists()
 
 
@@ -392,7 +409,13 @@ def test_meta_train_says_where_it_cannot_write(
 
 
 @pytest.mark.parametrize(
-    "arguments", [(), ("r.yaml", "--algorithm", "magic"), ("r.yaml", "--threads", "0")]
+    "arguments",
+    [
+        (),
+        ("r.yaml", "--algorithm", "magic"),
+        ("r.yaml", "--threads", "0"),
+        ("r.yaml", "--device", "tpu"),
+    ],
 )
 def test_meta_train_refuses_wrong_arguments(arguments: tuple[str, ...]) -> None:
     with pytest.raises(SystemExit) as caught:
