@@ -18,13 +18,13 @@ from adapters.device import pick_device
 
 
 def use_device(name: str) -> torch.device:
-    """The device of a name, which becomes the current one where it is a GPU.
+    """The device of a name, which becomes the current one where it is a GPU with a number.
 
     Raises:
         DeviceError: a GPU that PyTorch does not see.
     """
     device = pick_device(name)
-    if device.type == "cuda":
+    if device.index is not None:  # without one it is the current GPU as it is
         torch.cuda.set_device(device)
     return device
 

@@ -32,6 +32,8 @@ class Gpus:
         monkeypatch.setattr(torch.cuda, "set_rng_state", self.set_random)
 
     def set_device(self, device: torch.device) -> None:
+        if device.index is None:
+            raise ValueError(f"Expected a torch.device with a specified index, but got {device}")
         self.current = device
 
     def set_random(self, state: Tensor) -> None:
@@ -41,6 +43,7 @@ class Gpus:
 def test_a_gpu_that_is_used_is_the_current_one(monkeypatch: pytest.MonkeyPatch) -> None:
     gpus = Gpus(monkeypatch, 2)
     assert use_device("cpu").type == "cpu"
+    assert use_device("cuda") == use_device("auto") == torch.device("cuda")
     assert gpus.current is None
     assert use_device("cuda:1") == gpus.current == torch.device("cuda:1")
 
