@@ -19,6 +19,13 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def whole(text: str) -> int:
+    """A whole number, 0 too; ``argparse`` names the argument when this raises."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a whole number, got {text!r}")
+    return int(text)
+
+
 def device_name(text: str) -> str:
     """The name of a device; whether the machine has it is found out later, with PyTorch."""
     if re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", text) is None:

@@ -45,8 +45,21 @@ from meta_training.evaluation.methods import (
 )
 from meta_training.evaluation.page import render
 from meta_training.evaluation.plots import examples_figure, save
-from meta_training.evaluation.report import ADAPTER, SERVED, differences, markdown, summarise
+from meta_training.evaluation.report import (
+    ADAPTER,
+    SERVED,
+    Summary,
+    differences,
+    markdown,
+    summarise,
+)
 from meta_training.evaluation.run import ResultsError, evaluate, read_results
+from meta_training.evaluation.splits import (
+    SplitsError,
+    check_splits,
+    markdown_of_means,
+    mean_over_splits,
+)
 from meta_training.exits import exit_code
 from meta_training.learner import Learner
 from meta_training.pipeline import held_out_drawer, validation_drawer
@@ -73,11 +86,26 @@ def judge(arguments: argparse.Namespace) -> int:
     """Evaluate, resume, or only sum up; see ``exit_code`` for what is returned."""
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    return exit_code("evaluate", lambda: _judge(arguments), EvaluationError, ResultsError)
+    wrong = (EvaluationError, ResultsError, SplitsError)
+    return exit_code("evaluate", lambda: _judge_all(arguments), *wrong)
 
 
-def _judge(arguments: argparse.Namespace) -> None:
+def _judge_all(arguments: argparse.Namespace) -> None:
+    """Evaluate each artifact, and give the mean of several, which are splits of one source."""
+    folders = list(dict.fromkeys(arguments.artifacts))
     device = use_device(arguments.device)
+    if len(folders) > 1:
+        loaded = [(str(folder), recipe_of(load_artifact(folder))) for folder in folders]
+        check_splits(loaded)
+    summaries = []
+    for folder in folders:
+        own = argparse.Namespace(**vars(arguments), artifact=folder)
+        summaries.append(_judge(own, device))
+    if len(folders) > 1:
+        print(markdown_of_means(mean_over_splits(summaries), len(folders)))
+
+
+def _judge(arguments: argparse.Namespace, device: torch.device) -> Summary:
     artifact = load_artifact(arguments.artifact, device, WEIGHTS)
     own = None if arguments.tasks is None else read_tasks(arguments.tasks)
     corpus = corpus_of(artifact, arguments.data) if own is None else _own(arguments, own)
@@ -109,6 +137,7 @@ def _judge(arguments: argparse.Namespace) -> None:
         save(examples_figure(summary), arguments.plot)
     print(markdown(summary))
     print(json.dumps(report["perplexity"]))
+    return summary
 
 
 def corpus_of(artifact: Artifact, data: Path) -> Corpus:

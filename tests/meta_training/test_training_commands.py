@@ -344,6 +344,13 @@ def test_meta_train_refuses_a_device_that_is_not_there(
     assert not (tmp_path / "pretrained").exists()
 
 
+def test_meta_train_refuses_another_split_of_nothing(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert meta_train(data, tmp_path, "--split", 1) == 2
+    assert "innerloop meta-train: mini has no data.split" in errors(capsys)
+
+
 def test_meta_train_refuses_data_it_cannot_use(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -415,6 +422,7 @@ def test_meta_train_says_where_it_cannot_write(
         ("r.yaml", "--algorithm", "magic"),
         ("r.yaml", "--threads", "0"),
         ("r.yaml", "--device", "tpu"),
+        ("r.yaml", "--split", "-1"),
     ],
 )
 def test_meta_train_refuses_wrong_arguments(arguments: tuple[str, ...]) -> None:
