@@ -188,9 +188,8 @@ def pretrain(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Train (or load, or resume) the base model on ``device``, in float32.
 
-    Leaves a Hugging Face folder at ``folder``.
-
-    Where the recipe has a base, that is loaded, and trained on where ``pretrain.steps`` says so.
+    Leaves a Hugging Face folder at ``folder``. Where the recipe has a base, that is loaded, and
+    trained on where ``pretrain.steps`` says so.
     Ctrl-C finishes the step and saves; the same call goes on from there, bit for bit on a CPU.
 
     Raises:
