@@ -20,7 +20,9 @@ from test_training_run import checkpoint, interrupt_at, same
 from torch.testing import assert_close
 
 from adapters.artifact import load_artifact
+from adapters.device import CPU
 from meta_training.recipe import ALGORITHMS
+from meta_training.warm_start import KnownTasks, warm_start
 
 __all__ = ["base", "own_data"]  # fixtures
 OPTIONS: list[tuple[dict[str, Any], dict[str, Any]]] = [
@@ -151,3 +153,18 @@ def test_a_base_and_tasks_of_ones_own_are_the_same_elsewhere(
     with elsewhere(monkeypatch):
         assert train(own_data, base, tmp_path / "away") == 0
     check_same(tmp_path / "here", tmp_path / "away")
+
+
+def test_a_warm_start_is_the_same_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(device: torch.device) -> list[float]:
+        generator = torch.Generator().manual_seed(0)
+        shapes = ((4, 6), (4, 2, 3), (2, 3), (2, 6))  # of four known tasks, for two sessions
+        keys, adapted, init, asked = (
+            torch.randn(shape, generator=generator).to(device) for shape in shapes
+        )
+        known = KnownTasks(keys, {"layer": adapted})
+        return warm_start(known, {"layer": init}, asked, 2)["layer"].flatten().tolist()
+
+    here = start(CPU)
+    with elsewhere(monkeypatch) as device:
+        assert start(device) == pytest.approx(here)
