@@ -107,7 +107,7 @@ def test_processes_with_a_gpu_each_learn_what_one_learns(
     if torch.cuda.device_count() < 2:
         pytest.skip("needs two CUDA devices")
     take_up(by_one, tmp_path)
-    with launched(data, tmp_path, **TWO) as process:
+    with launched(data, tmp_path, "cuda", **TWO) as process:
         said = said_by(process, tmp_path)
     assert process.returncode == 0, said
     assert_close(learned(tmp_path), learned(by_one), rtol=1e-3, atol=1e-4)
