@@ -127,8 +127,12 @@ def save_artifact(
     return replace(artifact, name=folder.name)
 
 
-def load_artifact(path: Path, device: torch.device | str = "cpu") -> Artifact:
+def load_artifact(
+    path: Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+) -> Artifact:
     """Load an artifact, or a plain Hugging Face causal LM with a zero-B start and a default rule.
+
+    ``dtype`` is of the base's weights, as of ``load_base``.
 
     Raises:
         ArtifactError: a missing folder, no usable model, broken JSON, unknown keys, shapes that do
@@ -137,7 +141,7 @@ def load_artifact(path: Path, device: torch.device | str = "cpu") -> Artifact:
     path, device = Path(path), torch.device(device)
     if not path.is_dir():
         raise ArtifactError(f"there is no folder {path}: give the path of a model folder")
-    base = load_base(path, device)
+    base = load_base(path, device, dtype)
     encoder = ChatEncoder(base.tokenizer)
     header = encoder.assistant_header()
     words = _part(path / WORDS_FILE, lambda file: load_words(file, base.tokenizer))

@@ -51,8 +51,10 @@ def input_embedding(model: PreTrainedModel) -> Tensor:
     return weight
 
 
-def load_base(folder: Path, device: torch.device) -> Base:
-    """Load the model in ``folder``: float32 on CPU, bfloat16 on CUDA; no code from the folder runs.
+def load_base(folder: Path, device: torch.device, dtype: torch.dtype | None = None) -> Base:
+    """Load the model in ``folder``; no code from the folder runs.
+
+    ``dtype``: of the weights; without a word what a server has, float32 on CPU, bfloat16 on CUDA.
 
     Raises:
         ArtifactError: no such folder, no causal LM in it, weights that are missing, misshapen or
@@ -65,11 +67,11 @@ def load_base(folder: Path, device: torch.device) -> Base:
         )
     config = _call(folder, AutoConfig.from_pretrained)
     context_tokens = _context_tokens(folder, config)
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    usual = torch.bfloat16 if device.type == "cuda" else torch.float32
     model, info = _call(
         folder,
         AutoModelForCausalLM.from_pretrained,
-        dtype=dtype,
+        dtype=dtype or usual,
         use_safetensors=True,  # never pickle
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # refused below, by name

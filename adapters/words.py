@@ -90,8 +90,8 @@ class Words:
 
 def sum_bags(table: Tensor, bags: Sequence[Sequence[int]]) -> Tensor:
     """(B, W) sums of the rows of ``table`` (N, W) whose numbers are in each of B bags."""
-    flat = torch.tensor([row for bag in bags for row in bag], dtype=torch.long)
-    starts = torch.tensor([0, *accumulate(map(len, bags[:-1]))])
+    flat = torch.tensor([row for bag in bags for row in bag], dtype=torch.long, device=table.device)
+    starts = torch.tensor([0, *accumulate(map(len, bags[:-1]))], device=table.device)
     return embedding_bag(flat, table, starts, mode="sum")
 
 

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 import torch
 
 from adapters.config import one_line
+from meta_training.device import gpu_random, on_cpu, set_gpu_random
 
 
 class CheckpointError(ValueError):
@@ -69,15 +70,21 @@ class Resumed:
 def save_checkpoint(
     path: Path, parts: Mapping[str, Stateful], draws: Mapping[str, Stateful], step: int
 ) -> None:
-    """Write all parts, what they draw from and the step; a crash leaves the older file whole."""
+    """Write all parts, what they draw from and the step; a crash leaves the older file whole.
+
+    Tensors are written from the CPU, so that a run goes on on any device.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {
         "step": step,
-        "parts": {name: part.state_dict() for name, part in parts.items()},
+        "parts": {name: on_cpu(part.state_dict()) for name, part in parts.items()},
         "draws": {name: part.state_dict() for name, part in draws.items()},
         "torch_random": torch.get_rng_state(),
         "python_random": random.getstate(),
     }
+    gpu = gpu_random()
+    if gpu is not None:
+        content["gpu_random"] = gpu
     temporary = path.with_suffix(".tmp")
     torch.save(content, temporary)
     os.replace(temporary, path)
@@ -86,7 +93,7 @@ def save_checkpoint(
 def load_checkpoint(
     path: Path, parts: Mapping[str, Stateful], draws: Mapping[str, Stateful]
 ) -> Resumed:
-    """Restore all parts in place; step 0 where there is no file.
+    """Restore all parts in place, on the device where each is; step 0 where there is no file.
 
     Checkpoints written before draws were kept restore the parts alone.
 
@@ -96,7 +103,7 @@ def load_checkpoint(
     if not path.exists():
         return Resumed(0, False)
     try:
-        content = torch.load(path, weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True)
         for name, part in parts.items():
             part.load_state_dict(content["parts"][name])
         kept = content.get("draws", {})
@@ -105,6 +112,7 @@ def load_checkpoint(
             for name, part in draws.items():
                 part.load_state_dict(kept[name])
         torch.set_rng_state(content["torch_random"])
+        set_gpu_random(content.get("gpu_random"))
         version, internal, gauss = content["python_random"]
         random.setstate((version, tuple(internal), gauss))
         return Resumed(int(content["step"]), exact)

@@ -19,6 +19,7 @@ from adapters.config import InnerRule, LoraSpec, SpecError
 from adapters.layer import LoraHooks, rows_of
 from adapters.state import Tensors, initial_tensors, repeat
 from meta_training.algorithms.episodes import Cut, Embedded, Judged
+from meta_training.device import without_cudnn
 from meta_training.recipe import InnerPart
 from meta_training.starting import Starting
 
@@ -39,6 +40,11 @@ class Labelled:
         rows = self.sessions == session
         inputs = {name: tensor[rows] for name, tensor in self.inputs.items()}
         return Labelled(inputs, self.classes[rows], self.sessions[rows])
+
+    def to(self, device: torch.device) -> Labelled:
+        """The same rows on ``device``."""
+        inputs = {name: tensor.to(device) for name, tensor in self.inputs.items()}
+        return Labelled(inputs, self.classes.to(device), self.sessions.to(device))
 
 
 class Classifier(Starting):
@@ -61,7 +67,8 @@ class Classifier(Starting):
         """
         if self._features is None:
             raise SpecError("metric heads need `features`: what makes (B, D) of the model's inputs")
-        return self._features(self.model, **rows.inputs)
+        with without_cudnn():
+            return self._features(self.model, **rows.inputs)
 
     def base_parameters(self) -> list[nn.Parameter]:
         """What the outer loop learns beside the start and the step sizes."""
@@ -122,14 +129,18 @@ class WeightClassifier(Classifier):
     def logits(self, tensors: Mapping[str, Tensor] | None, rows: Labelled) -> Tensor:
         """An episode at a time: not every module's forward pass can be vectorised over weights."""
         if tensors is None:
-            logits: Tensor = functional_call(self.model, self.tensors(), (), dict(rows.inputs))
-            return logits
+            return self._call(self.tensors(), rows)
         places, found = [], []
         for session in rows.sessions.unique().tolist():
             own = {name: tensor[session] for name, tensor in tensors.items()}
-            found.append(functional_call(self.model, own, (), dict(rows.of(session).inputs)))
+            found.append(self._call(own, rows.of(session)))
             places.append((rows.sessions == session).nonzero().flatten())
         return torch.cat(found)[torch.cat(places).argsort()]
+
+    def _call(self, own: Tensors, rows: Labelled) -> Tensor:
+        with without_cudnn():
+            logits: Tensor = functional_call(self.model, own, (), dict(rows.inputs))
+        return logits
 
     def base_parameters(self) -> list[nn.Parameter]:
         """The parameters that do not move."""
@@ -190,7 +201,11 @@ class ClassifierEpisodes:
 
 
 def lay_out_classes(learner: Classifier, support: Labelled, query: Labelled) -> ClassifierEpisodes:
-    """A batch of episodes; every class of a query must be in its support for metric heads."""
+    """A batch of episodes from any device, on the learner's.
+
+    Every class of a query must be in its support for metric heads.
+    """
+    support, query = support.to(learner.device), query.to(learner.device)
     count = int(support.sessions.max()) + 1
     start = repeat(learner.tensors(), count)
     return ClassifierEpisodes(learner, start, learner.inner_rule(), support, query)

@@ -137,4 +137,4 @@ def adapt_classifier(
 def classify(learner: Classifier, tensors: Tensors, rows: Labelled) -> Tensor:
     """(B,) the class of each input, by its episode's adapted tensors."""
     with torch.no_grad():
-        return learner.logits(tensors, rows).argmax(-1)
+        return learner.logits(tensors, rows.to(learner.device)).argmax(-1)

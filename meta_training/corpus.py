@@ -29,6 +29,7 @@ from meta_training.tasks.sources import (
     load_intents,
     load_personas,
 )
+from meta_training.tasks.split import Side, split_intents
 
 Group = TypeVar("Group", Intent, PersonaGroup)
 
@@ -67,7 +68,7 @@ def load_corpus(folder: Path, part: DataPart, seed: int) -> Corpus:
 
     Raises:
         DataError: a file is missing or broken, or the recipe names a source or domain to hold out
-            or to validate on that the data does not have.
+            or to validate on that the data does not have, or a source that cannot be split.
     """
     public = _public(folder, part, seed) if part.reads_public else Corpus()
     own = load_tasks(folder, part.tasks, seed) if part.tasks else {}
@@ -108,24 +109,21 @@ def _joined(public: Corpus, own: dict[Use, Material]) -> Corpus:
 
 def _public(folder: Path, part: DataPart, seed: int) -> Corpus:
     intents = [intent for name in INTENT_FILES for intent in load_intents(folder / name)]
-    _check_names(intents, part)
-    held_out = [intent for intent in intents if _is_held_out(intent, part)]
-    validation = [intent for intent in intents if intent.source in part.validation]
-    reserved = set(held_out) | set(validation)
+    sides = _sides(intents, part, folder)
     dialogues = [d for name in DIALOGUE_FILES for d in load_dialogues(folder / name)]
     test = [d for i, d in enumerate(dialogues) if _is_test(d, i)]
     train = [d for i, d in enumerate(dialogues) if not _is_test(d, i)]
     personas = load_personas(folder / "style-chitchat-en.jsonl.gz")
     random.Random(seed).shuffle(personas)
     cut = round(len(personas) * part.held_out_persona_share)
-    train_intents = [intent for intent in intents if intent not in reserved]
+    train_intents = sides["train"]
     train_replies = _agent_turns(train) + load_faq_answers(folder / "faq-dstc9.jsonl.gz", "train")
     test_replies = _agent_turns(test) + load_faq_answers(folder / "faq-dstc9.jsonl.gz", "test")
     seen = set(training_texts(train, train_intents, personas[cut:])) | set(train_replies)
     return Corpus(
         train_intents=train_intents,
-        validation_intents=validation,
-        held_out_intents=_unseen(held_out, seen, MINIMUM_QUESTIONS),
+        validation_intents=sides["validation"],
+        held_out_intents=_unseen(sides["held_out"], seen, MINIMUM_QUESTIONS),
         train_dialogues=train,
         test_dialogues=test,
         train_personas=personas[cut:],
@@ -133,6 +131,18 @@ def _public(folder: Path, part: DataPart, seed: int) -> Corpus:
         train_replies=train_replies,
         test_replies=[reply for reply in dict.fromkeys(test_replies) if reply not in seen],
     )
+
+
+def _sides(intents: list[Intent], part: DataPart, folder: Path) -> dict[Side, list[Intent]]:
+    """What of the public intents is trained on, watched and held out."""
+    if part.split is not None:
+        return split_intents(intents, part.split, folder)
+    _check_names(intents, part)
+    held_out = [intent for intent in intents if _is_held_out(intent, part)]
+    validation = [intent for intent in intents if intent.source in part.validation]
+    reserved = set(held_out) | set(validation)
+    train = [intent for intent in intents if intent not in reserved]
+    return {"train": train, "validation": validation, "held_out": held_out}
 
 
 def _said(own: Material) -> list[str]:

@@ -69,7 +69,7 @@ def embed(
     progress = tqdm(range(done, part.steps), initial=done, total=part.steps, desc="embed")
     with whole_steps() as stop:
         for step in progress:
-            with torch.autocast(learner.model.device.type, dtype=torch.bfloat16):
+            with torch.autocast(learner.device.type, dtype=torch.bfloat16):
                 contrast = _contrast(learner, *questions.kinds())
                 views = _contrast(learner, *questions.views())
                 language = language_loss(learner.model, texts.batch(part.language_rows))
@@ -93,7 +93,7 @@ def embed(
 
 def _contrast(learner: Learner, kinds: list[str], questions: list[str]) -> Tensor:
     if not questions:
-        return torch.zeros(())
+        return torch.zeros((), device=learner.device)
     prompts = [learner.encoder.prompt(user_turn(question)).prefix for question in questions]
     seen = readouts(learner.model, prompts, learner.summary_layer)
     return torch.stack([contrastive_loss(vectors, kinds) for vectors in seen]).sum()

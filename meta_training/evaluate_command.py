@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from meta_training.arguments import need, positive, refused
+from meta_training.arguments import add_machine_arguments, need, positive, refused
 
 DESCRIPTION = "Score an artifact on held-out tasks, beside the plain alternatives."
 NEEDED = {
@@ -27,12 +27,20 @@ METHODS = {
     "lora": "LoRA and AdamW on the pre-trained base, step size tuned on validation tasks",
     "multitask-lora": "the same on the multi-task control's base",
 }
+ONE_ALONE = ("pretrained", "multitask", "tasks", "page", "plot", "results")
 DEFAULT = [name for name in METHODS if name not in ("matching", "siamese")]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("artifact", type=Path, help="artifact folder, as meta-train exports it")
+    parser.add_argument(
+        "artifacts",
+        type=Path,
+        nargs="+",
+        metavar="ARTIFACT",
+        help="folder, as meta-train exports it; several are splits of one source (data.split of "
+        "their recipes), whose mean is printed at the end",
+    )
     parser.add_argument("--data", type=Path, default=Path("data"), help="prepared data folder")
     parser.add_argument(
         "--tasks",
@@ -65,7 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PERCENT",
         help="shares of examples that are taught another class's answer (default 0: none)",
     )
-    parser.add_argument("--threads", type=positive, help="CPU threads (default all)")
+    add_machine_arguments(parser)
     parser.add_argument("--seed", type=int, default=1000, help="of the tasks drawn")
     parser.add_argument(
         "--page", type=Path, help="page with all plots and tables (default ARTIFACT/../report.html)"
@@ -91,6 +99,14 @@ def run(arguments: argparse.Namespace) -> int:
         ModuleNotFoundError: a package of the extra is missing.
     """
     need("sklearn", "sacrebleu", "matplotlib")
+    if len(arguments.artifacts) > 1:
+        for option in ONE_ALONE:
+            if getattr(arguments, option) is not None:
+                wrong = (
+                    f"--{option} is of one artifact: evaluate each with its own first, and then "
+                    "all of them without it; the mean has all that was judged"
+                )
+                return refused("evaluate", ValueError(wrong))
     for name, option in NEEDED.items():
         if name in arguments.methods and getattr(arguments, option) is None:
             wrong = f"method {name} needs --{option}: give its folder, or name other --methods"

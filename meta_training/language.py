@@ -5,7 +5,7 @@ Knows a learner and a token batch; nothing about where tasks come from, algorith
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -46,7 +46,7 @@ class LanguageEpisodes:
 
     def query_losses(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """The same on the queries, (S,)."""
-        sessions = torch.tensor(self.batch.query_sessions)
+        sessions = self._numbers(self.batch.query_sessions)
         queries = Support(self.query, sessions, self.support.count, self.support.anchors)
         learner, weight = self.learner, self.rule.anchor_weight
         return support_losses(learner.model, learner.hooks, tensors, queries, weight)
@@ -58,7 +58,7 @@ class LanguageEpisodes:
         exactly; ``changed``, that of unrelated questions whose greedy answer changed.
         """
         batch = self.batch
-        logits = self._run(tensors, self.query, torch.tensor(batch.query_sessions))
+        logits = self._run(tensors, self.query, self._numbers(batch.query_sessions))
         rows = demonstration_loss(logits, self.query.targets)
         query = rows.mean()
         if support_too:
@@ -68,7 +68,7 @@ class LanguageEpisodes:
         figures = {"exact": float(correct_rows(logits, self.query.targets).float().mean())}
         loss = query
         if tensors is not None:
-            others = self._run(tensors, self.unrelated, torch.tensor(batch.unrelated_sessions))
+            others = self._run(tensors, self.unrelated, self._numbers(batch.unrelated_sessions))
             targets = self.unrelated.targets
             locality = divergence(others, self.reference, targets).mean()
             figures["changed"] = 1 - float(correct_rows(others, targets).float().mean())
@@ -79,17 +79,17 @@ class LanguageEpisodes:
     def embedded(self) -> list[Embedded]:
         """Each episode's summaries, with the questions' kinds as labels."""
         batch, found = self.batch, []
-        own, asked = torch.tensor(batch.support_sessions), torch.tensor(batch.query_sessions)
-        kinds = list(batch.kinds)
-        support, queries = self.embeddings[: len(own)], self.embeddings[len(own) :][: len(asked)]
+        own, kinds = len(batch.support_sessions), list(batch.kinds)
         for session in range(batch.count):
-            rows = (own == session).nonzero().flatten()
-            places = (asked == session).nonzero().flatten()
-            names = sorted({kinds[int(row)] for row in rows})
+            rows = [row for row, s in enumerate(batch.support_sessions) if s == session]
+            asked = [own + row for row, s in enumerate(batch.query_sessions) if s == session]
+            names = sorted({kinds[row] for row in rows})
             number = {name: index for index, name in enumerate(names)}
-            labels = torch.tensor([number[kinds[int(row)]] for row in rows])
-            answers = torch.tensor([number[kinds[len(own) + int(place)]] for place in places])
-            found.append(Embedded(support[rows], labels, queries[places], answers))
+            labels = self._numbers([number[kinds[row]] for row in rows])
+            answers = self._numbers([number[kinds[row]] for row in asked])
+            support = self.embeddings[self._numbers(rows)]
+            queries = self.embeddings[self._numbers(asked)]
+            found.append(Embedded(support, labels, queries, answers))
         return found
 
     def cut(self, cut: Cut) -> Self:
@@ -106,6 +106,9 @@ class LanguageEpisodes:
             unrelated=_cut_turns(self.unrelated, cut),
         )
 
+    def _numbers(self, values: Sequence[int]) -> Tensor:
+        return torch.tensor(values, device=self.learner.device)
+
     def _run(self, tensors: Mapping[str, Tensor] | None, turns: Turns, sessions: Tensor) -> Tensor:
         rows = None if tensors is None else rows_of(tensors, sessions, turns.active)
         with self.learner.hooks.use(rows):
@@ -117,10 +120,10 @@ def lay_out(learner: Learner, batch: Batch, locality_weight: float = 1.0) -> Lan
     parts = [batch.support, batch.query, batch.unrelated, learner.anchor_examples]
     prefix = learner.prefill([example.prompt for part in parts for example in part])
     sizes = [len(part) for part in parts]
+    scope, device = learner.spec.scope, learner.device
     support, query, unrelated, anchors = (
-        prefix.select(rows) for rows in torch.arange(sum(sizes)).split(sizes)
+        prefix.select(rows) for rows in torch.arange(sum(sizes), device=device).split(sizes)
     )
-    scope, device = learner.spec.scope, prefix.lengths.device
     others = make_turns(batch.unrelated, unrelated, scope, device)
     with torch.no_grad(), learner.hooks.use(None):
         reference = continue_from(learner.model, others.prefix, others.ids).log_softmax(-1)

@@ -29,6 +29,8 @@ from meta_training.starting import Starting
 class Learner(Starting):
     """A base model with its meta-learned adapter start and inner rule, as parameters."""
 
+    model: PreTrainedModel
+
     def __init__(
         self,
         model: PreTrainedModel,
@@ -54,7 +56,9 @@ class Learner(Starting):
         # The last layer sees it, so an adapter there can act on it.
         self.summary_layer = int(model.config.num_hidden_layers) - 1
         self.begin(start, part, still)
-        self.log_anchor_weight = nn.Parameter(torch.tensor(part.anchor_weight).log())
+        self.log_anchor_weight = nn.Parameter(
+            torch.tensor(part.anchor_weight, device=self.device).log()
+        )
         self.anchor_texts = tuple(anchors)
         self.anchor_examples = [anchor_example(encoder, anchor) for anchor in anchors]
 
@@ -89,7 +93,7 @@ class Learner(Starting):
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> Prefix:
         """Prefill B prompts with gradients, their summaries with them."""
-        return prefill(self.model, prompts, self.model.device, self.summary_layer)
+        return prefill(self.model, prompts, self.device, self.summary_layer)
 
     def prefill_alike(self, prompts: Sequence[Sequence[int]]) -> Prefix:
         """Prefill prompts that begin with the same history, computing that once; no summaries."""
@@ -98,11 +102,11 @@ class Learner(Starting):
         if not shared:
             return self.prefill(prompts)
         history = self.prefill([prompts[0][:shared]])
-        rows = torch.zeros(len(prompts), dtype=torch.long)
+        rows = torch.zeros(len(prompts), dtype=torch.long, device=self.device)
         rest = Continuation(self.model, history.select(rows))
         asked = [prompt[shared:] for prompt in prompts]
         rest.extend(pad(asked, 0, rows.device))
-        return rest.prefix(torch.tensor([len(ids) for ids in asked]))
+        return rest.prefix(torch.tensor([len(ids) for ids in asked], device=self.device))
 
     def summaries(self, prompts: Sequence[Sequence[int]]) -> Tensor:
         """(B, D) what the last layer sees at each prompt's last token, with gradients."""

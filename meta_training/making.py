@@ -25,16 +25,23 @@ from meta_training.recipe import Recipe, RecipeError
 from meta_training.team import Team, joined_team
 
 
-def make(recipe: Recipe, data: Path, folder: Path, threads: int | None) -> int:
+def make(recipe: Recipe, data: Path, folder: Path, threads: int | None, device: str) -> int:
     """Run or resume every stage in ``folder``; see ``exit_code`` for what is returned."""
     if threads:
         torch.set_num_threads(threads)
-    with joined_team() as team:
-        return exit_code("meta-train", lambda: meta_train(recipe, data, folder, team))
+
+    def work() -> None:
+        with joined_team(device) as team:
+            meta_train(recipe, data, folder, team)
+
+    return exit_code("meta-train", work)
 
 
 def meta_train(recipe: Recipe, data: Path, folder: Path, team: Team) -> None:
-    """Run or resume every stage as one process of ``team``. Raises what is bad input."""
+    """Run or resume every stage as one process of ``team``, on its device.
+
+    Raises what is bad input.
+    """
     if recipe.outer.batches % team.size:
         raise RecipeError(
             f"outer.batches {recipe.outer.batches} cannot be shared out over {team.size} "
@@ -46,7 +53,7 @@ def meta_train(recipe: Recipe, data: Path, folder: Path, team: Team) -> None:
             "process has: start one, or set it to uniform"
         )
     with team.leader_first():
-        workshop = open_workshop(recipe, data, folder)
+        workshop = open_workshop(recipe, data, folder, team.device)
         learner = build_learner(workshop)
         embed_questions(workshop, learner)
         outer_loop = build_outer_loop(workshop, learner, team)

@@ -11,11 +11,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from adapters.base_model import input_embedding
 from adapters.chat import ChatEncoder, PromptError
 from adapters.config import Anchor, Gate
+from adapters.device import CPU
 from adapters.plain import linear_targets
 from adapters.words import Words
 from meta_training.base_lora import add_base_lora
@@ -75,8 +77,10 @@ class Workshop:
         return self.intents + [as_intent(group) for group in self.corpus.train_personas]
 
 
-def open_workshop(recipe: Recipe, data: Path, folder: Path) -> Workshop:
+def open_workshop(recipe: Recipe, data: Path, folder: Path, device: torch.device = CPU) -> Workshop:
     """Load the corpus and pre-train the base, or take up where an earlier call stopped.
+
+    All stages run on ``device``: where the base is, everything is.
 
     Raises:
         DataError: a file is missing or broken, or the data is too little for the recipe.
@@ -87,7 +91,7 @@ def open_workshop(recipe: Recipe, data: Path, folder: Path) -> Workshop:
     if recipe.inner.gate:
         gate_intents(corpus)
     keep_record(recipe, folder, {"seed", "model", "data", "pretrain", "embed"})
-    model, tokenizer = pretrain(recipe, corpus, folder / "pretrained")
+    model, tokenizer = pretrain(recipe, corpus, folder / "pretrained", device=device)
     _check_fit(recipe, corpus, tokenizer)
     turns = short_turns(corpus.train_dialogues)
     neighbours = neighbour_intents(turns, recipe.data.neighbours, recipe.seed)

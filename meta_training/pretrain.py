@@ -26,6 +26,7 @@ from transformers import (
 
 from adapters.artifact import RULE_FILE
 from adapters.base_model import Base, load_base
+from adapters.device import CPU
 from meta_training.checkpoint import (
     Draws,
     Stateful,
@@ -39,14 +40,18 @@ from meta_training.tasks.own import texts_of
 from meta_training.tasks.sources import DataError, Dialogue
 from meta_training.tokenizer import token_ids, train_tokenizer
 
-CPU = torch.device("cpu")
 SAVED_LAST = ("model.safetensors", "model.safetensors.index.json")
 HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
 SAVED_EVERY = 500
 
 
-def build_model(part: ModelPart, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """A randomly initialised Llama of the recipe's size, with tied embeddings."""
+def build_model(
+    part: ModelPart, tokenizer: PreTrainedTokenizerFast, device: torch.device = CPU
+) -> LlamaForCausalLM:
+    """A randomly initialised Llama of the recipe's size, with tied embeddings.
+
+    Drawn on the CPU, so that a seed begins alike on every ``device``.
+    """
     config = LlamaConfig(
         vocab_size=part.vocab_size,
         hidden_size=part.hidden_size,
@@ -60,7 +65,10 @@ def build_model(part: ModelPart, tokenizer: PreTrainedTokenizerFast) -> LlamaFor
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    return LlamaForCausalLM(config)
+    model = LlamaForCausalLM(config)
+    module: torch.nn.Module = model
+    module.to(device)
+    return model
 
 
 def corpus_texts(corpus: Corpus) -> list[str]:
@@ -173,11 +181,16 @@ def cosine(step: int, steps: int, warmup_steps: int) -> float:
 
 
 def pretrain(
-    recipe: Recipe, corpus: Corpus, folder: Path, tokenizer: PreTrainedTokenizerFast | None = None
+    recipe: Recipe,
+    corpus: Corpus,
+    folder: Path,
+    tokenizer: PreTrainedTokenizerFast | None = None,
+    device: torch.device = CPU,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Train (or load, or resume) the base model; leaves a Hugging Face folder at ``folder``.
+    """Train (or load, or resume) the base model on ``device``, in float32.
 
-    Where the recipe has a base, that is loaded, and trained on where ``pretrain.steps`` says so.
+    Leaves a Hugging Face folder at ``folder``. Where the recipe has a base, that is loaded, and
+    trained on where ``pretrain.steps`` says so.
     Ctrl-C finishes the step and saves; the same call goes on from there, bit for bit on a CPU.
 
     Raises:
@@ -185,10 +198,10 @@ def pretrain(
         ArtifactError: it is no causal LM that we can compute with.
     """
     if any((folder / name).exists() for name in SAVED_LAST):
-        return _differentiable(load_base(folder, CPU))
+        return _differentiable(load_base(folder, device, torch.float32))
     torch.manual_seed(recipe.seed)
     if recipe.model.given is not None:
-        base = load_base(_base_folder(recipe.model), CPU)
+        base = load_base(_base_folder(recipe.model), device, torch.float32)
         model, tokens = _differentiable(base)
         if recipe.pretrain.steps:
             rows = TextRows(corpus, tokens, recipe.pretrain.row_tokens, recipe.seed)
@@ -200,7 +213,7 @@ def pretrain(
         tokenizer = train_tokenizer(
             corpus_texts(corpus), recipe.model.vocab_size, recipe.model.context_tokens
         )
-    model = build_model(recipe.model, tokenizer)
+    model = build_model(recipe.model, tokenizer, device)
     model.set_attn_implementation("eager")
     rows = TextRows(corpus, tokenizer, recipe.pretrain.row_tokens, recipe.seed)
     _optimise(model, rows, recipe.pretrain, folder)
@@ -281,7 +294,7 @@ def _step(
     schedule: torch.optim.lr_scheduler.LRScheduler,
 ) -> float:
     optimizer.zero_grad()
-    with torch.autocast(ids.device.type, dtype=torch.bfloat16):
+    with torch.autocast(model.device.type, dtype=torch.bfloat16):
         loss = language_loss(model, ids)
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -291,6 +304,7 @@ def _step(
 
 
 def language_loss(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
-    """Mean next-token cross-entropy over text rows (B, T), in nats."""
+    """Mean next-token cross-entropy over text rows (B, T) from any device, in nats."""
+    ids = ids.to(model.device)
     logits = model(input_ids=ids, use_cache=False).logits  # (B, T, V)
     return torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())

@@ -18,6 +18,7 @@ from pydantic import (
 )
 
 from meta_training.tasks.part import FAMILIES, PUBLIC_FAMILIES, TaskPart
+from meta_training.tasks.split import SplitPart
 
 LINEAR_TARGETS = (
     "q_proj",
@@ -96,6 +97,11 @@ class DataPart(_Part):
     validation: list[str] = Field(
         default_factory=list, description="intent sources used only to watch training"
     )
+    split: SplitPart | None = Field(
+        None,
+        description="instead of both: the classes of one intent source, split in three, and no "
+        "other labelled intents; for means over splits, as papers report them",
+    )
     held_out_persona_share: float = Field(0.2, ge=0, lt=1, description="share of persona groups")
     neighbours: int = Field(
         8000, ge=0, description="intents made from dialogue turns and their nearest neighbours"
@@ -105,6 +111,16 @@ class DataPart(_Part):
     def reads_public(self) -> bool:
         """Whether the public data is read."""
         return not self.tasks if self.public is None else self.public
+
+    @model_validator(mode="after")
+    def _one_way_to_hold_out(self) -> DataPart:
+        if self.split is not None and (self.held_out or self.validation):
+            raise ValueError(
+                "split says what is held out and validated on: leave held_out and validation out"
+            )
+        if self.split is not None and not self.reads_public:
+            raise ValueError("split is of a public source: set public to true, or leave it out")
+        return self
 
 
 class PretrainPart(_Part):
@@ -324,6 +340,18 @@ class Recipe(_Part):
         content = self.model_dump(mode="json")
         content["outer"]["algorithm"] = algorithm
         return _checked(content, f"{self.name} with algorithm {algorithm}")
+
+    def with_split(self, number: int) -> Recipe:
+        """The same recipe with another split of its source's classes, under a name of its own.
+
+        Raises:
+            RecipeError: the recipe splits no source.
+        """
+        split = self.data.split
+        if split is None:
+            raise RecipeError(f"{self.name} has no data.split, of which --split could be another")
+        data = self.data.model_copy(update={"split": split.model_copy(update={"number": number})})
+        return self.model_copy(update={"name": f"{self.name}-split-{number}", "data": data})
 
 
 def load_recipe(path: Path) -> Recipe:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from meta_training.arguments import need, positive, refused
+from meta_training.arguments import add_machine_arguments, need, positive, refused
 from meta_training.recipe import RecipeError
 
 DESCRIPTION = (
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--trials", type=positive, help="instead of the file's; a finished search takes more"
     )
-    parser.add_argument("--threads", type=positive, help="CPU threads (default all)")
+    add_machine_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -49,4 +49,4 @@ def run(arguments: argparse.Namespace) -> int:
     from meta_training.search import searching  # imports PyTorch
 
     folder = arguments.out or Path("runs") / arguments.search.stem
-    return searching.search(search, arguments.data, folder, arguments.threads)
+    return searching.search(search, arguments.data, folder, arguments.threads, arguments.device)

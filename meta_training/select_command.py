@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from meta_training.arguments import need, positive, refused
+from meta_training.arguments import add_machine_arguments, need, positive, refused
 from meta_training.evaluation.cells import COMPARED
 
 DESCRIPTION = (
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--results", type=Path, help="lines per task (default REFERENCE/../select.jsonl)"
     )
-    parser.add_argument("--threads", type=positive, help="CPU threads (default all)")
+    add_machine_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -18,8 +18,9 @@ from meta_training.recipe import InnerPart
 
 
 class Starting(nn.Module):
-    """A module with a start and an inner rule among its parameters."""
+    """A module with a start and an inner rule among its parameters, all where its base is."""
 
+    model: nn.Module  # the base; set before ``begin``
     part: InnerPart
     names: list[str]  # of the start's tensors
     moving: list[str]  # those that inner steps change
@@ -27,19 +28,26 @@ class Starting(nn.Module):
     log_sizes: nn.Parameter  # (moving tensors, K)
     log_factors: nn.ParameterList  # of the moving tensors' shapes; empty: one size for all elements
 
+    @property
+    def device(self) -> torch.device:
+        """Where everything is that is computed with."""
+        return next(self.model.parameters()).device
+
     def begin(self, start: Tensors, part: InnerPart, still: frozenset[str] | None = None) -> None:
         """Register parameters that start at ``start`` with one step size for all tensors.
 
         ``still``: tensors that do not move, where it is not ``part.top_layers`` that says so.
         """
         self.part = part
+        start = {name: tensor.to(self.device) for name, tensor in start.items()}
         self.names = list(start)
         if still is None:
             layers = part.top_layers
             still = frozenset() if layers is None else still_tensors(start, layers)
         self.moving = [name for name in self.names if name not in still]
         self.adapter = nn.ParameterList([nn.Parameter(start[name]) for name in self.names])
-        first = torch.full((len(self.moving), part.steps), part.first_step_size)
+        shape = (len(self.moving), part.steps)
+        first = torch.full(shape, part.first_step_size, device=self.device)
         self.log_sizes = nn.Parameter(first.log())
         factors = log_factors(start, self.moving) if part.sizes == "element" else []
         self.log_factors = nn.ParameterList([nn.Parameter(factor) for factor in factors])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from meta_training.arguments import need, positive, refused
+from meta_training.arguments import add_machine_arguments, need, refused, whole
 from meta_training.recipe import ALGORITHMS, RecipeError, load_recipe
 
 DESCRIPTION = "Make an artifact that adapts in a few steps: pre-train, embed, meta-train, export."
@@ -25,7 +25,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=ALGORITHMS,
         help="instead of the recipe's (docs/meta-training.md says what each does and costs)",
     )
-    parser.add_argument("--threads", type=positive, help="CPU threads (default all)")
+    parser.add_argument(
+        "--split",
+        type=whole,
+        metavar="NUMBER",
+        help="another split of the classes than the recipe's data.split.number; the folder is then "
+        "runs/<recipe's name>-split-NUMBER",
+    )
+    add_machine_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -39,9 +46,11 @@ def run(arguments: argparse.Namespace) -> int:
         recipe = load_recipe(arguments.recipe)
         if arguments.algorithm:
             recipe = recipe.with_algorithm(arguments.algorithm)
+        if arguments.split is not None:
+            recipe = recipe.with_split(arguments.split)
     except RecipeError as error:
         return refused("meta-train", error)
     from meta_training.making import make  # imports PyTorch
 
     folder = arguments.out or Path("runs") / recipe.name
-    return make(recipe, arguments.data, folder, arguments.threads)
+    return make(recipe, arguments.data, folder, arguments.threads, arguments.device)

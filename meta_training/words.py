@@ -39,6 +39,8 @@ def train_words(
 ) -> Words:
     """The table at ``path``, or train it and keep it there; a stopped run begins again.
 
+    It is small, and trained on the CPU wherever the base is.
+
     Args:
         embedding: (V, D) the base's vectors of tokens, which words begin with.
         draws: batches of questions of the same kind.

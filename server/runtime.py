@@ -13,6 +13,7 @@ import torch
 
 from adapters.artifact import Artifact, load_artifact
 from adapters.chat import ChatEncoder
+from adapters.device import DeviceError, pick_device
 from server import spans
 from server.engine import Engine, EngineLimits
 from server.flows.answering import Answering
@@ -66,7 +67,7 @@ async def running(settings: Settings) -> AsyncIterator[Runtime]:
         SessionStoreError: Redis cannot be started or reached, or the data folder is in use.
         ArtifactError, EngineError: the model cannot be served.
     """
-    folder, device = model_folder(settings.model), pick_device(settings.device)
+    folder, device = model_folder(settings.model), device_of(settings)
     async with AsyncExitStack() as stack:
         if spans.wanted():
             try:
@@ -176,21 +177,16 @@ def replica_of(settings: Settings, artifact: Artifact, store: SessionStore) -> R
     return store.replica(fit, {name: getattr(settings, name) for name in SHARED_SETTINGS})
 
 
-def pick_device(device: str) -> torch.device:
+def device_of(settings: Settings) -> torch.device:
     """The device that the setting means on this machine.
 
     Raises:
         SettingsError: a GPU that PyTorch does not see.
     """
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    wanted = torch.device(device)
-    if wanted.type == "cuda" and (wanted.index or 0) >= torch.cuda.device_count():
-        raise SettingsError(
-            f"INNERLOOP_DEVICE={device!r}: PyTorch sees {torch.cuda.device_count()} GPUs here "
-            "(expected cpu, auto, or a GPU that is there)"
-        )
-    return wanted
+    try:
+        return pick_device(settings.device)
+    except DeviceError as error:
+        raise SettingsError(f"INNERLOOP_DEVICE={error}") from error
 
 
 def engine_limits(settings: Settings, artifact: Artifact) -> EngineLimits:

@@ -27,7 +27,10 @@ def adaptation_costs(
     learner: Learner, drawer: TaskDrawer, cells: Sequence[Cell]
 ) -> dict[str, dict[str, Any]]:
     """Of each cell: examples, taught tokens, CPU seconds of their prompts, of the rule's inner
-    steps and of a decoded token; medians over tasks."""
+    steps and of a decoded token; medians over tasks.
+
+    On a GPU they are the clock's, until it has done what it was told.
+    """
     found = {}
     for cell in cells:
         timed = [_task_cost(learner, drawer.draw(cell, index)) for index in range(TASKS)]
@@ -38,14 +41,15 @@ def adaptation_costs(
 def _task_cost(learner: Learner, task: Task) -> dict[str, float]:
     examples = [encode_turn(turn, learner.encoder) for turn in task.episode.support]
     with torch.no_grad():
-        prompts_s, prefix = _timed(lambda: learner.prefill([e.prompt for e in examples]))
+        device = learner.device
+        prompts_s, prefix = _timed(device, lambda: learner.prefill([e.prompt for e in examples]))
         anchors = None
         if learner.anchor_examples:
             anchors = learner.prefill([e.prompt for e in learner.anchor_examples])
         support = learner.support(examples, [0] * len(examples), prefix, anchors)
         start, rule = repeat(learner.tensors(), 1), learner.rule()
-    steps_s, _ = _timed(lambda: adapt(learner.model, learner.hooks, start, support, rule))
-    answer_s, answers = _timed(lambda: learner.greedy(examples[:1], SAID_TOKENS))
+    steps_s, _ = _timed(device, lambda: adapt(learner.model, learner.hooks, start, support, rule))
+    answer_s, answers = _timed(device, lambda: learner.greedy(examples[:1], SAID_TOKENS))
     return {
         "examples": len(examples),
         "taught_tokens": sum(len(example.completion) for example in examples),
@@ -55,7 +59,14 @@ def _task_cost(learner: Learner, task: Task) -> dict[str, float]:
     }
 
 
-def _timed(work: Callable[[], Any]) -> tuple[float, Any]:
-    begin_s = time.process_time()
+def _timed(device: torch.device, work: Callable[[], Any]) -> tuple[float, Any]:
+    begin_s = _clock_s(device)
     result = work()
-    return time.process_time() - begin_s, result
+    return _clock_s(device) - begin_s, result
+
+
+def _clock_s(device: torch.device) -> float:
+    if device.type != "cuda":
+        return time.process_time()
+    torch.cuda.synchronize(device)
+    return time.perf_counter()

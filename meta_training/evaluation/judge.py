@@ -139,11 +139,9 @@ class Judge:
         if self._learner.gate is not None and adapters is not None:
             for name, group in (("opened", self._query), ("opened_else", self._unrelated)):
                 figures[name] = (group.opened.float(), group)
+        found = {n: (values.cpu(), group.sessions.cpu()) for n, (values, group) in figures.items()}
         return [
-            {
-                name: float(values[group.sessions == s].mean())
-                for name, (values, group) in figures.items()
-            }
+            {name: float(values[rows == s].mean()) for name, (values, rows) in found.items()}
             for s in range(len(self._tasks))
         ]
 
@@ -161,7 +159,7 @@ class Judge:
 
     @torch.no_grad()
     def choices(self, adapters: Tensors | None) -> dict[str, Tensor]:
-        """(B,) whether each query's target is its best choice, by each of three scores.
+        """(B,) whether each query's target is its best choice, by each of three scores, on the CPU.
 
         ``confidence`` and ``brier`` are of the probabilities that are served.
         """
@@ -201,6 +199,7 @@ class Judge:
         vectors = self._vectors(gate, questions, prefix)
         rows = list(zip((self._memories[s] for s in owners), vectors.split(1), strict=True))
         opened = torch.cat([gate_opens(gate, known, asked) for known, asked in rows])
+        opened = opened.to(device)
         recalls = [recall(gate, known, asked, self._share) for known, asked in rows]
         recalls = recalls if self._recall else []
         return Group(turns, sessions, opened, untaught, vectors, recalls)
@@ -279,7 +278,7 @@ class Judge:
 
     @torch.no_grad()
     def choice_logprobs(self, adapters: Tensors | None) -> Tensor:
-        """(B, C) log-probability of each query's choices under the adapters."""
+        """(B, C) log-probability of each query's choices under the adapters, on the CPU."""
         learner = self._learner
         sessions = self._query.sessions.tolist()
         options = [(row, s, ids) for row, s in enumerate(sessions) for ids in self._options[s]]
@@ -291,10 +290,14 @@ class Judge:
                 Example(example.prompt, example.header, ids)
                 for example, (_, _, ids) in zip(asked, part, strict=True)
             ]
-            prefix = self._query_prefix.select(torch.tensor([row for row, _, _ in part]))
-            turns = make_turns(examples, prefix, learner.spec.scope, prefix.lengths.device)
+            device = learner.device
+            rows = torch.tensor([row for row, _, _ in part], device=device)
+            turns = make_turns(
+                examples, self._query_prefix.select(rows), learner.spec.scope, device
+            )
             # Where the answer is one of the taught ones anyway, there is nothing to keep out.
-            logits = self._taught(adapters, turns, torch.tensor([s for _, s, _ in part]))
+            owners = torch.tensor([s for _, s, _ in part], device=device)
+            logits = self._taught(adapters, turns, owners)
             means = demonstration_loss(logits, turns.targets)
             losses += (means * (turns.targets != IGNORE).sum(1)).tolist()
         return -torch.tensor(losses).view(len(sessions), -1)

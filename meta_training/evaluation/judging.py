@@ -25,6 +25,7 @@ from adapters.chat import ChatEncoder
 from meta_training.algorithms.metric import Matching, Prototypical, Siamese
 from meta_training.corpus import Corpus, held_out_only, load_corpus
 from meta_training.data.rows import replace_text
+from meta_training.device import use_device
 from meta_training.evaluation.cells import (
     Cell,
     chosen_cells,
@@ -44,8 +45,21 @@ from meta_training.evaluation.methods import (
 )
 from meta_training.evaluation.page import render
 from meta_training.evaluation.plots import examples_figure, save
-from meta_training.evaluation.report import ADAPTER, SERVED, differences, markdown, summarise
+from meta_training.evaluation.report import (
+    ADAPTER,
+    SERVED,
+    Summary,
+    differences,
+    markdown,
+    summarise,
+)
 from meta_training.evaluation.run import ResultsError, evaluate, read_results
+from meta_training.evaluation.splits import (
+    SplitsError,
+    check_splits,
+    markdown_of_means,
+    mean_over_splits,
+)
 from meta_training.exits import exit_code
 from meta_training.learner import Learner
 from meta_training.pipeline import held_out_drawer, validation_drawer
@@ -60,8 +74,8 @@ from meta_training.recipe import (
 )
 from meta_training.tasks.part import TaskPart
 
+WEIGHTS = torch.float32  # on a GPU too, where a server has 16 bits: figures of all devices compare
 LABELS_ONLY = ("tfidf", "prototypical", "matching", "siamese", "frozen")
-CPU = torch.device("cpu")
 
 
 class EvaluationError(ValueError):
@@ -72,14 +86,30 @@ def judge(arguments: argparse.Namespace) -> int:
     """Evaluate, resume, or only sum up; see ``exit_code`` for what is returned."""
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    return exit_code("evaluate", lambda: _judge(arguments), EvaluationError, ResultsError)
+    wrong = (EvaluationError, ResultsError, SplitsError)
+    return exit_code("evaluate", lambda: _judge_all(arguments), *wrong)
 
 
-def _judge(arguments: argparse.Namespace) -> None:
-    artifact = load_artifact(arguments.artifact)
+def _judge_all(arguments: argparse.Namespace) -> None:
+    """Evaluate each artifact, and give the mean of several, which are splits of one source."""
+    folders = list(dict.fromkeys(arguments.artifacts))
+    device = use_device(arguments.device)
+    if len(folders) > 1:
+        loaded = [(str(folder), recipe_of(load_artifact(folder))) for folder in folders]
+        check_splits(loaded)
+    summaries = []
+    for folder in folders:
+        own = argparse.Namespace(**vars(arguments), artifact=folder)
+        summaries.append(_judge(own, device))
+    if len(folders) > 1:
+        print(markdown_of_means(mean_over_splits(summaries), len(folders)))
+
+
+def _judge(arguments: argparse.Namespace, device: torch.device) -> Summary:
+    artifact = load_artifact(arguments.artifact, device, WEIGHTS)
     own = None if arguments.tasks is None else read_tasks(arguments.tasks)
     corpus = corpus_of(artifact, arguments.data) if own is None else _own(arguments, own)
-    bench = _Bench(arguments, artifact, corpus)
+    bench = _Bench(arguments, artifact, corpus, device)
     cells = bench.cells()
     stem = "results" if own is None else f"results-{arguments.tasks.stem}"
     results = arguments.results or arguments.artifact.parent / f"{stem}.jsonl"
@@ -107,6 +137,7 @@ def _judge(arguments: argparse.Namespace) -> None:
         save(examples_figure(summary), arguments.plot)
     print(markdown(summary))
     print(json.dumps(report["perplexity"]))
+    return summary
 
 
 def corpus_of(artifact: Artifact, data: Path) -> Corpus:
@@ -178,14 +209,21 @@ def _lines(value: Any, levels: int) -> str:
 class _Bench:
     """The methods of a report, made when they are asked for, and the tasks they share."""
 
-    def __init__(self, arguments: argparse.Namespace, artifact: Artifact, corpus: Corpus) -> None:
+    def __init__(
+        self,
+        arguments: argparse.Namespace,
+        artifact: Artifact,
+        corpus: Corpus,
+        device: torch.device,
+    ) -> None:
         self._arguments = arguments
         self._artifact = artifact
         self._corpus = corpus
         self.drawer = held_out_drawer(corpus, artifact.tokenizer, arguments.seed)
         # Loaded before hours of work, so that a wrong folder shows at once.
-        self._base = load_base(arguments.pretrained, CPU) if arguments.pretrained else None
-        self._control = load_artifact(arguments.multitask) if arguments.multitask else None
+        base, control = arguments.pretrained, arguments.multitask
+        self._base = load_base(base, device, WEIGHTS) if base else None
+        self._control = load_artifact(control, device, WEIGHTS) if control else None
 
     def cells(self) -> list[Cell]:
         """The cells that are asked for. Raises EvaluationError where there are none."""

@@ -142,9 +142,9 @@ class PlainLora:
             if name.endswith("lora_A"):
                 bound = tensor.shape[1] ** -0.5
                 uniform = torch.rand(tensor.shape, generator=generator)
-                start[name] = (2 * uniform - 1) * bound
+                start[name] = ((2 * uniform - 1) * bound).to(tensor.device)
             else:
-                start[name] = torch.zeros(tensor.shape)
+                start[name] = torch.zeros(tensor.shape, device=tensor.device)
         return start
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from collections.abc import Container, Iterable
+from collections.abc import Callable, Container, Iterable
 from typing import Any, Final
 
 from meta_training.evaluation.intervals import interval, paired_bootstrap
@@ -122,16 +122,23 @@ def text(figure: str, value: dict[str, Any] | None) -> str:
     return shown if half is None else f"{shown} ± {half * scale:.{digits}f}"
 
 
-def markdown(summary: Summary) -> str:
-    """One table a cell: a line per method and checkpoint, a column per figure the cell has."""
+def markdown(
+    summary: Summary,
+    shown: Callable[[str, dict[str, Any] | None], str] = text,
+    counted: str = TASKS,
+) -> str:
+    """One table a cell: a line per method and checkpoint, a column per figure the cell has.
+
+    ``shown`` writes a figure, ``counted`` heads the number of tasks.
+    """
     parts = []
     for cell, methods in summary.items():
         figures = columns(methods)
         parts.append(f"### {cell}\n")
-        parts.append("| method | " + " | ".join(TITLES[c] for c in figures) + " | tasks |")
+        parts.append("| method | " + " | ".join(TITLES[c] for c in figures) + f" | {counted} |")
         parts.append("|---|" + "---|" * (len(figures) + 1))
         for name, point in lines(methods):
-            cells = [text(figure, point.get(figure)) for figure in figures]
+            cells = [shown(figure, point.get(figure)) for figure in figures]
             parts.append(f"| {name} | " + " | ".join(cells) + f" | {point[TASKS]} |")
         parts.append("")
     return "\n".join(parts)

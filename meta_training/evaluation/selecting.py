@@ -20,6 +20,7 @@ import torch
 from adapters.artifact import Artifact, load_artifact
 from adapters.chat import ChatEncoder
 from meta_training.corpus import load_corpus
+from meta_training.device import use_device
 from meta_training.evaluation.cells import (
     COMPARED,
     Cell,
@@ -27,7 +28,7 @@ from meta_training.evaluation.cells import (
     chosen_cells,
     drawable_cells,
 )
-from meta_training.evaluation.judging import EvaluationError, corpus_of, recipe_of
+from meta_training.evaluation.judging import WEIGHTS, EvaluationError, corpus_of, recipe_of
 from meta_training.evaluation.relative import (
     Losses,
     QueryLoss,
@@ -65,7 +66,8 @@ def select(arguments: argparse.Namespace) -> int:
 
 
 def _select(arguments: argparse.Namespace) -> None:
-    reference = load_artifact(arguments.reference)
+    device = use_device(arguments.device)
+    reference = load_artifact(arguments.reference, device, WEIGHTS)
     recipe = recipe_of(reference)
     drawer = _drawer(arguments, reference, recipe)
     cells = _cells(drawer, arguments.cells)
@@ -91,7 +93,7 @@ def _select(arguments: argparse.Namespace) -> None:
     least = losses_on(reference)
     compared = []
     for folder in folders:
-        losses = losses_on(load_artifact(folder))
+        losses = losses_on(load_artifact(folder, device, WEIGHTS))
         compared.append(Compared(folder, losses, relative(losses, least), by_cell(losses, least)))
     ranking = sorted(compared, key=lambda each: (math.isnan(each.score.mean), each.score.mean))
     verdict = _verdict(ranking, least)

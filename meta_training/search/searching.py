@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from adapters.config import AdapterError
+from meta_training.device import use_device
 from meta_training.evaluation.relative import Losses, relative
 from meta_training.evaluation.run import ResultsError
 from meta_training.exits import exit_code
@@ -32,18 +33,21 @@ class Ended(Exception):
         self.why = why
 
 
-def search(search: Search, data: Path, folder: Path, threads: int | None) -> int:
+def search(search: Search, data: Path, folder: Path, threads: int | None, device: str) -> int:
     """Run or resume a search in ``folder``; see ``exit_code`` for what is returned."""
     if threads:
         torch.set_num_threads(threads)
-    wrong = (SearchError, ResultsError)
-    return exit_code("search", lambda: Searching(search, data, folder).run(), *wrong)
+
+    def work() -> None:
+        Searching(search, data, folder, use_device(device)).run()
+
+    return exit_code("search", work, SearchError, ResultsError)
 
 
 class Searching:
     """One search in its folder."""
 
-    def __init__(self, search: Search, data: Path, folder: Path) -> None:
+    def __init__(self, search: Search, data: Path, folder: Path, device: torch.device) -> None:
         """Do the stages that all trials share, or load them.
 
         Raises:
@@ -52,7 +56,7 @@ class Searching:
         """
         self._search, self._plan, self._folder = search, search.plan, folder
         keep_plan(search, folder)
-        self._trials = Trials(search.plan, search.recipe, data, folder)
+        self._trials = Trials(search.plan, search.recipe, data, folder, device)
         self._study = Study(search, folder)
         self._reference: Losses = {}
 

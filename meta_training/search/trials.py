@@ -40,8 +40,12 @@ Watch = Callable[[int, Losses], None]
 class Trials:
     """The trials of a search, by number; 0 has the recipe's own settings."""
 
-    def __init__(self, plan: Plan, recipe: Recipe, data: Path, folder: Path) -> None:
+    def __init__(
+        self, plan: Plan, recipe: Recipe, data: Path, folder: Path, device: torch.device
+    ) -> None:
         """Do the stages before the outer loop in ``folder``, or load what an earlier call made.
+
+        They and all trials run on ``device``.
 
         Raises:
             DataError: the data is missing, broken, or too little for the recipe or the plan's
@@ -51,7 +55,7 @@ class Trials:
         """
         self._plan, self._folder = plan, folder
         keep_record(recipe, folder / "trials", {"inner", "outer"})
-        self._workshop = open_workshop(recipe, data, folder)
+        self._workshop = open_workshop(recipe, data, folder, device)
         # A learner leaves hooks on its model, so that every one gets a copy.
         model = copy.deepcopy(self._workshop.model)
         embed_questions(self._workshop, build_learner(replace(self._workshop, model=model)))

@@ -43,9 +43,10 @@ STEPS = {stage: RECIPE[stage]["steps"] for stage in ("pretrain", "embed", "outer
 
 
 def call(command: ModuleType, *arguments: object) -> int:
-    """Parse ``arguments`` and run a command, as ``innerloop`` does."""
+    """Parse ``arguments`` and run a command, as ``innerloop`` does, but on the CPU if not told."""
     parser = argparse.ArgumentParser(prog="innerloop")
     command.add_arguments(parser)
+    parser.set_defaults(device="cpu")  # where runs are the same bit for bit, whatever there is
     code: int = command.run(parser.parse_args([str(argument) for argument in arguments]))
     return code
 

@@ -43,11 +43,13 @@ def write_recipe(folder: Path, **outer: int) -> Path:
 
 
 @contextmanager
-def launched(data: Path, folder: Path, **outer: int) -> Iterator[subprocess.Popen[bytes]]:
+def launched(
+    data: Path, folder: Path, device: str = "cpu", **outer: int
+) -> Iterator[subprocess.Popen[bytes]]:
     """`innerloop meta-train` in two processes on this machine, all ended at the end."""
     recipe = write_recipe(folder, **outer)
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    arguments = [str(recipe), "--data", str(data), "--out", str(folder)]
+    arguments = [str(recipe), "--data", str(data), "--out", str(folder), "--device", device]
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(
             [sys.executable, *launcher, str(HERE / "mini_launch.py"), *arguments],

@@ -222,6 +222,7 @@ def test_evaluate_stopped_by_ctrl_c_goes_on(
         (("--methods", "lora", "--pretrained", "nowhere"), "nowhere is no model folder"),
         (("--methods", "tfidf", "--multitask", "nowhere"), "there is no folder nowhere"),
         (("--methods", "tfidf", "--data", "nowhere"), "is missing: run `innerloop data"),
+        (("--methods", "tfidf", "--device", "cuda:99"), "'cuda:99': PyTorch sees"),
     ],
 )
 def test_evaluate_refuses_before_it_works(
@@ -276,6 +277,7 @@ def test_evaluate_names_broken_results_and_places_it_cannot_write(
         ("--wrong", "101"),
         ("--wrong", "1.5"),
         ("--queries", "0"),
+        ("--device", "gpu"),
         ("--x",),
     ],
 )
@@ -325,6 +327,28 @@ def test_meta_train_refuses_a_missing_or_broken_recipe(
     assert "cannot read the recipe" in errors(capsys)
     assert "outer.stepps: Extra inputs" in refused(tmp_path, data, capsys, outer={"stepps": 1})
     assert not (tmp_path / "pretrained").exists()
+
+
+@pytest.mark.parametrize("place", [{}, {"WORLD_SIZE": "2", "RANK": "0"}], ids=["alone", "team"])
+def test_meta_train_refuses_a_device_that_is_not_there(
+    place: dict[str, str],
+    data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in place.items():
+        monkeypatch.setenv(name, value)
+    assert meta_train(data, tmp_path, "--device", "cuda:99") == 2
+    assert "innerloop meta-train: 'cuda:99': PyTorch sees" in errors(capsys)
+    assert not (tmp_path / "pretrained").exists()
+
+
+def test_meta_train_refuses_another_split_of_nothing(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert meta_train(data, tmp_path, "--split", 1) == 2
+    assert "innerloop meta-train: mini has no data.split" in errors(capsys)
 
 
 def test_meta_train_refuses_data_it_cannot_use(
@@ -392,7 +416,14 @@ def test_meta_train_says_where_it_cannot_write(
 
 
 @pytest.mark.parametrize(
-    "arguments", [(), ("r.yaml", "--algorithm", "magic"), ("r.yaml", "--threads", "0")]
+    "arguments",
+    [
+        (),
+        ("r.yaml", "--algorithm", "magic"),
+        ("r.yaml", "--threads", "0"),
+        ("r.yaml", "--device", "tpu"),
+        ("r.yaml", "--split", "-1"),
+    ],
 )
 def test_meta_train_refuses_wrong_arguments(arguments: tuple[str, ...]) -> None:
     with pytest.raises(SystemExit) as caught:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from server.runtime import device_of
 from server.settings import (
     Settings,
     SettingsError,
@@ -64,6 +65,12 @@ def test_wrong_values_stop_the_start(
     for part in told:
         assert part in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_gpu_that_is_not_there_stops_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INNERLOOP_DEVICE", "cuda:99")
+    with pytest.raises(SettingsError, match=r"INNERLOOP_DEVICE='cuda:99': PyTorch sees \d+ GPUs"):
+        device_of(load_settings())
 
 
 def test_flags_are_named_as_flags() -> None:
