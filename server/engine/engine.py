@@ -77,6 +77,7 @@ class Engine:
         await asyncio.to_thread(self._grammars.close)
         if thread is not None:
             await asyncio.to_thread(thread.join)
+        self._worker.detach()
         self._base.hooks.remove()
 
     def status(self) -> EngineStatus:
