@@ -68,13 +68,18 @@ def shorten(
 
 def norm(tensors: Mapping[str, Tensor]) -> float:
     """Euclidean norm over all tensors together."""
-    squares = [tensor.detach().double().square().sum() for tensor in tensors.values()]
-    return float(torch.stack(squares).sum().sqrt())
+    return float(torch.linalg.vector_norm(_flat(tensors), dtype=torch.float64))
 
 
 def update_norm(adapted: Mapping[str, Tensor], session_init: Mapping[str, Tensor]) -> float:
     """How far an adapter is from where every derivation starts."""
-    return norm({name: tensor - session_init[name] for name, tensor in adapted.items()})
+    start = _flat({name: session_init[name] for name in adapted})
+    return float(torch.linalg.vector_norm(_flat(adapted).double() - start.double()))
+
+
+def _flat(tensors: Mapping[str, Tensor]) -> Tensor:
+    """All values in a row: one operation is cheaper than one for each of many small tensors."""
+    return torch.cat([tensor.detach().flatten() for tensor in tensors.values()])
 
 
 def check(
@@ -99,7 +104,7 @@ def check(
         Refused when a value is not finite, when the update is longer than the limit, or when the
         loss on the feedback rose.
     """
-    if not all(bool(torch.isfinite(tensor).all()) for tensor in adapted.values()):
+    if not bool(torch.isfinite(_flat(adapted)).all()):
         return Verdict(False, "the adapted weights are not finite")
     length, bound = update_norm(adapted, session_init), limits.update_ratio * norm(session_init)
     if not length <= bound:

@@ -49,22 +49,26 @@ def reference_logprobs(model: nn.Module, hooks: LoraHooks, support: Support) -> 
 def support_losses(
     model: nn.Module,
     hooks: LoraHooks,
-    tensors: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor] | None,
     support: Support,
     anchor_weight: Tensor | float,
 ) -> Tensor:
     """Each session's loss, (S,): mean over its examples, plus the weighted mean over anchors.
+
+    Without ``tensors`` it is the untaught model's, which has none on anchors.
 
     Raises:
         SpecError: a preference or a rating has no reference.
     """
     losses = torch.zeros(support.count, device=support.sessions.device)
     if len(support.sessions):
-        with hooks.use(rows_of(tensors, support.sessions, support.turns.active)):
+        active = support.turns.active
+        rows = None if tensors is None else rows_of(tensors, support.sessions, active)
+        with hooks.use(rows):
             logits = continue_from(model, support.turns.prefix, support.turns.ids)
         row_losses = _row_losses(logits, support) * support.weights
         losses = losses.to(row_losses.dtype).index_add(0, support.sessions, row_losses)
-    if support.anchors is None:
+    if support.anchors is None or tensors is None:
         return losses
     return losses + anchor_weight * _anchor_losses(model, hooks, tensors, support)
 

@@ -179,8 +179,10 @@ class Lesson:
             return self._course.session_init
         return {name: tensor.to(self._base.device) for name, tensor in job.request.start.items()}
 
-    def _before(self) -> Tensors:
+    def _before(self) -> Tensors | None:
         """How each session answers before: by its start, or without an adapter."""
+        if all(job.request.start is None for job in self.jobs):
+            return None
         from_start = [float(job.request.start is not None) for job in self.jobs]
         factors = torch.tensor(from_start, device=self._base.device)
         return {
@@ -312,7 +314,7 @@ class Lesson:
             duration_ms=job.waited_s * 1e3,
         )
 
-    def _losses(self, tensors: Tensors) -> Generator[None, None, Tensor]:
+    def _losses(self, tensors: Tensors | None) -> Generator[None, None, Tensor]:
         """Each session's loss on its feedback, (S,), no anchors; a micro-step a part."""
         losses = torch.zeros(len(self.jobs), device=self._base.device)
         for part in replace(self._support, anchors=None).parts(self._step_tokens):
