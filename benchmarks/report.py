@@ -11,6 +11,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks.contest import Contender, Go, Spread, Standing, ratios, spread
+from benchmarks.floor import Rates
 from benchmarks.lineup import Floors, Result
 from benchmarks.serving import Crowd, Flow, Serving, percentile
 from benchmarks.workload import Sizes
@@ -70,9 +71,7 @@ def markdown(
             "",
             *(f"- {note}" for note in NOTES),
             "",
-            "How far from the floor: an adapt, and a decode step after the first token. This "
-            f"machine multiplies {_round(floors.rates.flops_per_s / 1e9)} GFLOP/s and reads as many "
-            f"bytes as the weights at {_round(floors.rates.bytes_per_s / 1e9)} GB/s, at best.",
+            _floor_words(floors.rates),
             "",
             *_table(FLOOR_HEAD, floor_rows(results, floors)),
             "",
@@ -90,6 +89,15 @@ def markdown(
             "",
             *_table(CROWD_HEAD, [_crowd_row(crowd, serving.crowds) for crowd in serving.crowds]),
         ]
+    )
+
+
+def _floor_words(rates: Rates) -> str:
+    flops, nbytes = (_round(rate / 1e9) for rate in (rates.flops_per_s, rates.bytes_per_s))
+    return (
+        "How far from the floor: an adapt, and a decode step after the first token. This machine "
+        f"multiplies {flops} GFLOP/s and reads as many bytes as the weights at {nbytes} GB/s, at "
+        "best."
     )
 
 
