@@ -55,7 +55,8 @@ class Engine:
         self._grammars = Grammars(self._base)
         pinned = self._base.device.type == "cuda"
         self._host = HostAdapters(self.limits.host_adapter_bytes, pinned)
-        self._worker = Worker(self._base, make_course(self._base, artifact), self.limits)
+        self._course = make_course(self._base, artifact)
+        self._worker = Worker(self._base, self._course, self.limits)
         self._started = False
 
     def start(self) -> None:
@@ -81,6 +82,7 @@ class Engine:
             await asyncio.to_thread(thread.join)
         self._worker.detach()
         self._base.hooks.remove()
+        self._course.lower.remove()
         self._linears.remove()
 
     def status(self) -> EngineStatus:
