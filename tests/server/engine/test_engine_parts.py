@@ -238,6 +238,28 @@ def test_learning_takes_its_share_of_every_turn(monkeypatch: pytest.MonkeyPatch)
     assert pace.learning_is_due
 
 
+def test_a_turn_that_took_long_is_not_made_longer_by_as_much(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now_s = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now_s[0])
+    pace = Pace(learn_share=0.5)
+
+    def slice_s(served_s: float) -> float:
+        with pace.serving():
+            now_s[0] += served_s
+        with pace.learning() as over:
+            began_s = now_s[0]
+            while not over():
+                now_s[0] += 0.25
+        return now_s[0] - began_s
+
+    assert [slice_s(1.0) for _ in range(3)] == [1.0, 1.0, 1.0]
+    assert slice_s(11.0) == 2.0, "once is not usual"
+    assert max(slice_s(11.0) for _ in range(60)) == pytest.approx(11.0, rel=0.05)
+    assert slice_s(1.0) <= 1.0
+
+
 def test_the_rate_is_that_of_the_last_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     now_s = [100.0]
     monkeypatch.setattr("time.monotonic", lambda: now_s[0])
