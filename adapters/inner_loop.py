@@ -24,7 +24,6 @@ from adapters.objective import (
     divergence,
     feedback_loss,
 )
-from adapters.prefix import continue_from
 from adapters.state import Tensors
 from adapters.support import Support
 
@@ -42,29 +41,33 @@ class StepReport:
 def reference_logprobs(model: nn.Module, hooks: LoraHooks, support: Support) -> Tensor:
     """(B,) log-probability of each completion of ``support`` under the untaught model."""
     with torch.no_grad(), hooks.use(None):
-        logits = continue_from(model, support.turns.prefix, support.turns.ids)
+        logits = support.turns.logits(model)
         return completion_logprobs(logits, support.turns.targets)
 
 
 def support_losses(
     model: nn.Module,
     hooks: LoraHooks,
-    tensors: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor] | None,
     support: Support,
     anchor_weight: Tensor | float,
 ) -> Tensor:
     """Each session's loss, (S,): mean over its examples, plus the weighted mean over anchors.
+
+    Without ``tensors`` it is the untaught model's, which has none on anchors.
 
     Raises:
         SpecError: a preference or a rating has no reference.
     """
     losses = torch.zeros(support.count, device=support.sessions.device)
     if len(support.sessions):
-        with hooks.use(rows_of(tensors, support.sessions, support.turns.active)):
-            logits = continue_from(model, support.turns.prefix, support.turns.ids)
+        active = support.turns.active
+        rows = None if tensors is None else rows_of(tensors, support.sessions, active)
+        with hooks.use(rows):
+            logits = support.turns.logits(model)
         row_losses = _row_losses(logits, support) * support.weights
         losses = losses.to(row_losses.dtype).index_add(0, support.sessions, row_losses)
-    if support.anchors is None:
+    if support.anchors is None or tensors is None:
         return losses
     return losses + anchor_weight * _anchor_losses(model, hooks, tensors, support)
 
@@ -86,7 +89,7 @@ def _anchor_losses(
     every = torch.arange(count, device=device).repeat(support.count)  # (S * A,)
     turns = anchors.turns.select(every)
     with hooks.use(Rows(tensors, None, turns.active)):
-        logits = continue_from(model, turns.prefix, turns.ids)
+        logits = turns.logits(model)
     kl = divergence(logits, anchors.reference.index_select(0, every), turns.targets)
     return kl.view(support.count, count).mean(1)
 

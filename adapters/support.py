@@ -6,14 +6,16 @@ Knows tokens and prefilled prompts; nothing about how an adapter moves, or who o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from adapters.config import SpecError
+from adapters.lower import Entering
 from adapters.objective import IGNORE, Role, row_weights
-from adapters.prefix import Prefix, empty_prefix, pad
+from adapters.prefix import Prefix, continue_from, empty_prefix, pad
 
 UNWANTED = (Role.REJECTED, Role.DISLIKED)
 
@@ -59,17 +61,25 @@ class Turns:
     ``ids``: (B, T) tokens after the prefix, right-padded.
     ``targets``: (B, T) the next token at each position, ``IGNORE`` where it is not taught.
     ``active``: (B, T) where an adapter acts, or None for everywhere.
+    ``entering``: what the layers below the lowest learning one make of them, where it is known.
     """
 
     prefix: Prefix
     ids: Tensor
     targets: Tensor
     active: Tensor | None = None
+    entering: Entering | None = None
+
+    def logits(self, model: nn.Module) -> Tensor:
+        """(B, T, V) of the model as it stands."""
+        with nullcontext() if self.entering is None else self.entering.begun():
+            return continue_from(model, self.prefix, self.ids)
 
     def rows(self, rows: slice) -> Turns:
         """The turns at ``rows``, in the same memory."""
         active = None if self.active is None else self.active[rows]
-        return Turns(self.prefix.rows(rows), self.ids[rows], self.targets[rows], active)
+        entering = None if self.entering is None else self.entering.rows(rows)
+        return Turns(self.prefix.rows(rows), self.ids[rows], self.targets[rows], active, entering)
 
     def select(self, rows: Tensor) -> Turns:
         """The turns at ``rows`` (B',), repeats allowed."""
@@ -79,6 +89,7 @@ class Turns:
             self.ids.index_select(0, rows),
             self.targets.index_select(0, rows),
             active,
+            None if self.entering is None else self.entering.rows(rows),
         )
 
 

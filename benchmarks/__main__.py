@@ -43,11 +43,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         sizes = Sizes(**{field.name: getattr(arguments, field.name) for field in fields(Sizes)})
         artifact = _artifact(arguments)
         machine = describe(sizes.threads)  # before the load is our own
-        results, serving = asyncio.run(run_all(artifact, sizes, arguments.vllm))
+        results, serving, floors = asyncio.run(run_all(artifact, sizes, arguments.vllm))
     except (ArtifactError, BenchmarkError) as error:
         print(f"benchmarks: {error}", file=sys.stderr)
         return 2
-    facts = (_model(artifact), machine, sizes, results, serving)
+    facts = (_model(artifact), machine, sizes, results, serving, floors)
     print(markdown(*facts))
     if arguments.json is not None:
         text = json.dumps(as_json(*facts), indent=1, ensure_ascii=False)

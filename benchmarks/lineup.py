@@ -19,6 +19,7 @@ from tqdm import tqdm
 from adapters.artifact import Artifact
 from benchmarks import serving
 from benchmarks.contest import Contender, Contest, Standing, hold
+from benchmarks.floor import Amount, Rates, adapt_amount, decode_amount, measure_rates
 from benchmarks.models import Speech
 from benchmarks.ours import Ours, running
 from benchmarks.peers import Batching, Peft, Transformers
@@ -61,9 +62,17 @@ class Field:
     shares_prefix: bool  # prompts are computed by the base alone
 
 
+@dataclass(frozen=True)
+class Floors:
+    """What our own work has to compute and read, by task, sessions and contender's name."""
+
+    rates: Rates
+    amounts: dict[tuple[str, int, str], Amount]
+
+
 async def run_all(
     artifact: Artifact, sizes: Sizes, vllm_python: Path | None = None
-) -> tuple[list[Result], Serving]:
+) -> tuple[list[Result], Serving, Floors]:
     """Hold every contest and measure serving alone, with a progress bar on stderr.
 
     Args:
@@ -81,7 +90,8 @@ async def run_all(
             results = [Result(c, await hold(c, sizes.rounds, bar)) for c in adapting]
             with field.speech.spoken():
                 results += [Result(c, await hold(c, sizes.rounds, bar)) for c in decoding]
-            return results, await serving.measure(artifact, sizes, bar)
+            floors = _floors(artifact, sizes, field.shares_prefix)
+            return results, await serving.measure(artifact, sizes, bar), floors
 
 
 @asynccontextmanager
@@ -109,6 +119,18 @@ async def _field(
         with _threads(sizes.threads), _settled():
             activated = artifact.spec.scope == "activated"
             yield Field(cold, warm, peft, plain, batched, *rivals, speech, activated)
+
+
+def _floors(artifact: Artifact, sizes: Sizes, shares_prefix: bool) -> Floors:
+    work, amounts = make_work(artifact, sizes), dict[tuple[str, int, str], Amount]()
+    for count in sizes.counts:
+        for name in (COLD, WARM) if shares_prefix else (FULL,):
+            cold = name is not WARM
+            amounts["adapt", count, name] = adapt_amount(artifact, work, sizes, count, cold)
+            amounts["decode", count, name] = decode_amount(artifact, work, sizes, count, True)
+        for name in (BASE_COLD, BASE_WARM):
+            amounts["decode", count, name] = decode_amount(artifact, work, sizes, count, False)
+    return Floors(measure_rates(artifact), amounts)
 
 
 @contextmanager

@@ -11,7 +11,8 @@ from statistics import median
 from typing import Any
 
 from benchmarks.contest import Contender, Go, Spread, Standing, ratios, spread
-from benchmarks.lineup import Result
+from benchmarks.floor import Rates
+from benchmarks.lineup import Floors, Result
 from benchmarks.serving import Crowd, Flow, Serving, percentile
 from benchmarks.workload import Sizes
 
@@ -21,6 +22,10 @@ ADAPT_HEAD = ("sessions", "contender", "seconds", "× PEFT", "× PEFT, CPU time"
 DECODE_HEAD = (
     *("sessions", "contender", "tokens/s, whole call", "× peer", "× peer, CPU time"),
     *("tokens/s after the first", "× peer", "same tokens"),
+)
+FLOOR_HEAD = (
+    *("task", "sessions", "contender", "GFLOP", "MB read", "floor, ms", "measured, ms"),
+    "× floor",
 )
 FLOW_HEAD = ("what", "percentile", "quiet, ms", "busy, ms", "ratio")
 CROWD_HEAD = (
@@ -39,7 +44,12 @@ NOTES = (
 
 
 def markdown(
-    model: Facts, machine: Facts, sizes: Sizes, results: Sequence[Result], serving: Serving
+    model: Facts,
+    machine: Facts,
+    sizes: Sizes,
+    results: Sequence[Result],
+    serving: Serving,
+    floors: Floors,
 ) -> str:
     """All tables with what a reader has to know about them."""
     adapt = [row for result in _of(results, "adapt") for row in _rows(result, _adapt_row)]
@@ -61,6 +71,10 @@ def markdown(
             "",
             *(f"- {note}" for note in NOTES),
             "",
+            _floor_words(floors.rates),
+            "",
+            *_table(FLOOR_HEAD, floor_rows(results, floors)),
+            "",
             f"Text while others teach: {sizes.sessions} sessions stream {sizes.stream_tokens} "
             "tokens each; busy is with another session that learns all the time, as above, its "
             "prompts known.",
@@ -76,6 +90,37 @@ def markdown(
             *_table(CROWD_HEAD, [_crowd_row(crowd, serving.crowds) for crowd in serving.crowds]),
         ]
     )
+
+
+def _floor_words(rates: Rates) -> str:
+    flops, nbytes = (_round(rate / 1e9) for rate in (rates.flops_per_s, rates.bytes_per_s))
+    return (
+        "How far from the floor: an adapt, and a decode step after the first token. This machine "
+        f"multiplies {flops} GFLOP/s and reads as many bytes as the weights at {nbytes} GB/s, at "
+        "best."
+    )
+
+
+def floor_rows(results: Sequence[Result], floors: Floors) -> list[list[str]]:
+    """Our work beside what the machine could do at best."""
+    rows = []
+    for result in results:
+        task, sessions = result.contest.task, result.contest.sessions
+        for name, standing in result.standings.items():
+            amount = floors.amounts.get((task, sessions, name))
+            if amount is None:
+                continue
+            goes, floor_s = standing.goes, amount.floor_s(floors.rates)
+            measured_s = [g.wall_s if task == "adapt" else sessions / _after(g) for g in goes]
+            rows.append(
+                [
+                    *(task, str(sessions), name),
+                    *(_round(amount.flops / 1e9), _round(amount.nbytes / 1e6)),
+                    *(_round(floor_s * 1e3), _spread([found * 1e3 for found in measured_s])),
+                    _round(median(measured_s) / floor_s),
+                ]
+            )
+    return rows
 
 
 def _flow_rows(flow: Flow) -> list[list[str]]:
@@ -102,7 +147,12 @@ def _crowd_row(crowd: Crowd, crowds: Sequence[Crowd]) -> list[str]:
 
 
 def as_json(
-    model: Facts, machine: Facts, sizes: Sizes, results: Sequence[Result], serving: Serving
+    model: Facts,
+    machine: Facts,
+    sizes: Sizes,
+    results: Sequence[Result],
+    serving: Serving,
+    floors: Floors,
 ) -> dict[str, Any]:
     """Everything that was measured, go by go."""
     return {
@@ -118,6 +168,11 @@ def as_json(
             for result in results
         ],
         "serving": asdict(serving),
+        "rates": asdict(floors.rates),
+        "floors": [
+            {"task": task, "sessions": sessions, "contender": name} | asdict(amount)
+            for (task, sessions, name), amount in floors.amounts.items()
+        ],
     }
 
 

@@ -30,6 +30,7 @@ def run(folder: Path, *arguments: str) -> dict[tuple[str, int], Contenders]:
     assert main([*SMALLEST, *arguments, "--json", str(file)]) == 0
     figures = json.loads(file.read_text(encoding="utf-8"))
     check_serving(figures["serving"])
+    check_floors(figures)
     return {
         (contest["task"], contest["sessions"]): {one["name"]: one for one in contest["contenders"]}
         for contest in figures["contests"]
@@ -71,6 +72,25 @@ def check_serving(serving: dict[str, Any]) -> None:
     crowds = serving["crowds"]
     assert [crowd["sessions"] for crowd in crowds] == [1, 2, 4, 8]
     assert all(rate > 0 for crowd in crowds for rate in crowd["kept"] + crowd["loaded"])
+
+
+def check_floors(figures: dict[str, Any]) -> None:
+    """Twice the sessions compute twice as much and read the weights once; adapters cost some."""
+    floors = {(one["task"], one["sessions"], one["contender"]): one for one in figures["floors"]}
+    assert all(rate > 0 for rate in figures["rates"].values())
+    weights = 4 * 2_557_632 - 4 * 192 * (2 * 4 + 1)  # all but the norms
+    for task, name in {(task, name) for task, _, name in floors}:
+        one, many = floors[task, 1, name], floors[task, 2, name]
+        assert many["flops"] == pytest.approx(2 * one["flops"], rel=1e-3)
+        passes = 1 if task == "decode" else 2 + 2 * 2 + (name == lineup.COLD)
+        assert one["nbytes"] > passes * weights
+        assert many["nbytes"] - one["nbytes"] == pytest.approx(one["nbytes"] - passes * weights)
+    known = floors.get(("adapt", 2, lineup.WARM))
+    assert known is None or known["flops"] < floors["adapt", 2, lineup.COLD]["flops"]
+    taught = lineup.WARM if known is not None else lineup.FULL
+    for what in ("flops", "nbytes"):
+        with_adapters, base = floors["decode", 2, taught], floors["decode", 2, lineup.BASE_WARM]
+        assert with_adapters[what] > base[what]
 
 
 def check_answers(contenders: Contenders, ours: set[str], peers: set[str]) -> None:

@@ -22,6 +22,7 @@ from server.engine.errors import AdapterMismatch, EngineStopped, InvalidRequest,
 from server.engine.grammar import Grammars
 from server.engine.host_adapters import HostAdapters
 from server.engine.lesson import Job, make_course
+from server.engine.linear import fast_linears
 from server.engine.looks import Look
 from server.engine.outbox import Outbox
 from server.engine.prefix_cache import Tokens
@@ -49,11 +50,13 @@ class Engine:
         """
         self.limits = EngineLimits() if limits is None else limits
         self._artifact = artifact
+        self._linears = fast_linears(artifact.model)
         self._base = make_base(artifact)
         self._grammars = Grammars(self._base)
         pinned = self._base.device.type == "cuda"
         self._host = HostAdapters(self.limits.host_adapter_bytes, pinned)
-        self._worker = Worker(self._base, make_course(self._base, artifact), self.limits)
+        self._course = make_course(self._base, artifact)
+        self._worker = Worker(self._base, self._course, self.limits)
         self._started = False
 
     def start(self) -> None:
@@ -77,7 +80,10 @@ class Engine:
         await asyncio.to_thread(self._grammars.close)
         if thread is not None:
             await asyncio.to_thread(thread.join)
+        self._worker.detach()
         self._base.hooks.remove()
+        self._course.lower.remove()
+        self._linears.remove()
 
     def status(self) -> EngineStatus:
         """What the engine is doing now."""

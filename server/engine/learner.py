@@ -1,7 +1,7 @@
 """Adapt jobs waiting for their turn, and the lesson that is going on.
 
 Jobs that wait are put into one lesson; a job whose lesson fails learns alone before it counts as
-failed. Knows nothing about decoding, or how much time it may take.
+failed. Knows nothing about decoding, or what its time depends on.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from typing import Final
 
 from server.engine.base import Base
 from server.engine.errors import EngineBusy, EngineError, EngineFailed
@@ -16,9 +17,11 @@ from server.engine.isolation import failure
 from server.engine.lesson import Course, Job, Lesson
 from server.engine.prefill import Prefills
 from server.engine.prefix_cache import prefix_owner
+from server.engine.slices import Over, Sliced
 from server.engine.types import EngineLimits
 
 _log = logging.getLogger(__name__)
+_END: Final = object()
 
 
 class Learner:
@@ -30,19 +33,26 @@ class Learner:
         course: Course,
         prefills: Prefills,
         limits: EngineLimits,
+        sliced: Sliced,
         others_wait: Callable[[], bool],
     ) -> None:
-        """Have nothing to learn yet. ``others_wait`` says whether micro-steps have to be short."""
+        """Have nothing to learn yet.
+
+        ``sliced`` runs lessons, which can pause inside the model's modules; ``others_wait`` says
+        whether parts of a step have to be small.
+        """
         self.waiting: deque[Job] = deque()
         self.preparing: list[Job] = []  # their prompts are being computed, for the next lesson
         self.learning: list[Job] = []
         self.finished = 0
         self.failed = 0
         self._steps: Iterator[None] | None = None  # of the lesson that is going on
+        self._ended = False  # that lesson
         self._base = base
         self._course = course
         self._prefills = prefills
         self._limits = limits
+        self._sliced = sliced
         self._others_wait = others_wait
 
     @property
@@ -78,22 +88,29 @@ class Learner:
         """Whether ``step`` has something to do."""
         return self._steps is not None or any(map(_prompts_ready, self.preparing))
 
-    def step(self) -> None:
-        """Run one micro-step of the lesson that is going on, or of the next one."""
+    def step(self, over: Over) -> None:
+        """Run one micro-step of the lesson that is going on, or of the next one.
+
+        It pauses where ``over`` says so, and the next call goes on with it.
+        """
         if not self.ready:
             return
         try:
             if self._steps is None:
                 self.learning = self._next_class()
                 self._steps = self._lesson(self.learning).run()
-            next(self._steps)
-        except StopIteration:
-            self._end_lesson()
+            if self._sliced.run(self._micro_step, over) and self._ended:
+                self._end_lesson()
         except Exception as error:
             self._break_up(error)
 
+    def _micro_step(self) -> None:
+        assert self._steps is not None
+        self._ended = next(self._steps, _END) is _END
+
     def cancel(self, error: EngineError) -> None:
         """End every job with ``error``."""
+        self._sliced.abandon()
         self._steps = None
         jobs = [*self.waiting, *self.preparing, *self.learning]
         for job in jobs:

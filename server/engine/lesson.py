@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import accumulate
 
 import torch
@@ -21,8 +22,10 @@ from adapters.config import Gate, InnerRule
 from adapters.gate import remember
 from adapters.guard import check, parts, shorten, update_norm
 from adapters.inner_loop import move, reference_logprobs, support_gradients, support_losses
+from adapters.layer import rows_of
+from adapters.lower import Entering, LowerLayers, lower_layers
 from adapters.minibatches import minibatches, steps_a_pass
-from adapters.prefix import continue_from, prefill
+from adapters.prefix import prefill
 from adapters.state import AdapterState, Taught, Tensors, repeat, stack, take
 from adapters.support import Anchors, Support, make_support, make_turns
 from server.engine.base import Base
@@ -33,11 +36,15 @@ from server.engine.types import AdaptRequest, Candidate
 
 @dataclass(frozen=True)
 class Course:
-    """What every derivation shares: its start, the rule, and the anchors' untaught answers."""
+    """What every derivation shares: its start, the rule, and the anchors' untaught answers.
+
+    ``lower``: the layers of the model whose adapters the rule leaves as they are.
+    """
 
     session_init: Tensors
     rule: InnerRule
     anchors: Anchors | None
+    lower: LowerLayers
 
     @property
     def anchor_tokens(self) -> int:
@@ -64,9 +71,10 @@ def make_course(base: Base, artifact: Artifact) -> Course:
         with base.hooks.use(None):
             prefix = prefill(base.model, [example.prompt for example in examples], device)
             turns = make_turns(examples, prefix, base.spec.scope, device)
-            logits = continue_from(base.model, turns.prefix, turns.ids)
+            logits = turns.logits(base.model)
         anchors = Anchors(turns, logits.float().log_softmax(-1))
-    return Course(init, replace(rule, step_sizes=sizes, factors=factors), anchors)
+    lower = lower_layers(base.model, rule.step_sizes, device)
+    return Course(init, replace(rule, step_sizes=sizes, factors=factors), anchors, lower)
 
 
 @dataclass(eq=False)
@@ -146,7 +154,9 @@ class Lesson:
         self._course = course
         self._step_tokens = step_tokens
         self._parts = parts(halvings)
-        self._references: dict[int, Tensor] = {}  # by job: of the rows of its examples
+        # By job, of the rows of its examples:
+        self._references: dict[int, Tensor] = {}
+        self._entering: dict[int, Tensor] = {}
         self._batches = {  # by job: of each step
             id(job): minibatches(len(job.request.examples), job.steps, job.items_a_step)
             for job in jobs
@@ -165,6 +175,8 @@ class Lesson:
         losses = yield from self._losses(self._before())
         for job, loss in zip(self.jobs, losses.tolist(), strict=True):
             job.loss_before = loss
+        if self._course.lower.count:
+            yield from self._pass_lower_layers()
         for step in range(max(job.steps_in_all for job in self.jobs)):
             self._leave([job for job in self.jobs if job.outbox.cancelled])
             if not self.jobs:
@@ -179,8 +191,10 @@ class Lesson:
             return self._course.session_init
         return {name: tensor.to(self._base.device) for name, tensor in job.request.start.items()}
 
-    def _before(self) -> Tensors:
+    def _before(self) -> Tensors | None:
         """How each session answers before: by its start, or without an adapter."""
+        if all(job.request.start is None for job in self.jobs):
+            return None
         from_start = [float(job.request.start is not None) for job in self.jobs]
         factors = torch.tensor(from_start, device=self._base.device)
         return {
@@ -203,21 +217,47 @@ class Lesson:
             base.device,
             self._course.anchors,
         )
-        if support.roles is None or not self._references:
-            return support
-        references = [self._references[id(job)] for job in self.jobs]
-        return replace(support, reference=torch.cat(references))
+        return self._with_known(support)
+
+    def _with_known(self, support: Support) -> Support:
+        """The support with what was computed once for its rows."""
+        if self._entering:
+            width = support.turns.ids.shape[1]
+            hidden = torch.cat([self._entering[id(job)][:, :width] for job in self.jobs])
+            entering = Entering(self._course.lower, hidden)
+            support = replace(support, turns=replace(support.turns, entering=entering))
+        if self._references and support.roles is not None:
+            references = [self._references[id(job)] for job in self.jobs]
+            support = replace(support, reference=torch.cat(references))
+        return support
 
     def _refer(self) -> Iterator[None]:
         """Keep what the untaught model says to every completion; a micro-step a part."""
+        model, hooks = self._base.model, self._base.hooks
+        yield from self._keep(self._references, partial(reference_logprobs, model, hooks))
+
+    def _pass_lower_layers(self) -> Iterator[None]:
+        """Keep what enters the lowest layer that learns: the same in every step."""
+
+        def entering(part: Support) -> Tensor:
+            rows = rows_of(self._starts, part.sessions, part.turns.active)
+            with self._base.hooks.use(rows):
+                return self._course.lower.entering(lambda: part.turns.logits(self._base.model))
+
+        yield from self._keep(self._entering, entering)
+
+    def _keep(
+        self, kept: dict[int, Tensor], compute: Callable[[Support], Tensor]
+    ) -> Iterator[None]:
+        """Compute something of every row, a micro-step a part, and keep it by job."""
         found = []
         for part in replace(self._support, anchors=None).parts(self._step_tokens):
-            found.append(reference_logprobs(self._base.model, self._base.hooks, part))
+            found.append(compute(part))
             yield
         whole = torch.cat(found)
         for session, job in enumerate(self.jobs):
-            self._references[id(job)] = whole[self._support.sessions == session]
-        self._support = replace(self._support, reference=whole)
+            kept[id(job)] = whole[self._support.sessions == session]
+        self._support = self._with_known(self._support)
 
     def _step(self, step: int) -> Iterator[None]:
         """An inner step in as many micro-steps as it has parts."""
@@ -312,7 +352,7 @@ class Lesson:
             duration_ms=job.waited_s * 1e3,
         )
 
-    def _losses(self, tensors: Tensors) -> Generator[None, None, Tensor]:
+    def _losses(self, tensors: Tensors | None) -> Generator[None, None, Tensor]:
         """Each session's loss on its feedback, (S,), no anchors; a micro-step a part."""
         losses = torch.zeros(len(self.jobs), device=self._base.device)
         for part in replace(self._support, anchors=None).parts(self._step_tokens):

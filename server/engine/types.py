@@ -39,9 +39,9 @@ class EngineLimits:
     kv_bytes: int = 4 * 2**30  # keys and values of the sequences being decoded
     adapt_batch: int = 8  # sessions that learn together
     adapt_tokens: int = 8192  # padded tokens of a step over several sessions, prompts included
-    micro_step_tokens: int = 32  # padded tokens, without prompts, learned while others wait
+    micro_step_tokens: int = 128  # padded tokens, without prompts, of a pass while others wait
     halvings: int = 2  # of an update that the guard refuses, before it stays refused
-    learn_share: float = 0.5  # of the engine's time, while others wait for answers too
+    learn_share: float = 0.42  # of the engine's time, while others wait for answers too
     recorded: bool = (
         True  # decode steps from a recording, on a GPU CUDA graphs, where one can be made
     )

@@ -1,8 +1,8 @@
 """The engine thread: the one owner of model and device, and the order in which work runs.
 
-One turn takes in what arrived and computes a bounded piece of prompts, one decode step, and at most
-one micro-step of learning, so that nobody waits for anybody's whole. Knows nothing about event
-loops, HTTP, or where adapters are kept.
+One turn takes in what arrived and computes a bounded piece of prompts, one decode step, and learns
+for a share of that time, so that nobody waits for anybody's whole. Knows nothing about event loops,
+HTTP, or where adapters are kept.
 """
 
 from __future__ import annotations
@@ -10,9 +10,12 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Iterator
 
 import torch
+from torch import nn
 
+from adapters.state import target_modules
 from server.engine.base import Base
 from server.engine.errors import EngineBusy, EngineError, EngineStopped
 from server.engine.host_adapters import HostAdapters
@@ -24,6 +27,7 @@ from server.engine.outbox import Mail
 from server.engine.pace import Pace
 from server.engine.prefill import Prefills
 from server.engine.prefix_cache import PrefixCache
+from server.engine.slices import PausePoints, Sliced
 from server.engine.slots import Slots
 from server.engine.status import EngineStatus, Rate
 from server.engine.ticket import Ticket
@@ -48,7 +52,12 @@ class Worker:
         self._prefills = Prefills(base, self.slots, self._cache, limits.prefill_tokens)
         self._traffic = Traffic(base, self.slots, self._prefills, limits)
         self._looks = Looks(base, self._prefills, limits)
-        self._learner = Learner(base, course, self._prefills, limits, lambda: self._others_wait)
+        self._threads = limits.threads or _cores()
+        self._sliced = Sliced(self._threads)
+        self._points = PausePoints(_pausing_modules(base), self._sliced.pause)
+        self._learner = Learner(
+            base, course, self._prefills, limits, self._sliced, lambda: self._others_wait
+        )
         self._pace = Pace(limits.learn_share)
         self._rate = Rate()
         self._door = threading.Condition()
@@ -91,6 +100,10 @@ class Worker:
     def fits(self, columns: int) -> bool:
         """Whether the KV memory has room for a sequence of ``columns`` tokens at all."""
         return self._traffic.kv.can_hold(1, columns)
+
+    def detach(self) -> None:
+        """Take the places where lessons pause off the model. Once the thread is over."""
+        self._points.remove()
 
     def submit(self, work: Ticket | Job | Look) -> None:
         """Hand work to the thread; answers come through its outbox. Safe from every thread.
@@ -140,14 +153,14 @@ class Worker:
         )
 
     def _main(self) -> None:
-        # On this thread, because OpenMP keeps the number per calling thread.
-        torch.set_num_threads(self._limits.threads or _cores())
+        torch.set_num_threads(self._threads)  # OpenMP keeps the number per calling thread
         while self._receive():
             try:
                 self._turn()
             except Exception as error:
                 self._end(failure("the engine", error), cut=False)
         self._end(EngineStopped("the engine stopped before this was done: try again"), cut=True)
+        self._sliced.close()
 
     def _turn(self) -> None:
         self._traffic.admit()
@@ -183,9 +196,12 @@ class Worker:
             return not (self._closed and over)
 
     def _learn(self) -> None:
-        if self._learner.ready and (self._pace.learning_is_due or not self._others_wait):
-            with self._pace.learning():
-                self._learner.step()
+        if not self._others_wait:
+            self._learner.step(lambda: bool(self._inbox))
+        elif self._pace.learning_is_due:
+            with self._pace.learning() as over:
+                while self._learner.ready and not over():
+                    self._learner.step(over)
 
     def _end(self, error: EngineError, cut: bool) -> None:
         """End all work that is inside; the thread can go on with new work afterwards."""
@@ -201,6 +217,14 @@ class Worker:
     @property
     def _idle(self) -> bool:
         return not self._others_wait and self._learner.idle
+
+
+def _pausing_modules(base: Base) -> Iterator[nn.Module]:
+    """The linear layers that take most of a pass's time: those that are adapted, and the head."""
+    yield from target_modules(base.model, base.spec.targets).values()
+    head = base.model.get_output_embeddings()
+    if head is not None:
+        yield head
 
 
 def _cores() -> int:

@@ -191,11 +191,11 @@ def holding(engine: Engine, **steps: int) -> Iterator[None]:
     batch, learner, prompts = worker._traffic.batch, worker._learner, worker._prefills
     parts = {"decoding": batch, "learning": learner, "prompts": prompts}
 
-    def held(name: str, real: Callable[[], None]) -> Callable[[], None]:
-        def step() -> None:
+    def held(name: str, real: Callable[..., None]) -> Callable[..., None]:
+        def step(*arguments: object) -> None:
             if released or steps[name] > 0:
                 steps[name] -= name != "decoding" or len(batch) > 0
-                real()
+                real(*arguments)
             else:
                 time.sleep(0.001)
 

@@ -214,20 +214,50 @@ def test_an_outbox_of_a_closed_loop_counts_as_cancelled() -> None:
     assert outbox.cancelled
 
 
-def test_learning_waits_for_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_learning_takes_its_share_of_every_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     now_s = [0.0]
     monkeypatch.setattr("time.perf_counter", lambda: now_s[0])
     pace = Pace(learn_share=0.25)
-    assert pace.learning_is_due
-    with pace.learning():
-        now_s[0] += 2.0
-    for _ in range(5):
-        assert not pace.learning_is_due
+
+    def serve(took_s: float) -> None:
         with pace.serving():
-            now_s[0] += 1.0
-    with pace.serving():
+            now_s[0] += took_s
+
+    assert not pace.learning_is_due, "nothing was answered yet"
+    for _ in range(3):
+        serve(6.0)
+    with pace.learning() as over:
+        now_s[0] += 1.9
+        assert not over()
+        now_s[0] += 0.1
+        assert over(), "a quarter of this turn: nothing is saved up of those before"
         now_s[0] += 1.0
-    assert pace.learning_is_due, "a quarter for learning: 2 seconds cost 6 of decoding"
+    serve(3.0)
+    assert not pace.learning_is_due, "it took a second too long before"
+    serve(1.0)
+    assert pace.learning_is_due
+
+
+def test_a_turn_that_took_long_is_not_made_longer_by_as_much(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now_s = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now_s[0])
+    pace = Pace(learn_share=0.5)
+
+    def slice_s(served_s: float) -> float:
+        with pace.serving():
+            now_s[0] += served_s
+        with pace.learning() as over:
+            began_s = now_s[0]
+            while not over():
+                now_s[0] += 0.25
+        return now_s[0] - began_s
+
+    assert [slice_s(1.0) for _ in range(3)] == [1.0, 1.0, 1.0]
+    assert slice_s(11.0) == 2.0, "once is not usual"
+    assert max(slice_s(11.0) for _ in range(60)) == pytest.approx(11.0, rel=0.05)
+    assert slice_s(1.0) <= 1.0
 
 
 def test_the_rate_is_that_of_the_last_seconds(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from engine_harness import World, run, running
+from engine_harness import World, make_artifact, run, running
 from torch import Tensor
 
 from adapters.artifact import Artifact, load_artifact, save_artifact
@@ -82,6 +83,36 @@ def test_the_server_takes_the_steps_that_were_trained(
     for name, tensor in tensors.items():
         same = torch.equal(tensor, artifact.session_init[name])
         assert same == (name in artifact.rule.still), name
+
+
+def test_lower_layers_that_stay_still_are_passed_once_a_job(tmp_path: Path) -> None:
+    plain = make_artifact(tmp_path / "plain", anchors=False)
+    artifact = saved(plain, tmp_path / "still", factors=False, still=True)
+    world = World(artifact)
+    taught = tuple(world.example(*pair) for pair in TAUGHT)
+    others = (AdaptRequest(taught[:1], 2), AdaptRequest(taught, 5))
+    passed: dict[int, int] = {}
+
+    async def main() -> None:
+        async with running(artifact) as engine:
+            layers = artifact.model.model.layers
+            for number in (0, 1):
+                layers[number].mlp.register_forward_hook(
+                    lambda *_, number=number: passed.update({number: passed.get(number, 0) + 1})
+                )
+            await engine.adapt(AdaptRequest(taught))  # its prompts are known from here on
+            counts = []
+            for steps in (2, 7):
+                passed.clear()
+                await engine.adapt(AdaptRequest(taught, steps))
+                counts.append((passed[0], passed[1]))
+            assert counts == [(2, 4), (2, 9)], "before, and for all steps; upper layers each time"
+            alone = [await engine.adapt(request) for request in others]
+            together = await asyncio.gather(*map(engine.adapt, others))
+        for one, other in zip(alone, together, strict=True):
+            torch.testing.assert_close(other.state.tensors, one.state.tensors, atol=1e-5, rtol=1e-4)
+
+    run(main())
 
 
 def test_another_rule_is_another_derivation(world: World, tmp_path: Path) -> None:

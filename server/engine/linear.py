@@ -1,0 +1,150 @@
+"""The frozen linear layers by oneDNN, where MKL has nothing for the processor.
+
+PyTorch multiplies float32 matrices with MKL, which uses AVX-512 on its maker's processors only; on
+others oneDNN, which PyTorch also brings, is about twice as fast. It reads the same weights in the
+same place. Knows modules and processors; knows nothing about adapters or passes.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Iterable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from adapters.config import one_line
+
+_log = logging.getLogger(__name__)
+# Multiplications below which it is no faster, because a call costs more (measured: 8 rows by 192 to
+# 512 are a tie, 32 rows 1.4 times as fast, 64 twice).
+_LEAST: Final = 2**21
+_TOLERANCE: Final = 1e-4  # of the largest value, between the two ways
+
+
+class FastLinears:
+    """Linear layers of a model whose products oneDNN computes, until ``remove``."""
+
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
+        """Take over the linear layers among ``modules``; those whose weights learn stay theirs."""
+        self._taken = [module for module in modules if _fits(module)]
+        for layer in self._taken:
+            assert isinstance(layer, nn.Linear)
+            layer.__dict__["forward"] = _Forward(layer)
+
+    def remove(self) -> None:
+        """Give the layers back."""
+        for module in self._taken:
+            module.__dict__.pop("forward", None)
+        self._taken = []
+
+
+def fast_linears(model: nn.Module) -> FastLinears:
+    """The linear layers of ``model`` that oneDNN is to compute: all, or none."""
+    return FastLinears(model.modules() if _is_wanted() and _works() else ())
+
+
+class _Forward:
+    """What stands in for a layer's ``forward``; a copy of the layer has one for the copy."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        self._layer = layer
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        weight, bias = self._layer.weight, self._layer.bias
+        if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+            found: Tensor = _recordable()(inputs, weight, bias, _LEAST)
+            return found
+        if inputs.numel() * weight.shape[0] < _LEAST or not _fits(self._layer):
+            return linear(inputs, weight, bias)
+        if torch.is_grad_enabled() and inputs.requires_grad:
+            return _learnable_product(inputs, weight, bias)
+        return _product(inputs, weight, bias)
+
+
+class _Product(torch.autograd.Function):
+    """``inputs @ weight.T + bias``, with a gradient for the inputs alone."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(weight)
+        return _product(inputs, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (weight,) = ctx.saved_tensors
+        return _learnable_product(gradient, weight.t(), None), None, None
+
+
+def _learnable_product(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """As ``_product``, and gradients go through it."""
+    found: Tensor = _Product.apply(inputs, weight, bias)  # type: ignore[no-untyped-call]
+    return found
+
+
+def _either(inputs: Tensor, weight: Tensor, bias: Tensor | None, least: int) -> Tensor:
+    """The product by the faster of the two, whatever the size of what comes in."""
+    if inputs.numel() * weight.size(0) < least:
+        return linear(inputs, weight, bias)
+    return _product(inputs, weight, bias)
+
+
+@lru_cache
+def _recordable() -> Callable[..., Tensor]:
+    """``_either`` as a recording can hold it: with the choice in it, and oneDNN's arguments."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it is deprecated, as recording is
+        compiled: Callable[..., Tensor] = torch.jit.script(_either)
+    return compiled
+
+
+def _product(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """(…, out) of inputs (…, in) and a weight (out, in) of any strides."""
+    found: Tensor = torch.ops.mkldnn._linear_pointwise(inputs, weight, bias, "none", [], "")
+    return found
+
+
+def _fits(module: nn.Module) -> bool:
+    """Whether it is a linear layer of frozen float32 weights on a CPU."""
+    return (
+        type(module) is nn.Linear
+        and not module.weight.requires_grad
+        and module.weight.dtype is torch.float32
+        and module.weight.device.type == "cpu"
+    )
+
+
+def _is_wanted() -> bool:
+    """Whether this is a processor with AVX-512 that MKL does not use it on."""
+    info = Path("/proc/cpuinfo")
+    if torch.backends.cpu.get_cpu_capability() != "AVX512" or not info.is_file():
+        return False
+    return "AuthenticAMD" in info.read_text(encoding="utf-8")
+
+
+def _works() -> bool:
+    """Whether this PyTorch has the operation, and it computes what `linear` does, both ways."""
+    generator = torch.Generator().manual_seed(0)
+    inputs, weight, bias = (torch.randn(s, generator=generator) for s in ((3, 48), (32, 48), (32,)))
+    try:
+        with torch.enable_grad():
+            leaf = inputs.requires_grad_()
+            expected = linear(leaf, weight, bias)
+            found = _learnable_product(leaf, weight, bias)
+            pairs = [
+                (found, expected),
+                (_recordable()(inputs.detach(), weight, bias, 0), expected),
+                [torch.autograd.grad(y.square().sum(), leaf)[0] for y in (found, expected)],
+            ]
+    except (AttributeError, RuntimeError, TypeError) as error:
+        _log.warning("linear layers are computed the slower way: %s", one_line(error))
+        return False
+    return all(
+        float((one - other).detach().abs().max()) <= _TOLERANCE * float(other.detach().abs().max())
+        for one, other in pairs
+    )
