@@ -28,12 +28,13 @@ from meta_training.learner import Learner
 from meta_training.tasks.episodes import unrelated_questions
 from meta_training.tasks.sources import DataError, Intent
 
-WAYS = (1, 3, 5)
+WAYS = (1, 3, 5, 10, 20)  # as many of them as there are validation intents for
+LEAST_INTENTS = 5
 SHOTS = (1, 3, 5)
 EPISODES = 100  # of each shape
 QUERIES = 5  # other wordings tried on each intent
 UNRELATED = 400
-CLOSED = 2.0  # a taught answer to what it is not about costs twice what a missed one does
+CLOSED = 1.5  # a taught answer to what it is not about costs so much more than a missed one
 AT_ONCE = 128  # prompts of a forward pass
 MEMORY_CELLS = (Cell("label", 5, 5), Cell("label", 10, 5), Cell("label", 5, 1))
 MEMORY_TASKS = 20  # of each cell
@@ -56,7 +57,7 @@ def calibrate_gate(learner: Learner, corpus: Corpus, words: Words | None, seed: 
     of training.
 
     Raises:
-        DataError: fewer validation intents than the widest session is taught.
+        DataError: fewer than ``LEAST_INTENTS`` validation intents.
     """
     rng = random.Random(seed)
     gate = Gate(learner.summary_layer, 0.0, words=words)
@@ -67,7 +68,7 @@ def calibrate_gate(learner: Learner, corpus: Corpus, words: Words | None, seed: 
     intents = gate_intents(corpus)
     known = {id(i): _vectors(learner, gate, i.questions) for i in corpus.validation_intents}
     sizes, thresholds = [], []
-    for ways, shots in product(WAYS, SHOTS):
+    for ways, shots in product([ways for ways in WAYS if ways <= len(intents)], SHOTS):
         near: list[Tensor] = []
         akin: list[Tensor] = []
         far: list[Tensor] = []
@@ -135,13 +136,13 @@ def gate_intents(corpus: Corpus) -> list[Intent]:
     """The validation intents that a gate can be tried on; worth asking before training starts.
 
     Raises:
-        DataError: there are fewer than the widest session is taught.
+        DataError: there are fewer than ``LEAST_INTENTS``.
     """
     enough = max(SHOTS) + QUERIES
     intents = [i for i in corpus.validation_intents if len(i.questions) >= enough]
-    if len(intents) < max(WAYS):
+    if len(intents) < LEAST_INTENTS:
         raise DataError(
-            f"the gate needs {max(WAYS)} validation intents of {enough} questions, found "
+            f"the gate needs {LEAST_INTENTS} validation intents of {enough} questions, found "
             f"{len(intents)}: name more sources under data.validation, or set inner.gate to false"
         )
     return intents
