@@ -84,12 +84,12 @@ class Mix:
 
 @dataclass(frozen=True)
 class Gate:
-    """When an adapter answers: the prompt's summary is near enough to a taught prompt's.
+    """When an adapter answers: the prompt is like enough to what was taught.
 
     ``layer``: index into the model's hidden states (0 is the embedding) that gives the summary.
-    ``threshold``: least cosine to the nearest taught prompt, where one prompt was taught.
-    ``growth``: what is added to it times ln N with N prompts: the more there are, the nearer the
-    nearest one of them lies to any prompt at all.
+    ``threshold``: least likeness (``gate.gate_similarity``) where one prompt an answer was taught.
+    ``growth``: what is added to it times ln n with n prompts an answer, in the mean: the more ways
+    of asking are known, the likelier one of them is to be like any prompt at all.
     ``mix``: how one of given choices is picked; None: by the model alone.
     ``words``: what prompts are compared by beside their summaries.
     """
@@ -105,8 +105,8 @@ class Gate:
         """Names how prompts are seen: vectors of two views cannot be compared."""
         return f"layer {self.layer}, words {None if self.words is None else self.words.digest}"
 
-    def threshold_for(self, prompts: int) -> float:
-        """Least cosine where ``prompts`` prompts were taught; never so high that none opens."""
+    def threshold_for(self, prompts: float) -> float:
+        """Least likeness with so many prompts an answer; never so high that none opens."""
         return min(self.threshold + self.growth * math.log(prompts), 0.99)
 
 

@@ -60,10 +60,15 @@ def gate_similarity(taught: Taught, vectors: Tensor) -> Tensor:
     return (nearest(taught.keys, vectors) + best) / 2
 
 
+def threshold_of(gate: Gate, taught: Taught) -> float:
+    """The likeness from which on the adapter that was taught this answers."""
+    return gate.threshold_for(len(taught.keys) / len(taught.fitted[0]))
+
+
 def gate_opens(gate: Gate, taught: Taught, vectors: Tensor) -> Tensor:
     """(B,) whether the adapter that was taught this answers each prompt; always what was taught."""
     taught_so = nearest(taught.keys, vectors) >= 1 - ROUNDING
-    return taught_so | (gate_similarity(taught, vectors) >= gate.threshold_for(len(taught.keys)))
+    return taught_so | (gate_similarity(taught, vectors) >= threshold_of(gate, taught))
 
 
 def house_answers(gate: Gate, own: Taught, house: Taught, vectors: Tensor) -> Tensor:
@@ -112,7 +117,7 @@ def choice_likeness(
 
     A choice that was not taught has NaN.
     """
-    scores = answer_scores(taught, vectors) - gate.threshold_for(len(taught.keys))
+    scores = answer_scores(taught, vectors) - threshold_of(gate, taught)
     places = {number: place for place, number in enumerate(taught.fitted[0].tolist())}
     likeness = torch.full((len(vectors), len(choices)), torch.nan)
     for column, choice in enumerate(choices):

@@ -34,7 +34,6 @@ SHOTS = (1, 3, 5)
 EPISODES = 100  # of each shape
 QUERIES = 5  # other wordings tried on each intent
 UNRELATED = 400
-CLOSED = 1.5  # a taught answer to what it is not about costs so much more than a missed one
 AT_ONCE = 128  # prompts of a forward pass
 MEMORY_CELLS = (Cell("label", 5, 5), Cell("label", 10, 5), Cell("label", 5, 1))
 MEMORY_TASKS = 20  # of each cell
@@ -48,11 +47,11 @@ MIXES = tuple(
 
 @torch.no_grad()
 def calibrate_gate(learner: Learner, corpus: Corpus, words: Words | None, seed: int) -> Gate:
-    """A threshold that grows with the number of taught questions, fitted on validation intents.
+    """A threshold that grows with the number of prompts an answer, fitted on validation intents.
 
     For sessions of every shape, the threshold is found with the best mean of two shares: other
-    wordings of taught intents that open the gate, and, counted ``CLOSED`` times, unrelated
-    questions that do not. A straight line through these over ln N is the gate. Half the unrelated
+    wordings of taught intents that open the gate, and unrelated questions that do not. A straight
+    line through these over ln n, with n prompts an answer, is the gate. Half the unrelated
     questions are of the taught intents' own domain, as what a shop's customer asks next, half are
     of training.
 
@@ -81,7 +80,7 @@ def calibrate_gate(learner: Learner, corpus: Corpus, words: Words | None, seed: 
             near.append(gate_similarity(memory, asked))
             akin += [gate_similarity(memory, known[id(i)]) for i in _akin(corpus, taught)]
             far.append(gate_similarity(memory, others))
-        sizes.append(math.log(ways * shots))
+        sizes.append(math.log(shots))
         unrelated = [torch.cat(group) for group in (akin, far) if group]
         thresholds.append(best_threshold(torch.cat(near), unrelated))
     growth, threshold = np.polyfit(sizes, thresholds, 1)
@@ -149,14 +148,14 @@ def gate_intents(corpus: Corpus) -> list[Intent]:
 
 
 def best_threshold(near: Tensor, unrelated: Sequence[Tensor]) -> float:
-    """Threshold t: share of ``near`` >= t, plus ``CLOSED`` times that of a group < t, is highest.
+    """Threshold t with the highest share of ``near`` >= t plus mean share of a group < t.
 
-    Youden's J (Youden 1950) with a price; of equal ones the lowest, rounded down to three digits.
+    Youden's J (Youden 1950); of equal ones the lowest, rounded down to three digits.
     """
     candidates = torch.linspace(-1, 1, 2001)
     opened = 1 - _share_below(near, candidates)
     closed = torch.stack([_share_below(group, candidates) for group in unrelated]).mean(0)
-    return round(float(candidates[int((opened + CLOSED * closed).argmax())]), 3)
+    return round(float(candidates[int((opened + closed).argmax())]), 3)
 
 
 def _share_below(values: Tensor, candidates: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 from adapters.artifact import Artifact
 from adapters.chat import EncodedPrompt, PromptError
 from adapters.config import AdapterError, Gate
-from adapters.gate import gate_opens
+from adapters.gate import gate_opens, threshold_of
 from adapters.overlap import overlaps
 from adapters.state import Taught
 from server.engine import Engine
@@ -112,9 +112,10 @@ class InContext:
             return [], seen
         items = [item for item in items if item.id in known]
         keys = torch.stack([known[item.id] for item in items])
-        if not bool(gate_opens(self._gate, _taught(items, keys, self._gate), seen)):
+        taught = _taught(items, keys, self._gate)
+        if not bool(gate_opens(self._gate, taught, seen)):
             return [], seen  # what the adapter leaves alone
-        least = self._gate.threshold_for(len(items))
+        least = threshold_of(self._gate, taught)
         likeness = (keys @ seen[0]).tolist()  # cosines
         return _ordered(items, likeness, least), seen
 

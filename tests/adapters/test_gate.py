@@ -19,6 +19,7 @@ from adapters.gate import (
     gate_similarity,
     nearest,
     prompt_vectors,
+    threshold_of,
 )
 from adapters.prefix import prefill
 from adapters.snapshot import SnapshotError, dumps, loads
@@ -68,7 +69,7 @@ def test_a_choice_is_wanted_as_much_as_its_prompts_say() -> None:
     gate = Gate(1, 0.3, 0.1)
     asked = torch.nn.functional.normalize(torch.tensor([[1.0, 1.0, 0.5, 0.0]]), dim=1)
     likeness = choice_likeness(gate, taught_three(), asked, [[7], [5, 6], [5, 6, 8]])
-    neutral = gate.threshold_for(3)
+    neutral = gate.threshold_for(3 / 2)
     expected = [0.5 / 1.5 - neutral, 2 / 1.5 - neutral, torch.nan]
     torch.testing.assert_close(likeness, torch.tensor([expected]), equal_nan=True)
 
@@ -228,11 +229,13 @@ def test_an_artifact_keeps_its_gate_and_refuses_one_that_cannot_work(
         save("wide", Gate(1, 1.5))
 
 
-def test_the_more_is_taught_the_nearer_a_prompt_must_be() -> None:
+def test_the_more_ways_to_ask_are_known_the_liker_a_prompt_must_be() -> None:
     gate = Gate(1, 0.3, 0.1)
     assert gate.threshold_for(1) == 0.3
     assert gate.threshold_for(5) < gate.threshold_for(50) < gate.threshold_for(10**6) <= 0.99
-    taught = Taught(torch.eye(8)[:6], torch.arange(6), "view")
-    summary = torch.tensor([[0.4, 0, 0, 0, 0, 0, 0, 0.917]])
-    assert gate_opens(gate, taught.rows(torch.tensor([0])), summary).all()
-    assert not gate_opens(gate, taught, summary).any()
+    keys, summary = torch.eye(8)[:6], torch.tensor([[0.4, 0, 0, 0, 0, 0, 0, 0.917]])
+    several, one = Taught(keys, torch.arange(6), "view"), Taught(keys, torch.ones(6).long(), "view")
+    assert threshold_of(gate, several) == 0.3
+    assert threshold_of(gate, one) == gate.threshold_for(6)
+    assert gate_opens(gate, several, summary).all()
+    assert not gate_opens(gate, one, summary).any()

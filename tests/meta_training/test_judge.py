@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from adapters.chat import user_turn
 from adapters.config import Gate, Mix
-from adapters.gate import answer_scores, gate_opens, gate_similarity, prompt_vectors
+from adapters.gate import answer_scores, gate_opens, gate_similarity, prompt_vectors, threshold_of
 from adapters.spelling import BUCKETS
 from adapters.state import Taught, Tensors, take
 from adapters.support import Example
@@ -199,7 +199,7 @@ def test_a_memory_chooses_with_the_model(learner: Learner) -> None:
         for turn in task.episode.query:
             wanted, row = answer_scores(known, vector(learner, turn.question))[0], next(rows)
             likeness = {
-                choice: float(wanted[numbers.index(number)]) - gate.threshold_for(len(turns))
+                choice: float(wanted[numbers.index(number)]) - threshold_of(gate, known)
                 for choice in task.episode.choices
                 for number in [[t.answer for t in turns].index(choice)]
             }
