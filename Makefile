@@ -17,7 +17,7 @@ export PYTHON TORCH TORCH_INDEX
 
 BIN := .venv/bin
 READY := .venv/.ready
-RECIPE := meta_training/recipes/innerloop-tiny.yaml
+RECIPES := meta_training/recipes
 
 # A tree that was copied or moved takes .venv along, whose scripts still point to the old place;
 # a Python that was removed leaves a dangling link. Both count as not ready.
@@ -59,8 +59,9 @@ format: $(READY) ## rewrite the code in the house format
 bench: $(READY) ## the figures of the README, beside their peers
 	$(BIN)/python -m benchmarks $(ARGS)
 
-meta-train: $(READY) ## make the embedded model again from its recipe
-	$(BIN)/innerloop meta-train $(RECIPE) $(ARGS)
+meta-train: $(READY) ## make the embedded model again from its two recipes
+	$(BIN)/innerloop meta-train $(RECIPES)/innerloop-tiny.yaml $(ARGS)
+	$(BIN)/innerloop meta-train $(RECIPES)/innerloop-tiny-more.yaml $(ARGS)
 
 data: $(READY) ## fetch and convert the public training data
 	$(BIN)/innerloop data $(ARGS)
