@@ -74,9 +74,8 @@ class Words:
         """The sums (B, W) and (B, 512) over the buckets of each prompt's last turn."""
         spelled = [buckets_of(self.last_turn(prompt)) for prompt in prompts]
         used = sorted({bucket for buckets in spelled for bucket in buckets})
-        signs = torch.zeros(len(used), SIGNS)
-        for row, bucket in enumerate(used):
-            signs[row] = torch.from_numpy(signs_of(bucket)) * self.weights[bucket]
+        apart = np.array([signs_of(bucket) for bucket in used], np.float32).reshape(-1, SIGNS)
+        signs = torch.from_numpy(apart) * self.weights[used].unsqueeze(1)
         places = {bucket: row for row, bucket in enumerate(used)}
         known = [[places[bucket] for bucket in buckets] for buckets in spelled]
         return sum_bags(self.table, spelled), sum_bags(signs, known)
