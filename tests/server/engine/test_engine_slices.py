@@ -17,12 +17,17 @@ from server.engine.slices import PausePoints, Sliced
 from server.engine.types import EngineLimits
 
 
+def lesson_threads() -> set[int | None]:
+    return {t.ident for t in threading.enumerate() if t.name == "innerloop-lesson"}
+
+
 @pytest.fixture
 def sliced() -> Iterator[Sliced]:
+    before = lesson_threads()  # a server of other tests may have one
     made = Sliced(threads=1)
     yield made
     made.close()
-    assert "innerloop-lesson" not in {thread.name for thread in threading.enumerate()}
+    assert lesson_threads() == before
 
 
 def always() -> bool:
