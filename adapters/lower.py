@@ -161,7 +161,8 @@ def _split(model: nn.Module, moving: Collection[str]) -> tuple[list[nn.Module], 
     for name, layers in model.named_modules():
         if not isinstance(layers, nn.ModuleList):
             continue
-        inside = [tensor.removeprefix(f"{name}.") for tensor in moving if tensor.startswith(name)]
+        here = f"{name}."
+        inside = [tensor.removeprefix(here) for tensor in moving if tensor.startswith(here)]
         if len(inside) < len(moving) or not inside:  # some learn beside the layers, or elsewhere
             continue
         lowest = min(int(tensor.partition(".")[0]) for tensor in inside)

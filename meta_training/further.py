@@ -16,7 +16,7 @@ from meta_training.recipe import DataPart, Recipe, RecipeError
 from meta_training.tasks.part import TaskPart
 
 OTHER_DRAWS: Final = 1_000_003  # added to the seed, so that the outer loop draws other episodes
-SPLIT: Final = ("held_out", "validation", "held_out_persona_share")  # of the public data
+SPLIT: Final = ("split", "held_out", "validation", "held_out_persona_share")  # of the public data
 
 
 def further_seed(recipe: Recipe) -> int:

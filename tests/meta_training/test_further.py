@@ -100,6 +100,7 @@ def test_other_episodes_are_drawn_than_by_the_run_before(
             {"data": RECIPE["data"] | {"held_out": {"bitext-support": "all"}}},
             "data.held_out: it was made with",
         ),
+        ({"data": {"split": {"source": "clinc150", "number": 1}}}, "data.split: it was made with"),
         ({"outer": OUTER | {"algorithm": "meta-sgd"}}, "needs a size for each element"),
         ({"outer": OUTER | {"algorithm": "anil"}}, "needs layers that stay as they are"),
     ],

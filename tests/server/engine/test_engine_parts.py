@@ -214,9 +214,15 @@ def test_an_outbox_of_a_closed_loop_counts_as_cancelled() -> None:
     assert outbox.cancelled
 
 
-def test_learning_takes_its_share_of_every_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    now_s = [0.0]
-    monkeypatch.setattr("time.perf_counter", lambda: now_s[0])
+@pytest.fixture
+def now_s(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """A clock that the test sets."""
+    now = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    return now
+
+
+def test_learning_takes_its_share_of_every_turn(now_s: list[float]) -> None:
     pace = Pace(learn_share=0.25)
 
     def serve(took_s: float) -> None:
@@ -238,11 +244,7 @@ def test_learning_takes_its_share_of_every_turn(monkeypatch: pytest.MonkeyPatch)
     assert pace.learning_is_due
 
 
-def test_a_turn_that_took_long_is_not_made_longer_by_as_much(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    now_s = [0.0]
-    monkeypatch.setattr("time.perf_counter", lambda: now_s[0])
+def test_a_turn_that_took_long_is_not_made_longer_by_as_much(now_s: list[float]) -> None:
     pace = Pace(learn_share=0.5)
 
     def slice_s(served_s: float) -> float:
