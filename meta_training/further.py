@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from adapters.artifact import Artifact, load_artifact
 from meta_training.learner import Learner
 from meta_training.pretrain import artifact_folder
-from meta_training.recipe import DataPart, Recipe, RecipeError
+from meta_training.recipe import DataPart, Recipe, RecipeError, told_recipe
 from meta_training.tasks.part import TaskPart
 
 OTHER_DRAWS: Final = 1_000_003  # added to the seed, so that the outer loop draws other episodes
@@ -50,10 +50,9 @@ def further_learner(recipe: Recipe, model: PreTrainedModel) -> Learner:
 
 def _check_split(recipe: Recipe, artifact: Artifact) -> None:
     """Refuse what would be judged on tasks that the artifact was trained on before."""
-    told = (artifact.report or {}).get("recipe")
-    if not isinstance(told, dict):
+    before = told_recipe(artifact.report, artifact.name)
+    if before is None:
         return  # made elsewhere: nobody knows what it has seen
-    before = Recipe.model_validate(told)
     wrong = _other_split(before.data, recipe.data)
     if _share_data(before.data, recipe.data) and before.seed != recipe.seed:
         wrong = f"seed: it was made with {before.seed}, and the split goes by it"

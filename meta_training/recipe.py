@@ -5,6 +5,7 @@ Knows the form of a recipe; knows nothing about models or data.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -361,6 +362,16 @@ def load_recipe(path: Path) -> Recipe:
         RecipeError: missing file, broken YAML, unknown key or wrong type; the message names it.
     """
     return _checked(read_yaml(path, "recipe"), str(path))
+
+
+def told_recipe(report: Mapping[str, Any] | None, name: str) -> Recipe | None:
+    """The recipe that the report of the artifact ``name`` says it was made by; None: it does not.
+
+    Raises:
+        RecipeError: what it says is no recipe.
+    """
+    told = (report or {}).get("recipe")
+    return None if told is None else _checked(told, f"{name}: report.json: recipe")
 
 
 def read_yaml(path: Path, what: str, wrong: type[Exception] = RecipeError) -> Any:

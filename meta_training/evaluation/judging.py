@@ -71,6 +71,7 @@ from meta_training.recipe import (
     RecipeError,
     problems,
     read_yaml,
+    told_recipe,
 )
 from meta_training.tasks.part import TaskPart
 
@@ -159,17 +160,16 @@ def recipe_of(artifact: Artifact) -> Recipe:
     Raises:
         EvaluationError: its report does not say.
     """
-    name = artifact.name
-    stored = (artifact.report or {}).get("recipe")
-    if stored is None:
+    try:
+        recipe = told_recipe(artifact.report, artifact.name)
+    except RecipeError as error:
+        raise EvaluationError(str(error)) from error
+    if recipe is None:
         raise EvaluationError(
-            f"{name}: report.json has no recipe, so nobody knows what was held out "
+            f"{artifact.name}: report.json has no recipe, so nobody knows what was held out "
             "of its training: evaluate a folder that `innerloop meta-train` made"
         )
-    try:
-        return Recipe.model_validate(stored)
-    except ValidationError as error:
-        raise EvaluationError(f"{name}: report.json: recipe: {error}") from error
+    return recipe
 
 
 def read_tasks(path: Path) -> list[TaskPart]:
@@ -291,8 +291,8 @@ class _Bench:
 
     def _outer(self) -> OuterPart:
         """What the artifact was made by; the defaults where that is not told."""
-        told = (self._artifact.report or {}).get("recipe")
-        return OuterPart() if told is None else recipe_of(self._artifact).outer
+        told = told_recipe(self._artifact.report, self._artifact.name)
+        return OuterPart() if told is None else told.outer
 
     def _shown(self) -> Shown:
         return Shown(self._artifact.tokenizer, self._artifact.context_tokens)
