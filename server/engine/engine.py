@@ -18,10 +18,11 @@ from adapters.state import AdapterState
 from server import spans
 from server.engine.base import make_base
 from server.engine.choices import Choosing
+from server.engine.course import make_course
 from server.engine.errors import AdapterMismatch, EngineStopped, InvalidRequest, RequestTooLong
 from server.engine.grammar import Grammars
 from server.engine.host_adapters import HostAdapters
-from server.engine.lesson import Job, make_course
+from server.engine.job import Job
 from server.engine.linear import fast_linears
 from server.engine.looks import Look
 from server.engine.outbox import Outbox

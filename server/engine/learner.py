@@ -12,9 +12,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from server.engine.base import Base
+from server.engine.course import Course
 from server.engine.errors import EngineBusy, EngineError, EngineFailed
 from server.engine.isolation import failure
-from server.engine.lesson import Course, Job, Lesson
+from server.engine.job import Job
+from server.engine.lesson import Lesson
 from server.engine.prefill import Prefills
 from server.engine.prefix_cache import prefix_owner
 from server.engine.slices import Over, Sliced

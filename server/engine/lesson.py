@@ -7,111 +7,28 @@ step and the guard; knows nothing about queues, or when a micro-step may run.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from itertools import accumulate
 
 import torch
 from torch import Tensor
 
-from adapters.artifact import Artifact
-from adapters.chat import user_turn
-from adapters.config import Gate, InnerRule
+from adapters.config import Gate
 from adapters.gate import remember
 from adapters.guard import check, parts, shorten, update_norm
 from adapters.inner_loop import move, reference_logprobs, support_gradients, support_losses
 from adapters.layer import rows_of
-from adapters.lower import Entering, LowerLayers, lower_layers
-from adapters.minibatches import minibatches, steps_a_pass
-from adapters.prefix import prefill
+from adapters.lower import Entering
+from adapters.minibatches import minibatches
 from adapters.state import AdapterState, Taught, Tensors, repeat, stack, take
-from adapters.support import Anchors, Support, make_support, make_turns
+from adapters.support import Support, make_support
 from server.engine.base import Base
-from server.engine.outbox import Outbox
-from server.engine.prefill import Prompt, merge
-from server.engine.types import AdaptRequest, Candidate
-
-
-@dataclass(frozen=True)
-class Course:
-    """What every derivation shares: its start, the rule, and the anchors' untaught answers.
-
-    ``lower``: the layers of the model whose adapters the rule leaves as they are.
-    """
-
-    session_init: Tensors
-    rule: InnerRule
-    anchors: Anchors | None
-    lower: LowerLayers
-
-    @property
-    def anchor_tokens(self) -> int:
-        """Padded tokens that the anchors add to a step for every session, prompts included."""
-        if self.anchors is None:
-            return 0
-        rows, tokens = self.anchors.turns.ids.shape
-        return rows * (tokens + self.anchors.turns.prefix.width)
-
-
-@torch.no_grad()
-def make_course(base: Base, artifact: Artifact) -> Course:
-    """Compute once what the untaught model says to the rule's anchors."""
-    device, rule = base.device, artifact.rule
-    sizes = {name: values.to(device) for name, values in rule.step_sizes.items()}
-    factors = rule.factors and {name: values.to(device) for name, values in rule.factors.items()}
-    init = {name: tensor.to(device) for name, tensor in artifact.session_init.items()}
-    anchors = None
-    if rule.anchors:
-        examples = [
-            base.encoder.example(user_turn(anchor.prompt), anchor.completion)
-            for anchor in rule.anchors
-        ]
-        with base.hooks.use(None):
-            prefix = prefill(base.model, [example.prompt for example in examples], device)
-            turns = make_turns(examples, prefix, base.spec.scope, device)
-            logits = turns.logits(base.model)
-        anchors = Anchors(turns, logits.float().log_softmax(-1))
-    lower = lower_layers(base.model, rule.step_sizes, device)
-    return Course(init, replace(rule, step_sizes=sizes, factors=factors), anchors, lower)
-
-
-@dataclass(eq=False)
-class Job:
-    """One adapt request inside the engine, and what its steps saw so far."""
-
-    request: AdaptRequest
-    steps: int
-    outbox: Outbox[Candidate]
-    prompts: list[Prompt] = field(default_factory=list)  # of its examples, in their order
-    alone: bool = False  # a lesson with others failed: learn without them
-    done: bool = False  # answered or failed
-    started_s: float = field(default_factory=time.perf_counter)
-    loss_before: float = 0.0
-    step_losses: list[float] = field(default_factory=list)
-    gradient_norms: list[float] = field(default_factory=list)
-
-    @property
-    def items_a_step(self) -> int | None:
-        """Most examples of a step; None for all: ratings are weighed against all the rest."""
-        rated = any(example.rating for example in self.request.examples)
-        return None if rated else self.request.items_a_step
-
-    @property
-    def steps_in_all(self) -> int:
-        """Inner steps that it takes."""
-        return self.steps * steps_a_pass(len(self.request.examples), self.items_a_step)
-
-    @property
-    def waited_s(self) -> float:
-        """Seconds since the job was asked for."""
-        return time.perf_counter() - self.started_s
-
-    @property
-    def width(self) -> int:
-        """Tokens of the longest example, prompt included."""
-        return max(example.tokens for example in self.request.examples)
+from server.engine.course import Course
+from server.engine.job import Job
+from server.engine.prefill import merge
+from server.engine.types import Candidate
 
 
 def _taught(job: Job, gate: Gate | None) -> Taught | None:

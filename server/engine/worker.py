@@ -17,11 +17,12 @@ from torch import nn
 
 from adapters.state import target_modules
 from server.engine.base import Base
+from server.engine.course import Course
 from server.engine.errors import EngineBusy, EngineError, EngineStopped
 from server.engine.host_adapters import HostAdapters
 from server.engine.isolation import failure
+from server.engine.job import Job
 from server.engine.learner import Learner
-from server.engine.lesson import Course, Job
 from server.engine.looks import Look, Looks
 from server.engine.outbox import Mail
 from server.engine.pace import Pace

@@ -32,7 +32,8 @@ from server.engine import (
     Sampling,
 )
 from server.engine import lesson as lesson_module
-from server.engine.lesson import Job, Lesson
+from server.engine.job import Job
+from server.engine.lesson import Lesson
 
 CPU = torch.device("cpu")
 LESSONS = [
