@@ -3,14 +3,15 @@
 What an adapter learned from five examples should not colour every other answer. A prompt is
 compared with the prompts that were taught: where none is near (nearest neighbour by cosine, as in
 Matching Networks, Vinyals et al. 2016, arXiv 1606.04080, eq. 1), or no answer is wanted more than
-others (``memory``), the adapter stays off and the answer is the base's, bit for bit. Knows vectors;
-nothing about models, sessions or steps.
+others (``memory``), the adapter stays off and the answer is the base's, bit for bit. So it is where
+the nearest prompt is one that was to be left alone. Knows vectors; nothing about models, sessions
+or steps.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Final
 
 import torch
@@ -19,7 +20,7 @@ from torch.nn.functional import normalize
 
 from adapters.config import Gate, Mix
 from adapters.prefix import pad
-from adapters.state import Taught
+from adapters.state import LEFT_ALONE, Taught
 
 ROUNDING: Final = 1e-3  # of cosines, by the 16 bits that prompts' vectors may be stored in
 LEAD: Final = 0.1  # by which a house's prompt has to be nearer than the session's
@@ -57,18 +58,22 @@ def gate_similarity(taught: Taught, vectors: Tensor) -> Tensor:
     answers. The more is taught, the more the second knows of what an answer is *not* for.
     """
     best = answer_scores(taught, vectors).max(dim=1).values
-    return (nearest(taught.keys, vectors) + best) / 2
+    return (nearest(taught.answered, vectors) + best) / 2
 
 
 def threshold_of(gate: Gate, taught: Taught) -> float:
     """The likeness from which on the adapter that was taught this answers."""
-    return gate.threshold_for(len(taught.keys) / len(taught.fitted[0]))
+    return gate.threshold_for(len(taught.answered) / len(taught.fitted[0]))
 
 
 def gate_opens(gate: Gate, taught: Taught, vectors: Tensor) -> Tensor:
-    """(B,) whether the adapter that was taught this answers each prompt; always what was taught."""
-    taught_so = nearest(taught.keys, vectors) >= 1 - ROUNDING
-    return taught_so | (gate_similarity(taught, vectors) >= threshold_of(gate, taught))
+    """(B,) whether the adapter that was taught this answers each prompt; always what was taught,
+    and else nothing that is nearer to what was to be left alone."""
+    near = nearest(taught.answered, vectors)
+    alike = gate_similarity(taught, vectors) >= threshold_of(gate, taught)
+    if len(taught.left_alone):
+        alike &= near > nearest(taught.left_alone, vectors)
+    return (near >= 1 - ROUNDING) | alike
 
 
 def house_answers(gate: Gate, own: Taught, house: Taught, vectors: Tensor) -> Tensor:
@@ -77,7 +82,7 @@ def house_answers(gate: Gate, own: Taught, house: Taught, vectors: Tensor) -> Te
     It does where its gate opens, unless the session's does too and the nearest of the house's
     prompts is not nearer than the session's by ``LEAD``: who corrects one wording means others too.
     """
-    ahead = nearest(house.keys, vectors) - nearest(own.keys, vectors)
+    ahead = nearest(house.answered, vectors) - nearest(own.answered, vectors)
     mine = gate_opens(gate, own, vectors) & (ahead <= LEAD)
     return gate_opens(gate, house, vectors) & ~mine
 
@@ -98,16 +103,39 @@ def answer_number(completion: Sequence[int]) -> int:
     return int.from_bytes(hashlib.blake2b(raw, digest_size=8).digest(), "little") >> 1
 
 
+def elsewhere(told: Sequence[tuple[Hashable, Sequence[object], Sequence[object]]]) -> list[bool]:
+    """Which of a session's examples dislike an answer that is right for other prompts.
+
+    That answer is not what such a prompt asks for, and nothing says what is: it is the base's.
+
+    Args:
+        told: of each example its prompt, the answer it wants and the one it dislikes, as text or as
+            tokens, empty where there is none. A disliked one may be cut short.
+    """
+    wanted = {tuple(answer): None for _, answer, _ in told if answer}
+    taught = {prompt for prompt, answer, _ in told if answer}
+    return [
+        bool(disliked)
+        and prompt not in taught
+        and any(answer[: len(disliked)] == tuple(disliked) for answer in wanted)
+        for prompt, _, disliked in told
+    ]
+
+
 def remember(
     gate: Gate,
     summaries: Tensor,
     prompts: Sequence[Sequence[int]],
-    completions: Sequence[Sequence[int]],
+    completions: Sequence[Sequence[int] | None],
 ) -> Taught:
-    """What the gate keeps of N examples, whose prompts the base summed up in (N, D)."""
-    answers = torch.tensor([answer_number(completion) for completion in completions])
-    tokens = pad([completion or (-1,) for completion in completions], -1, answers.device)
-    return Taught(prompt_vectors(gate, summaries, prompts), answers, gate.view, tokens)
+    """What the gate keeps of N examples, whose prompts the base summed up in (N, D).
+
+    Without a completion, not even an empty one, a prompt is to be left alone.
+    """
+    answers = [LEFT_ALONE if said is None else answer_number(said) for said in completions]
+    vectors = prompt_vectors(gate, summaries, prompts)
+    tokens = pad([completion or (-1,) for completion in completions], -1, vectors.device)
+    return Taught(vectors, torch.tensor(answers), gate.view, tokens)
 
 
 def choice_likeness(

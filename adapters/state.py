@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,8 @@ from adapters.config import LoraSpec, SpecError
 from adapters.memory import fit_answers
 
 Tensors = dict[str, Tensor]
+LEFT_ALONE: Final = -1
+"""In place of an answer's number: the base answers such prompts, whatever else was taught."""
 
 
 @dataclass(frozen=True)
@@ -25,9 +28,9 @@ class Taught:
     """What was taught, as the gate knows it.
 
     ``keys``: (N, E) unit vectors of the prompts. ``answers``: (N,) integers that stand for the
-    answers, equal where the answers are. ``view`` names how the gate that made them sees prompts.
-    ``completions``: (N, L) tokens of the answers, -1 behind their ends; None where only their
-    numbers are known.
+    answers, equal where the answers are, or ``LEFT_ALONE``. ``view`` names how the gate that made
+    them sees prompts. ``completions``: (N, L) tokens of the answers, -1 behind their ends; None
+    where only their numbers are known.
     """
 
     keys: Tensor
@@ -38,7 +41,19 @@ class Taught:
     @cached_property
     def fitted(self) -> tuple[Tensor, Tensor]:
         """The numbers of the C answers, and the weights (E, C) that tell which one is wanted."""
-        return fit_answers(self.keys, self.answers)
+        numbers, weights = fit_answers(self.keys, self.answers)
+        said = numbers != LEFT_ALONE
+        return numbers[said], weights[:, said]
+
+    @cached_property
+    def answered(self) -> Tensor:
+        """Keys of the prompts that have an answer."""
+        return self.keys[self.answers != LEFT_ALONE]
+
+    @cached_property
+    def left_alone(self) -> Tensor:
+        """Keys of the prompts that are the base's."""
+        return self.keys[self.answers == LEFT_ALONE]
 
     def rows(self, rows: Tensor) -> Taught:
         """What ``rows`` (N',) or a mask (N,) picks."""

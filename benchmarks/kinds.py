@@ -116,7 +116,7 @@ class Shop:
         """Feedback on the same questions, by kind."""
         told = [self._asker.example(question, asked.reply) for question in asked.taught]
         pairs = list(zip(asked.taught, asked.base, strict=True))
-        against = [self._asker.example(q, asked.reply, rating=-1) for q in asked.others[:count]]
+        against = [self._asker.example(q, asked.reply, rating=-1) for q in asked.unrelated[:count]]
         return {
             "demonstrations": told,
             "preferences": [

@@ -3,8 +3,10 @@
 Drives a running server by the client, as docs/examples/service_bot.py does, with data that
 `innerloop data` prepared and that innerloop-tiny was not trained on. Two kinds of shop. *Other
 words*: ten intents, five wordings of each taught, three others asked, and six questions of other
-intents. *Own words*: a hotel's or restaurant's whole list of questions, each taught once and asked
-again as it is and as customers type it, without capitals and punctuation. Prints Markdown.
+intents; then thumbs go down on what these got of the taught answers, and the three are asked again,
+and two other wordings of each of the six. *Own words*: a hotel's or restaurant's whole list of
+questions, each taught once and asked again as it is and as customers type it, without capitals and
+punctuation. Prints Markdown.
 
 Beside it TF-IDF: the answer of the taught question that is nearest by words and pairs of words.
 Intents have no answers of their own there; theirs are answers of the FAQ, drawn.
@@ -17,37 +19,44 @@ import random
 import re
 import sys
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from benchmarks.trial import Record, TrialError, percent, table
-from innerloop import Client, InnerloopError
+from innerloop import Answer, Client, InnerloopError, Session
 from meta_training.corpus import Corpus, load_corpus
 from meta_training.recipe import load_recipe
 from meta_training.tasks.sources import DataError, load_faq_answers, read_rows
 
 RECIPE = Path(__file__).parents[1] / "meta_training" / "recipes" / "innerloop-tiny.yaml"
 FAQ = "faq-dstc9.jsonl.gz"
-ANSWERS, TAUGHT, ASKED, OTHERS = 10, 5, 3, 6
+ANSWERS, TAUGHT, ASKED, OTHERS, REWORDED = 10, 5, 3, 6, 2
 AT_ONCE = 16
 QUESTIONS = range(12, 26)  # of a list; longer ones are rare
 WORDS = range(5, 31)  # of an answer
 STYLE = "professional"
+
+TOLD = {
+    "right, told": "right % after",
+    "reworded": "their other wordings answered % before",
+    "reworded, told": "their other wordings answered % after",
+}
 
 Pairs = list[tuple[str, str]]
 
 
 @dataclass(frozen=True)
 class Shop:
-    """What is taught, what is asked by how, and questions that nothing was taught for."""
+    """What is taught, what is asked by how, and questions that nothing was taught for, each with
+    other wordings of it."""
 
     kind: str
     taught: Pairs
     asked: dict[str, Pairs]
-    others: list[str]
+    others: dict[str, list[str]]
 
 
 def other_words(corpus: Corpus, faq: Path, count: int, seed: int) -> Iterator[Shop]:
@@ -78,7 +87,12 @@ def other_words(corpus: Corpus, faq: Path, count: int, seed: int) -> Iterator[Sh
             known = {question for questions, _ in own for question in questions}
             unknown = [q for questions, _ in rest for q in questions if q not in known]
             others = rng.sample(unknown, min(OTHERS, len(unknown)))
-            yield Shop(kind, taught, {"other words": asked}, others)
+            reworded = {}
+            for other in others:
+                wordings = next(questions for questions, _ in rest if other in questions)
+                left = sorted(set(wordings).intersection(unknown).difference(others))
+                reworded[other] = rng.sample(left, min(REWORDED, len(left)))
+            yield Shop(kind, taught, {"other words": asked}, reworded)
 
 
 def own_words(faq: Path, count: int, seed: int) -> Iterator[Shop]:
@@ -92,7 +106,7 @@ def own_words(faq: Path, count: int, seed: int) -> Iterator[Shop]:
         for own in random.Random(f"{seed}/{domain}").sample(fit, min(count, len(fit))):
             taught = list(own.items())
             typed = [(as_typed(question), answer) for question, answer in taught]
-            yield Shop(f"FAQ {domain}", taught, {"the same": taught, "as typed": typed}, [])
+            yield Shop(f"FAQ {domain}", taught, {"the same": taught, "as typed": typed}, {})
 
 
 def as_typed(text: str) -> str:
@@ -105,20 +119,49 @@ def records(client: Client, shop: Shop) -> list[Record]:
     session = client.new_session()
     for start in range(0, len(shop.taught), AT_ONCE):
         session.adapt(shop.taught[start : start + AT_ONCE])
-    answers = {answer for _, answer in shop.taught}
-    said = [session.generate(question).text in answers for question in shop.others]
-    strayed = sum(said) / len(said) if said else None
     found = []
     for way, asked in shop.asked.items():
-        ours = [session.generate(question).text for question, _ in asked]
-        figures = {"innerloop-tiny": ours, "TF-IDF": nearest(shop.taught, [q for q, _ in asked])}
-        right = {
-            name: sum(text == pair[1] for text, pair in zip(texts, asked, strict=True)) / len(asked)
-            for name, texts in figures.items()
-        }
-        found.append({"shop": shop.kind, "asked": way, "strayed": strayed, **right})
+        by_tfidf = nearest(shop.taught, [question for question, _ in asked])
+        figures = {"innerloop-tiny": answers(session, asked), "TF-IDF": by_tfidf}
+        right = {name: share(texts, asked) for name, texts in figures.items()}
+        found.append({"shop": shop.kind, "asked": way, **strays(session, shop), **right})
     session.delete()
     return found
+
+
+def strays(session: Session, shop: Shop) -> dict[str, float]:
+    """How often questions that nothing was taught for get a taught answer, and what thumbs down on
+    these change."""
+    if not shop.others:
+        return {}
+    taught = {answer for _, answer in shop.taught}
+    reworded = [question for others in shop.others.values() for question in others]
+
+    def strayed(questions: Iterable[str]) -> list[Answer]:
+        said = [session.generate(question) for question in questions]
+        return [answer for answer in said if answer.text in taught]
+
+    wrong, before = strayed(shop.others), strayed(reworded)
+    for answer in wrong:
+        session.rate(answer, -1)
+    after = strayed(reworded)
+    asked = shop.asked["other words"]
+    return {
+        "strayed": len(wrong) / len(shop.others),
+        "reworded": len(before) / max(1, len(reworded)),
+        "reworded, told": len(after) / max(1, len(reworded)),
+        "right, told": share(answers(session, asked), asked),
+    }
+
+
+def answers(session: Session, asked: Pairs) -> list[str]:
+    """What the session says to each question."""
+    return [session.generate(question).text for question, _ in asked]
+
+
+def share(texts: Sequence[str], asked: Pairs) -> float:
+    """How many of the answers are exactly those wanted."""
+    return sum(text == answer for text, (_, answer) in zip(texts, asked, strict=True)) / len(asked)
 
 
 def nearest(taught: Pairs, asked: Sequence[str]) -> list[str]:
@@ -130,19 +173,23 @@ def nearest(taught: Pairs, asked: Sequence[str]) -> list[str]:
 
 
 def report(found: Sequence[Record]) -> str:
-    """Means over shops."""
+    """Means over shops: what is answered, and what thumbs down change of it."""
     groups: dict[tuple[str, str], list[Record]] = defaultdict(list)
     for record in found:
         groups[record["shop"], record["asked"]].append(record)
         if record["asked"] == "other words":
             groups["all of them", record["asked"]].append(record)
-    rows = []
+    rows, told = [], []
     for (kind, way), own in sorted(groups.items(), key=lambda group: group[0][::-1]):
         right = [percent([one[name] for one in own]) for name in ("innerloop-tiny", "TF-IDF")]
-        strayed = percent([one["strayed"] for one in own if one["strayed"] is not None])
-        rows.append([kind, way, *right, strayed, len(own)])
+        asked = [one for one in own if "strayed" in one]
+        rows.append([kind, way, *right, percent([one["strayed"] for one in asked]), len(own)])
+        if asked:
+            figures = [percent([one[name] for one in asked]) for name in TOLD]
+            told.append([kind, right[0], *figures, len(asked)])
     heads = ["shop", "asked", "right %", "TF-IDF right %", "not taught, yet answered %", "shops"]
-    return table(heads, rows)
+    after = ["shop", "right % before", *TOLD.values(), "shops"]
+    return f"{table(heads, rows)}\n\n{table(after, told)}"
 
 
 def main() -> int:

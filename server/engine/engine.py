@@ -146,7 +146,7 @@ class Engine:
         outbox: Outbox[Candidate] = Outbox(self._worker.mail)
         examples = len(request.examples)
         with spans.span("adapt", **{"innerloop.examples": examples, "innerloop.steps": steps}):
-            self._worker.submit(Job(request, steps, outbox))
+            self._worker.submit(Job(request, steps, outbox, self._base.gate is not None))
             try:
                 return await outbox.get()
             finally:

@@ -76,7 +76,7 @@ class Learner:
             self.preparing.append(job)
             if self._base.spec.scope != "full":  # there, the adapter acts on the prompt too
                 owner = prefix_owner(job.request.tenant, None)
-                for example in job.request.examples:
+                for example in (*job.examples, *job.left_alone):
                     job.prompts.append(self._prefills.request(example.prompt, owner))
             if self._others_wait():
                 break  # the next one in the next turn
@@ -135,7 +135,7 @@ class Learner:
         for job in filter(_prompts_ready, self.preparing):
             if chosen and (job.alone or chosen[0].alone):
                 break
-            examples += len(job.request.examples)
+            examples += len(job.examples)
             width = max(width, job.width)
             anchors = (len(chosen) + 1) * self._course.anchor_tokens
             if chosen and examples * width + anchors > self._limits.adapt_tokens:

@@ -35,18 +35,20 @@ def _taught(job: Job, gate: Gate | None) -> Taught | None:
     """What the gate remembers: the job's own prompts as the base saw them, and their answers."""
     if gate is None:
         return None
+    every = (*job.examples, *job.left_alone)
+    wanted = [*(example.wanted for example in job.examples), *[None] * len(job.left_alone)]
     seen = [
-        (prompt.prefix.summaries, example)
-        for prompt, example in zip(job.prompts, job.request.examples, strict=True)
+        (prompt.prefix.summaries, example.prompt, completion)
+        for prompt, example, completion in zip(job.prompts, every, wanted, strict=True)
         if prompt.prefix is not None and prompt.prefix.summaries is not None
     ]
     if not seen:
         return None
     return remember(
         gate,
-        torch.cat([summary for summary, _ in seen]),
-        [example.prompt for _, example in seen],
-        [example.wanted for _, example in seen],
+        torch.cat([summary for summary, _, _ in seen]),
+        [prompt for _, prompt, _ in seen],
+        [completion for _, _, completion in seen],
     )
 
 
@@ -75,8 +77,7 @@ class Lesson:
         self._references: dict[int, Tensor] = {}
         self._entering: dict[int, Tensor] = {}
         self._batches = {  # by job: of each step
-            id(job): minibatches(len(job.request.examples), job.steps, job.items_a_step)
-            for job in jobs
+            id(job): minibatches(len(job.examples), job.steps, job.items_a_step) for job in jobs
         }
         self._support = self._make_support()
         # A step makes new tensors, so all sessions can begin as views of the same memory.
@@ -124,11 +125,11 @@ class Lesson:
         prefixes = [
             prompt.prefix
             for job in self.jobs
-            for prompt in job.prompts
+            for prompt in job.prompts[: len(job.examples)]
             if prompt.prefix is not None
         ]
         support = make_support(
-            [job.request.examples for job in self.jobs],
+            [job.examples for job in self.jobs],
             merge(prefixes, base.device) if prefixes else None,
             base.spec.scope,
             base.device,
@@ -204,7 +205,7 @@ class Lesson:
         """What the next step is over: of sessions with many examples, not all of them."""
         rows, every = list[int](), 0
         for job in self.jobs:
-            sizes = [len(example.rows()) for example in job.request.examples]
+            sizes = [len(example.rows()) for example in job.examples]
             ends = list(accumulate(sizes, initial=every))
             for place in sorted(next(self._batches[id(job)])):
                 rows += range(ends[place], ends[place + 1])

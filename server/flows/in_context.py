@@ -15,9 +15,9 @@ from torch import Tensor
 from adapters.artifact import Artifact
 from adapters.chat import EncodedPrompt, PromptError
 from adapters.config import AdapterError, Gate
-from adapters.gate import gate_opens, threshold_of
+from adapters.gate import elsewhere, gate_opens, threshold_of
 from adapters.overlap import overlaps
-from adapters.state import Taught
+from adapters.state import LEFT_ALONE, Taught
 from server.engine import Engine
 from server.flows.encoding import Encoding
 from server.flows.outcome import Lesson
@@ -107,16 +107,17 @@ class InContext:
             texts = [item.payload["messages"][-1]["content"] for item in items]
             asked, *others = await self._encoding.words([turns[-1]["content"], *texts])
             return _ordered(items, overlaps(asked, others), SOME), None
-        known, seen = await self._vectors(derivation, items, bare)
-        if not known:
+        left = _left_alone(derivation)
+        known, seen = await self._vectors(derivation, [*items, *left], bare)
+        items, left = ([item for item in part if item.id in known] for part in (items, left))
+        if not items:
             return [], seen
-        items = [item for item in items if item.id in known]
-        keys = torch.stack([known[item.id] for item in items])
-        taught = _taught(items, keys, self._gate)
+        keys = torch.stack([known[item.id] for item in [*items, *left]])
+        taught = _taught(items, len(left), keys, self._gate)
         if not bool(gate_opens(self._gate, taught, seen)):
             return [], seen  # what the adapter leaves alone
         least = threshold_of(self._gate, taught)
-        likeness = (keys @ seen[0]).tolist()  # cosines
+        likeness = (taught.answered @ seen[0]).tolist()  # cosines
         return _ordered(items, likeness, least), seen
 
     async def _vectors(
@@ -167,21 +168,34 @@ class InContext:
             return None
 
 
+def _counting(derivation: Derivation) -> list[Item]:
+    """Items that an answer comes from now; a pinned session's are those learned."""
+    pinned = derivation.pointer.pinned
+    return [item for item in derivation.items if item.status == "applied" or not pinned]
+
+
 def _usable(derivation: Derivation) -> list[Item]:
-    """Items that say what should be answered in a chat; a pinned session's are those learned."""
-    return [
-        item
-        for item in derivation.items
-        if (item.status == "applied" or not derivation.pointer.pinned)
-        and _says_what_is_wanted(Lesson.of(item))
-    ]
+    """Items that say what should be answered in a chat."""
+    return [item for item in _counting(derivation) if _says_what_is_wanted(Lesson.of(item))]
 
 
-def _taught(items: Sequence[Item], keys: Tensor, gate: Gate) -> Taught:
-    """The items as the gate remembers them; equal answers have equal numbers."""
+def _left_alone(derivation: Derivation) -> list[Item]:
+    """Items that say that their prompt is the base's."""
+    items = _counting(derivation)
+    told = []
+    for item in items:
+        lesson = Lesson.of(item)
+        disliked = lesson.completion if lesson.rating < 0 else ""
+        told.append((item.prompt_key, "" if disliked else lesson.completion, disliked))
+    return [item for item, out in zip(items, elsewhere(told), strict=True) if out]
+
+
+def _taught(items: Sequence[Item], left_alone: int, keys: Tensor, gate: Gate) -> Taught:
+    """The items as the gate remembers them, and behind them so many prompts that are the base's."""
     completions = [Lesson.of(item).completion for item in items]
     places = {text: place for place, text in enumerate(dict.fromkeys(completions))}
-    return Taught(keys, torch.tensor([places[text] for text in completions]), gate.view)
+    answers = [*(places[text] for text in completions), *[LEFT_ALONE] * left_alone]
+    return Taught(keys, torch.tensor(answers), gate.view)
 
 
 def _says_what_is_wanted(lesson: Lesson) -> bool:

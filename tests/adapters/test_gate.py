@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from adapters.gate import (
     answer_number,
     choice_likeness,
     choice_scores,
+    elsewhere,
     gate_opens,
     gate_similarity,
     nearest,
@@ -23,7 +25,7 @@ from adapters.gate import (
 )
 from adapters.prefix import prefill
 from adapters.snapshot import SnapshotError, dumps, loads
-from adapters.state import AdapterState, Taught, Tensors
+from adapters.state import LEFT_ALONE, AdapterState, Taught, Tensors
 
 PROMPTS = [[55, 56, 57], [58, 59, 60, 61, 62], [63]]
 
@@ -239,3 +241,58 @@ def test_the_more_ways_to_ask_are_known_the_liker_a_prompt_must_be() -> None:
     assert threshold_of(gate, one) == gate.threshold_for(6)
     assert gate_opens(gate, several, summary).all()
     assert not gate_opens(gate, one, summary).any()
+
+
+def leaving(*directions: int) -> Taught:
+    """Two answers, of the first two directions, and prompts that are to be left alone."""
+    answers = torch.tensor([3, 5, *(LEFT_ALONE for _ in directions)])
+    return Taught(torch.eye(5)[[0, 1, *directions]], answers, "view")
+
+
+def between(first: int, second: int, share: float) -> torch.Tensor:
+    """(1, 5) a prompt that is nearer to the first direction by more than a half."""
+    return torch.nn.functional.normalize(
+        share * torch.eye(5)[[first]] + (1 - share) * torch.eye(5)[[second]], dim=1
+    )
+
+
+def test_a_prompt_that_is_nearer_to_one_to_be_left_alone_stays_closed() -> None:
+    gate = Gate(1, 0.4)
+    for share in (0.45, 0.55):
+        asked = between(0, 2, share)
+        assert gate_opens(gate, leaving(), asked).all(), "nothing else is known"
+        assert gate_opens(gate, leaving(2), asked).item() == (share > 0.5)
+        assert gate_opens(gate, leaving(3), asked).all(), "another prompt is left alone"
+    assert not gate_opens(gate, leaving(2, 3), torch.eye(5)[[2, 3]]).any()
+    assert gate_opens(gate, leaving(2, 3), torch.eye(5)[[0, 1]]).all()
+
+
+def test_what_is_left_alone_is_no_answer_and_makes_others_less_wanted() -> None:
+    numbers, weights = leaving(2).fitted
+    assert numbers.tolist() == [3, 5]
+    assert weights.shape == (5, 2)
+    asked = between(0, 2, 0.55)
+    taught = Taught(torch.eye(5)[:2] + 0.3 * torch.eye(5)[2], torch.tensor([3, 5]), "view")
+    left = replace(taught, keys=torch.cat([taught.keys, torch.eye(5)[[2]]]))
+    left = replace(left, answers=torch.tensor([3, 5, LEFT_ALONE]))
+    assert gate_similarity(left, asked).item() < gate_similarity(taught, asked).item()
+    assert threshold_of(Gate(1, 0.3, 0.1), left) == threshold_of(Gate(1, 0.3, 0.1), taught)
+
+
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [
+        ([("p", (1, 2, 0), ()), ("q", (), (1, 2, 0))], [False, True]),
+        ([("q", (), (1, 2, 0)), ("p", (1, 2, 0), ())], [True, False]),  # whichever came first
+        ([("p", (1, 2, 0), ()), ("q", (), (1, 2))], [False, True]),  # cut short
+        ([("p", (1, 2, 0), ()), ("q", (), (1, 2, 3, 0))], [False, False]),  # the model's own
+        ([("p", (1, 2, 0), ()), ("p", (), (1, 2, 0))], [False, False]),  # no rating outweighs that
+        ([("p", (1, 2, 0), ()), ("q", (), ())], [False, False]),
+        ([("q", (), (1, 2, 0)), ("r", (), (1, 2, 0))], [False, False]),  # nobody wants it
+        ([("p", "yes", ""), ("q", "", "yes"), ("r", "", "no")], [False, True, False]),
+    ],
+)
+def test_a_disliked_answer_that_others_want_belongs_elsewhere(
+    told: list[tuple[str, Sequence[object], Sequence[object]]], expected: list[bool]
+) -> None:
+    assert elsewhere(told) == expected

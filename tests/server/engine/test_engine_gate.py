@@ -21,7 +21,7 @@ from adapters.gate import (
 )
 from adapters.prefix import prefill
 from adapters.spelling import BUCKETS
-from adapters.state import Taught
+from adapters.state import LEFT_ALONE, Taught
 from adapters.words import make_words
 from server.engine import AdapterMismatch, AdaptRequest, GenerateRequest, Sampling
 
@@ -201,6 +201,36 @@ def test_an_adapted_candidate_knows_its_own_prompts(world: World) -> None:
                 answer = await collect(engine, world.request(text, "ann"))
                 logits = world.logits_under(world.prompt(text), [], candidate.state)
                 assert answer.tokens[0] == int(logits[-1].argmax())
+
+    run(main())
+
+
+def test_a_taught_answer_that_is_disliked_elsewhere_leaves_that_prompt_to_the_base(
+    world: World,
+) -> None:
+    told = world.example(TAUGHT, "Gladly.")
+    disliked = replace(world.example(FAR, "Gladly."), rating=-1)
+    own = replace(world.example(FAR, "On the roof."), rating=-1)
+
+    async def main() -> None:
+        async with running(world.artifact) as engine:
+            plain = await engine.adapt(AdaptRequest((told,)))
+            left = await engine.adapt(AdaptRequest((disliked, told)))
+            pushed = await engine.adapt(AdaptRequest((own, told)))
+            taught = left.state.taught
+            assert taught is not None
+            assert taught.answers.tolist() == [answer_number(told.completion), LEFT_ALONE]
+            for name, tensor in plain.state.tensors.items():
+                assert torch.equal(tensor, left.state.tensors[name]), "no step is over it"
+                assert not torch.equal(tensor, pushed.state.tensors[name])
+            assert left.loss_before == plain.loss_before
+            assert left.loss_after == plain.loss_after
+            world.states |= {"ann": left.state, "bob": pushed.state}
+            answers = await gather(
+                engine, [world.request(p, s) for s in ("ann", "bob") for p in (TAUGHT, FAR)]
+            )
+            assert [a.finished.adapter_used for a in answers] == [True, False, True, True]
+            assert answers[1].tokens == world.greedy(FAR)
 
     run(main())
 
