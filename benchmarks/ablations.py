@@ -1,10 +1,11 @@
 """`python -m benchmarks.ablations`: what an outer loop's parts buy a language model.
 
 A small model is pre-trained once a seed, then every variant of the outer loop trains it for the
-same CPU seconds, one at a time. Judged on tasks held out of every stage, the same for all, by the
-adapter alone: no gate, no memory. Beside them LoRA on the pre-trained and on the multi-task base,
-its step size tuned on validation tasks. Small and short: it compares outer loops, and says how fast
-they begin to learn. A run that is stopped goes on. Prints Markdown.
+same CPU seconds, one at a time (full scope also for as many steps as the activated one). Judged on
+tasks held out of every stage, the same for all, by the adapter alone: no gate, no memory. Beside
+them LoRA on the pre-trained and on the multi-task base, its step size tuned on validation tasks.
+Small and short: it compares outer loops, and says how fast they begin to learn. A run that is
+stopped goes on. Prints Markdown.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ CELLS = (Cell("label", 5, 5), Cell("house_reply", 1, 5), Cell("house_reply", 3, 
 TRIED_STEPS = 4  # outer steps that are timed, to know how many the seconds allow
 EXACT = "MAML, exact"
 MULTITASK = "multi-task"
+FULL_AS_LONG = "exact, full scope, as many steps"
 VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # outer part, inner part
     EXACT: ({}, {}),
     "MAML, first order": ({"algorithm": "fomaml"}, {}),
@@ -60,6 +62,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # outer part, in
     "exact, start not learned": ({"adapter_learning_rate": 0.0}, {}),
     "exact, base frozen": ({"base": "frozen"}, {}),
     "exact, full scope": ({}, {"scope": "full"}),
+    FULL_AS_LONG: ({}, {"scope": "full"}),
     "exact, rank 4": ({}, {"rank": 4}),
     "exact, no locality": ({"locality_weight": 0.0}, {}),
     "exact, hard classes more often": ({"selection": "difficulty"}, {}),
@@ -95,21 +98,23 @@ class Ablations:
         evaluate([method], CELLS, self._held_out, self._tasks, self._results, str(self._cpu_s))
 
     def _trained(self, name: str) -> Learner:
-        plan = self._plan(name)
         if VARIANTS[name][0].get("steps") == 0:
             return self._start(name, 0)[0]
+        plan = self._plan(name)
         if not plan.exists():
             with tempfile.TemporaryDirectory() as place:
                 spent_s = self._train(name, TRIED_STEPS, Path(place))[1] / TRIED_STEPS
             plan.parent.mkdir(parents=True, exist_ok=True)
             plan.write_text(json.dumps({"steps": max(1, round(self._cpu_s / spent_s))}))
         steps = self.steps(name)
-        return self._train(name, steps, plan.parent / str(steps))[0]
+        return self._train(name, steps, self._folder(name) / str(steps))[0]
+
+    def _folder(self, name: str) -> Path:
+        return self._workshop.folder / name.replace(" ", "-").replace(",", "")
 
     def _plan(self, name: str) -> Path:
         """Says how many outer steps the seconds allow; beside what they make."""
-        folder = self._workshop.folder / name.replace(" ", "-").replace(",", "")
-        return folder / f"{self._cpu_s:g}.json"
+        return self._folder(EXACT if name == FULL_AS_LONG else name) / f"{self._cpu_s:g}.json"
 
     def _start(self, name: str, steps: int) -> tuple[Learner, Workshop]:
         outer, inner = VARIANTS[name]
