@@ -7,6 +7,7 @@ layers in transformers' models; knows nothing about steps or sessions.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from adapters.prefix import continue_from, prefill
 
+_log = logging.getLogger(__name__)
 Pass = Callable[[], object]
 
 
@@ -152,7 +154,8 @@ def _is_same(model: nn.Module, lower: LowerLayers, device: torch.device) -> bool
         entering = lower.entering(lambda: continue_from(model, prefix, ids))
         with lower.skipped(entering):
             return torch.equal(continue_from(model, prefix, ids), whole)
-    except Exception:  # model code of any architecture raises anything
+    except Exception as error:  # model code of any architecture raises anything
+        _log.info("lessons pass all layers of this model: without the lower ones, %r", error)
         return False
 
 

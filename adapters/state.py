@@ -48,12 +48,20 @@ class Taught:
     @cached_property
     def answered(self) -> Tensor:
         """Keys of the prompts that have an answer."""
-        return self.keys[self.answers != LEFT_ALONE]
+        said = self.answers != LEFT_ALONE
+        return self.keys if bool(said.all()) else self.keys[said]
 
     @cached_property
     def left_alone(self) -> Tensor:
         """Keys of the prompts that are the base's."""
         return self.keys[self.answers == LEFT_ALONE]
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that it takes once a prompt was compared with it."""
+        kept = (self.keys, self.answers, self.completions, *self.fitted)
+        apart = (self.answered, self.left_alone) if len(self.left_alone) else ()
+        return sum(tensor.nbytes for tensor in (*kept, *apart) if tensor is not None)
 
     def rows(self, rows: Tensor) -> Taught:
         """What ``rows`` (N',) or a mask (N,) picks."""
@@ -75,11 +83,9 @@ class AdapterState:
 
     @property
     def nbytes(self) -> int:
-        """Memory that its tensors take."""
-        taught = self.taught
-        known = () if taught is None else (taught.keys, taught.answers, taught.completions)
-        every = (*self.tensors.values(), *known)
-        return sum(tensor.nbytes for tensor in every if tensor is not None)
+        """Memory that its tensors take, and what its gate works out of them."""
+        known = 0 if self.taught is None else self.taught.nbytes
+        return known + sum(tensor.nbytes for tensor in self.tensors.values())
 
 
 def target_modules(model: nn.Module, targets: Sequence[str]) -> dict[str, nn.Module]:
