@@ -9,7 +9,7 @@ from typing import Final
 
 from transformers import PreTrainedModel
 
-from adapters.artifact import Artifact, load_artifact
+from adapters.artifact import load_artifact
 from meta_training.learner import Learner
 from meta_training.pretrain import artifact_folder
 from meta_training.recipe import DataPart, Recipe, RecipeError, told_recipe
@@ -24,16 +24,37 @@ def further_seed(recipe: Recipe) -> int:
     return recipe.seed + (0 if recipe.model.artifact is None else OTHER_DRAWS)
 
 
+def check_split(recipe: Recipe) -> None:
+    """Refuse what would be judged on tasks that the recipe's artifact, if any, was trained on.
+
+    Raises:
+        RecipeError: the artifact may have been trained on what the recipe holds out.
+        ArtifactError: the artifact is broken.
+    """
+    if recipe.model.artifact is None:
+        return
+    artifact = load_artifact(artifact_folder(recipe.model))
+    before = told_recipe(artifact.report, artifact.name)
+    if before is None:
+        return  # made elsewhere: nobody knows what it has seen
+    wrong = _other_split(before.data, recipe.data)
+    if _share_data(before.data, recipe.data) and before.seed != recipe.seed:
+        wrong = f"seed: it was made with {before.seed}, and the split goes by it"
+    if wrong:
+        raise RecipeError(
+            f"{wrong}: {recipe.model.artifact} may have been trained on what this recipe holds "
+            "out, so nothing could be said of new tasks; split the data as it did"
+        )
+
+
 def further_learner(recipe: Recipe, model: PreTrainedModel) -> Learner:
     """The learner that the recipe's artifact was exported from, on ``model``, which is its base.
 
     Raises:
-        RecipeError: the artifact's rule is not of the kind that the algorithm learns, or the
-            artifact may have been trained on what the recipe holds out.
+        RecipeError: the artifact's rule is not of the kind that the algorithm learns.
         ArtifactError: the artifact is broken.
     """
     artifact = load_artifact(artifact_folder(recipe.model))
-    _check_split(recipe, artifact)
     learner = Learner.from_artifact(artifact, model)
     wanted, missing = recipe.session, ""
     if wanted.sizes == "element" and not learner.log_factors:
@@ -46,21 +67,6 @@ def further_learner(recipe: Recipe, model: PreTrainedModel) -> Learner:
             f"{recipe.model.artifact} does not have: take another algorithm, or model.base"
         )
     return learner
-
-
-def _check_split(recipe: Recipe, artifact: Artifact) -> None:
-    """Refuse what would be judged on tasks that the artifact was trained on before."""
-    before = told_recipe(artifact.report, artifact.name)
-    if before is None:
-        return  # made elsewhere: nobody knows what it has seen
-    wrong = _other_split(before.data, recipe.data)
-    if _share_data(before.data, recipe.data) and before.seed != recipe.seed:
-        wrong = f"seed: it was made with {before.seed}, and the split goes by it"
-    if wrong:
-        raise RecipeError(
-            f"{wrong}: {recipe.model.artifact} may have been trained on what this recipe holds "
-            "out, so nothing could be said of new tasks; split the data as it did"
-        )
 
 
 def _other_split(before: DataPart, now: DataPart) -> str:

@@ -25,7 +25,7 @@ from meta_training.contrast import QuestionDraws
 from meta_training.corpus import Corpus, load_corpus
 from meta_training.embed import embed
 from meta_training.evaluation.cells import TaskDrawer, drawable_cells, held_out_questions
-from meta_training.further import further_learner, further_seed
+from meta_training.further import check_split, further_learner, further_seed
 from meta_training.gating import calibrate_gate, calibrate_memory, gate_intents
 from meta_training.learner import Learner
 from meta_training.pretrain import TextRows, pretrain
@@ -84,9 +84,12 @@ def open_workshop(recipe: Recipe, data: Path, folder: Path, device: torch.device
 
     Raises:
         DataError: a file is missing or broken, or the data is too little for the recipe.
-        RecipeError: ``folder`` was made with another recipe.
+        RecipeError: ``folder`` was made with another recipe, or the recipe's artifact may have been
+            trained on what it holds out.
+        ArtifactError: that artifact is broken.
         CheckpointError: ``folder`` has a checkpoint that does not fit.
     """
+    check_split(recipe)  # before minutes of reading
     corpus = load_corpus(data, recipe.data, recipe.seed)
     if recipe.inner.gate:
         gate_intents(corpus)

@@ -14,6 +14,7 @@ from yaml import safe_dump
 from adapters.artifact import load_artifact
 from meta_training import train_command
 from meta_training.further import further_learner
+from meta_training.pipeline import open_workshop
 from meta_training.recipe import Recipe, RecipeError
 
 OUTER = {"steps": 2, "tasks": 2, "language_rows": 1, "warmup_steps": 1}
@@ -101,14 +102,28 @@ def test_other_episodes_are_drawn_than_by_the_run_before(
             "data.held_out: it was made with",
         ),
         ({"data": {"split": {"source": "clinc150", "number": 1}}}, "data.split: it was made with"),
-        ({"outer": OUTER | {"algorithm": "meta-sgd"}}, "needs a size for each element"),
-        ({"outer": OUTER | {"algorithm": "anil"}}, "needs layers that stay as they are"),
     ],
 )
-def test_what_does_not_go_with_the_artifact_is_refused(
-    before: Path, parts: dict[str, Any], message: str
+def test_what_was_split_in_another_way_is_refused_before_data_is_read(
+    before: Path, tmp_path: Path, parts: dict[str, Any], message: str
 ) -> None:
     recipe = Recipe.model_validate(recipe_from(before, **parts))
+
+    with pytest.raises(RecipeError, match=message):
+        open_workshop(recipe, tmp_path / "no data", tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "message"),
+    [
+        ("meta-sgd", "needs a size for each element"),
+        ("anil", "needs layers that stay as they are"),
+    ],
+)
+def test_an_algorithm_that_the_artifacts_rule_does_not_fit_is_refused(
+    before: Path, algorithm: str, message: str
+) -> None:
+    recipe = Recipe.model_validate(recipe_from(before, outer=OUTER | {"algorithm": algorithm}))
 
     with pytest.raises(RecipeError, match=message):
         further_learner(recipe, load_artifact(before).model)
