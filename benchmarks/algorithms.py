@@ -29,7 +29,7 @@ from meta_training.algorithms.choice import choose
 from meta_training.algorithms.metric_training import MetricTraining
 from meta_training.classifier import Inputs, Labelled, WeightClassifier, lay_out_classes
 from meta_training.classify import adapt_classifier, train_classifier
-from meta_training.recipe import InnerPart, OuterPart
+from meta_training.recipe_parts import InnerPart, OuterPart
 from meta_training.tasks.classes import ClassEpisodes, Text
 from meta_training.tasks.episodes import Shape
 from meta_training.tasks.sources import DataError, Intent, load_intents

@@ -20,7 +20,7 @@ from adapters.layer import LoraHooks, rows_of
 from adapters.state import Tensors, initial_tensors, repeat
 from meta_training.algorithms.episodes import Cut, Embedded, Judged
 from meta_training.device import without_cudnn
-from meta_training.recipe import InnerPart
+from meta_training.recipe_parts import InnerPart
 from meta_training.starting import Starting
 
 Inputs = Mapping[str, Tensor]  # what the module takes, by name; first axis B

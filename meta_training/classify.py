@@ -30,7 +30,7 @@ from meta_training.checkpoint import (
 )
 from meta_training.classifier import Classifier, Labelled, lay_out_classes
 from meta_training.pretrain import cosine
-from meta_training.recipe import OuterPart
+from meta_training.recipe_parts import OuterPart
 
 SAVED_EVERY = 100  # outer steps
 Draw = Callable[[random.Random], tuple[Labelled, Labelled]]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from adapters.prefix import pad
-from meta_training.recipe import EmbedPart
+from meta_training.recipe_parts import EmbedPart
 from meta_training.tasks.episodes import kind_of
 from meta_training.tasks.sources import DataError, Intent
 

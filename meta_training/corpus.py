@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
-from meta_training.recipe import DataPart
+from meta_training.recipe_parts import DataPart
 from meta_training.tasks.own import LEAST_PAIRS, Material, Use, load_tasks, texts_of
 from meta_training.tasks.part import TaskPart
 from meta_training.tasks.sources import (

@@ -26,7 +26,7 @@ from meta_training.checkpoint import (
 from meta_training.contrast import QuestionDraws, contrastive_loss, readouts
 from meta_training.learner import Learner
 from meta_training.pretrain import TextRows, cosine, language_loss
-from meta_training.recipe import EmbedPart
+from meta_training.recipe_parts import EmbedPart
 from meta_training.tasks.sources import Intent
 
 SAVED_EVERY = 100

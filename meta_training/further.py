@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 from adapters.artifact import load_artifact
 from meta_training.learner import Learner
 from meta_training.pretrain import artifact_folder
-from meta_training.recipe import DataPart, Recipe, RecipeError, told_recipe
+from meta_training.recipe import Recipe, RecipeError, told_recipe
+from meta_training.recipe_parts import DataPart
 from meta_training.tasks.part import TaskPart
 
 OTHER_DRAWS: Final = 1_000_003  # added to the seed, so that the outer loop draws other episodes

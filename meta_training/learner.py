@@ -22,7 +22,7 @@ from adapters.objective import IGNORE
 from adapters.prefix import Continuation, Prefix, continue_from, pad, prefill
 from adapters.state import initial_tensors
 from adapters.support import Anchors, Example, Support, make_support, make_turns
-from meta_training.recipe import InnerPart
+from meta_training.recipe_parts import InnerPart
 from meta_training.starting import Starting
 
 

@@ -29,7 +29,8 @@ from meta_training.further import check_split, further_learner, further_seed
 from meta_training.gating import calibrate_gate, calibrate_memory, gate_intents
 from meta_training.learner import Learner
 from meta_training.pretrain import TextRows, pretrain
-from meta_training.recipe import InnerPart, Recipe, RecipeError
+from meta_training.recipe import Recipe, RecipeError
+from meta_training.recipe_parts import InnerPart
 from meta_training.record import keep_record
 from meta_training.tasks.batches import UnrelatedPool
 from meta_training.tasks.difficulty import Difficulty

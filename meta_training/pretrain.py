@@ -35,7 +35,8 @@ from meta_training.checkpoint import (
     whole_steps,
 )
 from meta_training.corpus import Corpus, training_texts
-from meta_training.recipe import ModelPart, PretrainPart, Recipe, RecipeError
+from meta_training.recipe import Recipe, RecipeError
+from meta_training.recipe_parts import ModelPart, PretrainPart
 from meta_training.tasks.own import texts_of
 from meta_training.tasks.sources import DataError, Dialogue
 from meta_training.tokenizer import token_ids, train_tokenizer

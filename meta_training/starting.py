@@ -14,7 +14,7 @@ from adapters.config import Anchor, Gate, InnerRule
 from adapters.state import Tensors
 from meta_training.algorithms.anil import still_tensors
 from meta_training.algorithms.meta_sgd import log_factors
-from meta_training.recipe import InnerPart
+from meta_training.recipe_parts import InnerPart
 
 
 class Starting(nn.Module):

@@ -32,7 +32,7 @@ from meta_training.contrast import contrastive_loss
 from meta_training.language import LanguageEpisodes, lay_out
 from meta_training.learner import Learner
 from meta_training.pretrain import TextRows, cosine, language_loss
-from meta_training.recipe import OuterPart
+from meta_training.recipe_parts import OuterPart
 from meta_training.tasks.batches import Batch, UnrelatedPool
 from meta_training.tasks.sampler import EpisodeSampler
 from meta_training.team import ALONE, Team

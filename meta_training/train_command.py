@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 
 from meta_training.arguments import add_machine_arguments, need, refused, whole
-from meta_training.recipe import ALGORITHMS, RecipeError, load_recipe
+from meta_training.recipe import RecipeError, load_recipe
+from meta_training.recipe_parts import ALGORITHMS
 
 DESCRIPTION = "Make an artifact that adapts in a few steps: pre-train, embed, meta-train, export."
 

@@ -21,7 +21,7 @@ from adapters.spelling import BUCKETS, bucket_of_word, buckets_of, words_of
 from adapters.words import Words, load_words, make_words, save_words, sum_bags
 from meta_training.contrast import QuestionDraws, contrastive_loss
 from meta_training.pretrain import cosine
-from meta_training.recipe import WordsPart
+from meta_training.recipe_parts import WordsPart
 from meta_training.tokenizer import token_ids
 
 PIECE_SPREAD: Final = 0.003  # standard deviation of the numbers of what the base has no vector for

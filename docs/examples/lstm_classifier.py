@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from meta_training.classifier import Inputs, WeightClassifier
 from meta_training.classify import adapt_classifier, train_classifier
-from meta_training.recipe import InnerPart, OuterPart
+from meta_training.recipe_parts import InnerPart, OuterPart
 from meta_training.tasks.classes import ClassEpisodes, Text
 from meta_training.tasks.episodes import Shape
 from meta_training.tasks.sources import load_intents

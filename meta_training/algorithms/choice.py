@@ -9,7 +9,7 @@ from meta_training.algorithms.maml_plus_plus import MamlPlusPlus
 from meta_training.algorithms.metric import Matching, Prototypical, Siamese
 from meta_training.algorithms.metric_training import MetricTraining
 from meta_training.algorithms.reptile import Reptile
-from meta_training.recipe import OuterPart
+from meta_training.recipe_parts import OuterPart
 
 
 def choose(part: OuterPart) -> Algorithm:

@@ -64,15 +64,8 @@ from meta_training.exits import exit_code
 from meta_training.learner import Learner
 from meta_training.pipeline import held_out_drawer, validation_drawer
 from meta_training.pretrain import TextRows, language_loss
-from meta_training.recipe import (
-    InnerPart,
-    OuterPart,
-    Recipe,
-    RecipeError,
-    problems,
-    read_yaml,
-    told_recipe,
-)
+from meta_training.recipe import Recipe, RecipeError, problems, read_yaml, told_recipe
+from meta_training.recipe_parts import InnerPart, OuterPart
 from meta_training.tasks.part import TaskPart
 
 WEIGHTS = torch.float32  # on a GPU too, where a server has 16 bits: figures of all devices compare

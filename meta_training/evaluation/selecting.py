@@ -42,7 +42,8 @@ from meta_training.evaluation.run import ResultsError, evaluate, read_results
 from meta_training.exits import exit_code
 from meta_training.learner import Learner
 from meta_training.pipeline import held_out_drawer, validation_drawer
-from meta_training.recipe import DataPart, Recipe
+from meta_training.recipe import Recipe
+from meta_training.recipe_parts import DataPart
 
 # What a recipe says of its data that decides about no task but a persona's.
 NO_QUERIES: Final = {"held_out_persona_share", "neighbours"}

@@ -25,16 +25,8 @@ from pydantic import (
 )
 
 from meta_training.evaluation.cells import COMPARED, Cell
-from meta_training.recipe import (
-    BASE_ONLY,
-    InnerPart,
-    OuterPart,
-    Recipe,
-    RecipeError,
-    load_recipe,
-    problems,
-    read_yaml,
-)
+from meta_training.recipe import BASE_ONLY, Recipe, RecipeError, load_recipe, problems, read_yaml
+from meta_training.recipe_parts import InnerPart, OuterPart
 from meta_training.record import keep
 
 PARTS: Final[Mapping[str, type[BaseModel]]] = {"inner": InnerPart, "outer": OuterPart}

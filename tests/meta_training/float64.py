@@ -15,7 +15,7 @@ from adapters.config import Anchor
 from adapters.prefix import Prefix
 from adapters.support import Anchors, make_turns
 from meta_training.learner import Learner
-from meta_training.recipe import InnerPart
+from meta_training.recipe_parts import InnerPart
 
 
 class FixedReference(Learner):

@@ -17,7 +17,7 @@ from adapters.prefix import continue_from
 from adapters.state import Tensors, repeat, stack
 from adapters.support import Example, make_turns
 from meta_training.learner import Learner, summaries_of
-from meta_training.recipe import InnerPart
+from meta_training.recipe_parts import InnerPart
 
 KNOWN = (
     ("Where is the lamp?", "In the garden."),

@@ -15,7 +15,7 @@ from meta_training.algorithms.episodes import Algorithm
 from meta_training.algorithms.maml import Maml
 from meta_training.algorithms.maml_plus_plus import LEAST, MamlPlusPlus
 from meta_training.algorithms.reptile import Reptile
-from meta_training.recipe import ALGORITHMS, OuterPart
+from meta_training.recipe_parts import ALGORITHMS, OuterPart
 
 
 def gradients(

@@ -29,7 +29,7 @@ from meta_training.classifier import (
     lay_out_classes,
 )
 from meta_training.classify import adapt_classifier, classify, train_classifier
-from meta_training.recipe import InnerPart, OuterPart
+from meta_training.recipe_parts import InnerPart, OuterPart
 from meta_training.tasks.classes import ClassEpisodes, Text, read_classes
 from meta_training.tasks.episodes import Shape
 from meta_training.tasks.sources import DataError

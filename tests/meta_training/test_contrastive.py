@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from adapters.chat import user_turn
 from meta_training.contrast import MEAN_LAYERS, QuestionDraws, contrastive_loss, readouts
-from meta_training.recipe import EmbedPart
+from meta_training.recipe_parts import EmbedPart
 from meta_training.tasks.episodes import kind_of
 from meta_training.tasks.sources import DataError, Intent
 

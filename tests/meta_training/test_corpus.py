@@ -11,7 +11,8 @@ from mini_data import HELD_OUT, SHOP, VALIDATION, shop_rows, write_rows
 
 from meta_training.corpus import Corpus, load_corpus
 from meta_training.pretrain import corpus_texts
-from meta_training.recipe import DataPart, Recipe
+from meta_training.recipe import Recipe
+from meta_training.recipe_parts import DataPart
 from meta_training.tasks.episodes import kind_of
 from meta_training.tasks.sources import DIALOGUE_FILES, DataError
 

@@ -21,7 +21,7 @@ from torch.testing import assert_close
 
 from adapters.artifact import load_artifact
 from adapters.device import CPU
-from meta_training.recipe import ALGORITHMS
+from meta_training.recipe_parts import ALGORITHMS
 from meta_training.warm_start import KnownTasks, warm_start
 
 __all__ = ["base", "own_data"]  # fixtures

@@ -15,7 +15,7 @@ from torch.testing import assert_close
 from adapters.device import CPU
 from meta_training.classifier import Classifier
 from meta_training.classify import adapt_classifier, classify, train_classifier
-from meta_training.recipe import OuterPart
+from meta_training.recipe_parts import OuterPart
 from meta_training.tasks.classes import ClassEpisodes
 
 __all__ = ["episodes"]  # a fixture

@@ -18,7 +18,7 @@ from meta_training.corpus import Corpus
 from meta_training.export import export
 from meta_training.learner import Learner, correct_rows
 from meta_training.pipeline import choose_anchors, label_words, token_counts
-from meta_training.recipe import InnerPart
+from meta_training.recipe_parts import InnerPart
 
 
 @pytest.fixture(scope="module")

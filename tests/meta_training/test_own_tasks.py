@@ -11,7 +11,8 @@ import pytest
 from mini_data import write_rows
 
 from meta_training.corpus import held_out_only, load_corpus
-from meta_training.recipe import DataPart, Recipe
+from meta_training.recipe import Recipe
+from meta_training.recipe_parts import DataPart
 from meta_training.tasks.episodes import Shape
 from meta_training.tasks.families import Families
 from meta_training.tasks.formats import format_tasks

@@ -8,7 +8,8 @@ import pytest
 from mini_run import RECIPE
 
 from meta_training.corpus import load_corpus
-from meta_training.recipe import DataPart, Recipe, RecipeError, load_recipe
+from meta_training.recipe import Recipe, RecipeError, load_recipe
+from meta_training.recipe_parts import DataPart
 from meta_training.tasks.sources import DataError, Intent
 from meta_training.tasks.split import FILES, SplitPart, split_intents
 

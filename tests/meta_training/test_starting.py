@@ -14,7 +14,7 @@ from meta_training.algorithms.anil import layer_of, still_tensors
 from meta_training.base_lora import add_base_lora, merge_base
 from meta_training.export import export
 from meta_training.learner import Learner
-from meta_training.recipe import InnerPart
+from meta_training.recipe_parts import InnerPart
 
 NAMES = (
     "model.layers.0.mlp.up_proj.lora_A",

@@ -20,7 +20,7 @@ from torch.testing import assert_close
 from adapters.artifact import load_artifact
 from meta_training.classifier import Classifier
 from meta_training.classify import train_classifier
-from meta_training.recipe import ALGORITHMS, OuterPart
+from meta_training.recipe_parts import ALGORITHMS, OuterPart
 from meta_training.tasks.classes import ClassEpisodes
 
 __all__ = ["by_one", "episodes", "gated"]  # fixtures

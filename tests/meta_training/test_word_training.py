@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from adapters.spelling import bucket_of_word, buckets_of
 from adapters.words import Words, WordsError, sum_bags
 from meta_training.contrast import QuestionDraws
-from meta_training.recipe import EmbedPart, WordsPart
+from meta_training.recipe_parts import EmbedPart, WordsPart
 from meta_training.tasks.sources import Intent
 from meta_training.words import OFTEN, first_vectors, inverse_frequency, train_words
 
