@@ -23,6 +23,7 @@ from adapters.state import tensor_shapes
 from server.engine.base import Base
 from server.engine.forward import Step, changes_with_length, run
 from server.engine.kv import BatchKV, KeysValues, Window
+from server.engine.linear import packed_weights, using_packed
 
 _log = logging.getLogger(__name__)
 # Rows and columns of the recording, and of two checks; a recording is optimised in its first two
@@ -59,6 +60,7 @@ class Recorded:
         self._base = base
         shapes = tensor_shapes(base.model, base.spec)
         self._names = tuple(shapes)
+        self._packed = packed_weights(base.model)
         self._untaught = self._record({})
         self._taught = self._record(shapes)
 
@@ -80,7 +82,8 @@ class Recorded:
         flat = [tensor for pair in layers for tensor in pair]
         # A recording takes no empty list.
         adapters = [ids] if rows is None else [rows.tensors[name] for name in self._names]
-        return ids, window.rows, window.positions, window.columns, flat, adapters
+        packed = self._packed or [ids]
+        return ids, window.rows, window.positions, window.columns, flat, adapters, packed
 
     @torch.no_grad()
     def _record(self, shapes: Mapping[str, tuple[int, ...]]) -> Callable[..., Any]:
@@ -93,11 +96,13 @@ class Recorded:
             columns: Tensor,
             flat: list[Tensor],
             adapters: list[Tensor],
+            packed: list[Tensor],
         ) -> Tensor:
             window = Window(0, numbers, positions, columns)
             layers = list(zip(flat[::2], flat[1::2], strict=True))
             rows = Rows(dict(zip(names, adapters, strict=True)), None) if shapes else None
-            return run(base, ids, window, layers, rows)
+            with using_packed(base.model, packed[: len(self._packed)]):
+                return run(base, ids, window, layers, rows)
 
         generator = torch.Generator(base.device).manual_seed(0)
         with warnings.catch_warnings():

@@ -11,21 +11,30 @@ import torch
 from torch import nn
 
 from server.engine import linear
-from server.engine.linear import FastLinears, fast_linears
+from server.engine.linear import FastLinears, fast_linears, packed_weights, using_packed
 
 pytestmark = pytest.mark.skipif(
     not torch.backends.mkldnn.is_available(), reason="this PyTorch has no oneDNN"
 )
 
 
-@pytest.fixture
-def model(monkeypatch: pytest.MonkeyPatch) -> nn.Sequential:
+@pytest.fixture(params=["packed", "as they lie"])
+def model(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> nn.Sequential:
+    """Layers whose weights are packed, where they are taken over, or are too many for that."""
     monkeypatch.setattr(linear, "_LEAST", 0)
+    monkeypatch.setattr(linear, "_LEAST_PACKED", 0)
+    first, second = 4 * 48 * 64, 4 * 64 * 40
+    budget = first + second if request.param == "packed" else first - 1
+    monkeypatch.setattr(linear, "PACKED_BYTES", budget)
     torch.manual_seed(0)
     layers = (nn.Linear(48, 64), nn.Tanh(), nn.Linear(64, 40, bias=False), nn.Linear(40, 8))
     made = nn.Sequential(*layers).requires_grad_(False)
     made[3].requires_grad_(True)  # it learns
     return made
+
+
+def is_packed(model: nn.Module) -> bool:
+    return model[0].weight.nbytes <= linear.PACKED_BYTES
 
 
 def output_and_gradient(model: nn.Module, inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -42,6 +51,7 @@ def test_products_and_gradients_are_those_of_the_layers(
     expected = output_and_gradient(model, inputs)
     taken = FastLinears(model.modules())
     assert ["forward" in layer.__dict__ for layer in model] == [True, False, True, False]
+    assert len(packed_weights(model)) == (2 if is_packed(model) else 0)
     torch.testing.assert_close(output_and_gradient(model, inputs), expected, atol=1e-5, rtol=1e-5)
     with torch.no_grad():
         torch.testing.assert_close(model(inputs), expected[0], atol=1e-5, rtol=1e-5)
@@ -65,6 +75,7 @@ def test_it_can_be_differentiated_twice(model: nn.Sequential) -> None:
 def test_a_copy_computes_with_its_own_weights_and_may_learn_them(model: nn.Sequential) -> None:
     taken = FastLinears(model.modules())
     copied = copy.deepcopy(model)
+    assert not packed_weights(copied), "they would stay as they are when the copy learns"
     taken.remove()
     with torch.no_grad():
         copied[0].weight.zero_()
@@ -80,7 +91,8 @@ def test_a_copy_computes_with_its_own_weights_and_may_learn_them(model: nn.Seque
 def test_small_products_are_left_alone(
     model: nn.Sequential, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(linear, "_LEAST", 4 * 48 * 64)
+    least = "_LEAST_PACKED" if is_packed(model) else "_LEAST"
+    monkeypatch.setattr(linear, least, 4 * 48 * 64)
     asked: list[int] = []
     real = linear._product
 
@@ -92,8 +104,12 @@ def test_small_products_are_left_alone(
     taken = FastLinears([model[0]])
     for rows in (3, 4, 5):
         model(torch.randn(rows, 48))
-    taken.remove()
     assert asked == [4, 5]
+    if is_packed(model):
+        monkeypatch.setattr(linear, "_LARGE_WEIGHT", 48 * 64)
+        model(torch.randn(1, 48))
+        assert asked == [4, 5, 1], "a large weight is read faster whatever the rows"
+    taken.remove()
 
 
 def test_a_pytorch_without_it_serves_as_before(
@@ -115,15 +131,30 @@ def test_a_recording_chooses_by_the_size_of_what_comes_in(
     model: nn.Sequential, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(linear, "_LEAST", 4 * 48 * 64)
+    monkeypatch.setattr(linear, "_LEAST_PACKED", 4 * 48 * 64)
     inputs = torch.randn(6, 48)
     expected = model[0](inputs)
     taken = FastLinears([model[0]])
+    packed = packed_weights(model)
+
+    def given(inputs: torch.Tensor, weights: list[torch.Tensor]) -> torch.Tensor:
+        with using_packed(model, weights[: len(packed)]):
+            found: torch.Tensor = model[0](inputs)
+            return found
+
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tracing is deprecated
-        recording = torch.jit.trace(model[0], inputs[:2], check_trace=False)
+        alone = torch.jit.trace(model[0], inputs[:2], check_trace=False)
+        example = (inputs[:2], packed or [inputs])
+        recording = torch.jit.trace(given, example, check_trace=False)
     taken.remove()
     graph = str(recording.inlined_graph)
     assert "mkldnn::_linear_pointwise" in graph
     assert "aten::linear" in graph
     for rows in (2, 6):
-        torch.testing.assert_close(recording(inputs[:rows]), expected[:rows], atol=1e-5, rtol=1e-5)
+        found = recording(inputs[:rows], packed or [inputs])
+        for one in (alone(inputs[:rows]), found):
+            torch.testing.assert_close(one, expected[:rows], atol=1e-5, rtol=1e-5)
+    if packed:
+        nothing = [torch.ops.mkldnn._reorder_linear_weight(torch.zeros(64, 48), 32)]
+        assert torch.equal(recording(inputs, nothing), model[0].bias.expand(6, 64)), "it is read"
