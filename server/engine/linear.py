@@ -30,7 +30,10 @@ _log = logging.getLogger(__name__)
 _LEAST: Final = 2**21
 _LEAST_PACKED: Final = 2**19
 _LARGE_WEIGHT: Final = 2**18
-_PACKED_FOR: Final = 32  # rows; for others, up to hundreds, the same order is as good
+_PACKED_FOR: Final = 32  # rows; for other numbers the same order is as good
+_PACKED_ROWS: Final = (
+    64  # up to which they pay: for hundreds, a second copy costs more than it saves
+)
 PACKED_BYTES: Final = 2**29
 """Most memory for packed weights: a model with more in its linear layers keeps none."""
 _TOLERANCE: Final = 1e-4  # of the largest value, between the two ways
@@ -101,8 +104,11 @@ class _Forward:
         packed = self.given if recording else self.packed
         fast, least = (weight, _LEAST) if packed is None else (packed, _least_packed(weight))
         if recording:
-            found: Tensor = _recordable()(inputs, weight, fast, bias, least)
+            bounds = (_PACKED_ROWS, least, _LEAST)
+            found: Tensor = _recordable()(inputs, weight, fast, bias, *bounds)
             return found
+        if inputs.numel() > _PACKED_ROWS * weight.shape[1]:
+            fast, least = weight, _LEAST
         if inputs.numel() * weight.shape[0] < least or not _fits(self._layer):
             return linear(inputs, weight, bias)
         if torch.is_grad_enabled() and inputs.requires_grad:
@@ -150,9 +156,18 @@ def _pack(weight: Tensor) -> Tensor:
 
 
 def _either(
-    inputs: Tensor, weight: Tensor, fast: Tensor, bias: Tensor | None, least: int
+    inputs: Tensor,
+    weight: Tensor,
+    fast: Tensor,
+    bias: Tensor | None,
+    rows: int,
+    least: int,
+    least_of_many: int,
 ) -> Tensor:
-    """The product by the faster of the two, whatever the size of what comes in."""
+    """The product in the fastest way, whatever the size of what comes in: up to so many ``rows`` of
+    ``fast``, by oneDNN from ``least`` multiplications on, and of ``weight`` for more."""
+    if inputs.numel() > rows * weight.size(1):
+        fast, least = weight, least_of_many
     if inputs.numel() * weight.size(0) < least:
         return linear(inputs, weight, bias)
     return _product(inputs, fast, bias)
@@ -203,7 +218,7 @@ def _works() -> bool:
             found = _learnable_product(leaf, weight, packed, bias)
             pairs = [
                 (found, expected),
-                (_recordable()(inputs.detach(), weight, packed, bias, 0), expected),
+                (_recordable()(inputs.detach(), weight, packed, bias, 3, 0, 0), expected),
                 (_product(inputs.detach(), weight, bias), expected),
                 [torch.autograd.grad(y.square().sum(), leaf)[0] for y in (found, expected)],
             ]
