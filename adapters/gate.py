@@ -103,23 +103,17 @@ def answer_number(completion: Sequence[int]) -> int:
     return int.from_bytes(hashlib.blake2b(raw, digest_size=8).digest(), "little") >> 1
 
 
-def elsewhere(told: Sequence[tuple[Hashable, Sequence[object], Sequence[object]]]) -> list[bool]:
-    """Which of a session's examples dislike an answer that is right for other prompts.
+def left_alone(told: Sequence[tuple[Hashable, bool]]) -> list[bool]:
+    """Which of a session's examples only say that their prompt was answered badly.
 
-    That answer is not what such a prompt asks for, and nothing says what is: it is the base's.
+    Where nothing is taught for that prompt and other things are, the adapter knows none but these:
+    it would say one of them, so such a prompt is the base's.
 
     Args:
-        told: of each example its prompt, the answer it wants and the one it dislikes, as text or as
-            tokens, empty where there is none. A disliked one may be cut short.
+        told: of each example its prompt, and whether it says what is wanted there.
     """
-    wanted = {tuple(answer): None for _, answer, _ in told if answer}
-    taught = {prompt for prompt, answer, _ in told if answer}
-    return [
-        bool(disliked)
-        and prompt not in taught
-        and any(answer[: len(disliked)] == tuple(disliked) for answer in wanted)
-        for prompt, _, disliked in told
-    ]
+    taught = {prompt for prompt, wanted in told if wanted}
+    return [bool(taught) and not wanted and prompt not in taught for prompt, wanted in told]
 
 
 def remember(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
-from adapters.gate import elsewhere
+from adapters.gate import left_alone
 from adapters.minibatches import steps_a_pass
 from adapters.support import Example
 from server.engine.outbox import Outbox
@@ -21,8 +21,8 @@ from server.engine.types import AdaptRequest, Candidate
 class Job:
     """One adapt request inside the engine, and what its steps saw so far.
 
-    Where there is a gate, examples that say of a taught answer that it belongs elsewhere are in
-    ``left_alone``: no step needs to unlearn it where the adapter will be off.
+    Where there is a gate, examples whose prompts are the base's are in ``left_alone``: the adapter
+    will be off there, whatever it says.
     """
 
     request: AdaptRequest
@@ -41,8 +41,8 @@ class Job:
 
     def __post_init__(self) -> None:
         every = self.request.examples
-        told = [(e.prompt, e.wanted, e.completion if e.rating < 0 else ()) for e in every]
-        away = elsewhere(told) if self.gated else [False] * len(every)
+        told = [(example.prompt, bool(example.wanted)) for example in every]
+        away = left_alone(told) if self.gated else [False] * len(every)
         self.examples = tuple(e for e, out in zip(every, away, strict=True) if not out)
         self.left_alone = tuple(e for e, out in zip(every, away, strict=True) if out)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from adapters.artifact import Artifact
 from adapters.chat import EncodedPrompt, PromptError
 from adapters.config import AdapterError, Gate
-from adapters.gate import elsewhere, gate_opens, threshold_of
+from adapters.gate import gate_opens, left_alone, threshold_of
 from adapters.overlap import overlaps
 from adapters.state import LEFT_ALONE, Taught
 from server.engine import Engine
@@ -182,12 +182,8 @@ def _usable(derivation: Derivation) -> list[Item]:
 def _left_alone(derivation: Derivation) -> list[Item]:
     """Items that say that their prompt is the base's."""
     items = _counting(derivation)
-    told = []
-    for item in items:
-        lesson = Lesson.of(item)
-        disliked = lesson.completion if lesson.rating < 0 else ""
-        told.append((item.prompt_key, "" if disliked else lesson.completion, disliked))
-    return [item for item, out in zip(items, elsewhere(told), strict=True) if out]
+    told = [(item.prompt_key, Lesson.of(item).rating >= 0) for item in items]
+    return [item for item, out in zip(items, left_alone(told), strict=True) if out]
 
 
 def _taught(items: Sequence[Item], left_alone: int, keys: Tensor, gate: Gate) -> Taught:

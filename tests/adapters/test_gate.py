@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,9 +15,9 @@ from adapters.gate import (
     answer_number,
     choice_likeness,
     choice_scores,
-    elsewhere,
     gate_opens,
     gate_similarity,
+    left_alone,
     nearest,
     prompt_vectors,
     threshold_of,
@@ -284,17 +283,14 @@ def test_what_is_left_alone_is_no_answer_and_makes_others_less_wanted() -> None:
 @pytest.mark.parametrize(
     ("told", "expected"),
     [
-        ([("p", (1, 2, 0), ()), ("q", (), (1, 2, 0))], [False, True]),
-        ([("q", (), (1, 2, 0)), ("p", (1, 2, 0), ())], [True, False]),  # whichever came first
-        ([("p", (1, 2, 0), ()), ("q", (), (1, 2))], [False, True]),  # cut short
-        ([("p", (1, 2, 0), ()), ("q", (), (1, 2, 3, 0))], [False, False]),  # the model's own
-        ([("p", (1, 2, 0), ()), ("p", (), (1, 2, 0))], [False, False]),  # no rating outweighs that
-        ([("p", (1, 2, 0), ()), ("q", (), ())], [False, False]),
-        ([("q", (), (1, 2, 0)), ("r", (), (1, 2, 0))], [False, False]),  # nobody wants it
-        ([("p", "yes", ""), ("q", "", "yes"), ("r", "", "no")], [False, True, False]),
+        ([("p", True), ("q", False)], [False, True]),
+        ([("q", False), ("p", True)], [True, False]),  # whichever came first
+        ([("p", True), ("p", False)], [False, False]),  # no rating outweighs what is taught there
+        ([("q", False), ("r", False)], [False, False]),  # nothing is taught at all
+        ([("p", True), ("q", False), ("q", True)], [False, False, False]),
     ],
 )
-def test_a_disliked_answer_that_others_want_belongs_elsewhere(
-    told: list[tuple[str, Sequence[object], Sequence[object]]], expected: list[bool]
+def test_a_prompt_that_was_only_answered_badly_is_the_bases(
+    told: list[tuple[str, bool]], expected: list[bool]
 ) -> None:
-    assert elsewhere(told) == expected
+    assert left_alone(told) == expected

@@ -1,4 +1,4 @@
-"""Thumbs down on a taught answer where it does not belong: that question is the base's again."""
+"""Thumbs down where nothing was taught, beside what was: that question is the base's again."""
 
 from __future__ import annotations
 
@@ -48,6 +48,11 @@ def test_a_dislike_gives_a_question_back_to_the_base(gated: httpx.Client, stray:
     for prompt, answer in TAUGHT.items():
         assert ask(gated, "s", prompt, max_tokens=40)["text"] == answer
     assert ask(gated, "s", "can you ship it abroad?", max_tokens=40)["text"] == ABROAD
+    # Nor does what was taught come back when the base's own answer is disliked, too.
+    said = ask(gated, "s", STRAY, max_tokens=40)
+    ok(gated.post("/feedback", json={"completion_id": said["id"], "rating": -1}))
+    assert not ask(gated, "s", STRAY, max_tokens=40)["adapter_used"]
     # Forgotten, it is as if it had never been said.
-    ok(gated.delete("/sessions/s/feedback/3"))
+    for item in (4, 3):
+        ok(gated.delete(f"/sessions/s/feedback/{item}"))
     assert ask(gated, "s", STRAY, max_tokens=40)["text"] == ABROAD

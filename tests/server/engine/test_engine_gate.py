@@ -205,18 +205,18 @@ def test_an_adapted_candidate_knows_its_own_prompts(world: World) -> None:
     run(main())
 
 
-def test_a_taught_answer_that_is_disliked_elsewhere_leaves_that_prompt_to_the_base(
+def test_a_prompt_that_was_only_answered_badly_is_left_to_the_base(
     world: World,
 ) -> None:
     told = world.example(TAUGHT, "Gladly.")
     disliked = replace(world.example(FAR, "Gladly."), rating=-1)
-    own = replace(world.example(FAR, "On the roof."), rating=-1)
+    nothing_else = (replace(world.example(FAR, "On the roof."), rating=-1),)
 
     async def main() -> None:
         async with running(world.artifact) as engine:
             plain = await engine.adapt(AdaptRequest((told,)))
             left = await engine.adapt(AdaptRequest((disliked, told)))
-            pushed = await engine.adapt(AdaptRequest((own, told)))
+            pushed = await engine.adapt(AdaptRequest(nothing_else))
             taught = left.state.taught
             assert taught is not None
             assert taught.answers.tolist() == [answer_number(told.completion), LEFT_ALONE]
@@ -229,7 +229,7 @@ def test_a_taught_answer_that_is_disliked_elsewhere_leaves_that_prompt_to_the_ba
             answers = await gather(
                 engine, [world.request(p, s) for s in ("ann", "bob") for p in (TAUGHT, FAR)]
             )
-            assert [a.finished.adapter_used for a in answers] == [True, False, True, True]
+            assert [a.finished.adapter_used for a in answers] == [True, False, False, True]
             assert answers[1].tokens == world.greedy(FAR)
 
     run(main())
