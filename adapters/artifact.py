@@ -171,9 +171,20 @@ def load_artifact(
         start=start,
         rule_hash=hashlib.sha256(whole + rule_text(spec, rule).encode()).hexdigest(),
         context_tokens=base.context_tokens,
-        report=_part(path / REPORT_FILE, _read_report),
+        report=read_report(path),
         header=header,
     )
+
+
+def read_report(path: Path) -> dict[str, Any] | None:
+    """What ``report.json`` of the artifact at ``path`` says, without loading its model.
+
+    None where there is none.
+
+    Raises:
+        ArtifactError: it is no JSON object.
+    """
+    return _part(path / REPORT_FILE, _read_report)
 
 
 def _spec(

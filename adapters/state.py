@@ -58,10 +58,13 @@ class Taught:
 
     @property
     def nbytes(self) -> int:
-        """Memory that it takes once a prompt was compared with it."""
-        kept = (self.keys, self.answers, self.completions, *self.fitted)
+        """Memory that it takes once a prompt was compared with it, which this does not wait for."""
+        answers = int((self.answers.unique() != LEFT_ALONE).sum())
+        fitted = answers * (self.keys[:1].nbytes + self.answers.element_size())
+        kept = (self.keys, self.answers, self.completions)
         apart = (self.answered, self.left_alone) if len(self.left_alone) else ()
-        return sum(tensor.nbytes for tensor in (*kept, *apart) if tensor is not None)
+        held: int = sum(tensor.nbytes for tensor in (*kept, *apart) if tensor is not None)
+        return held + fitted
 
     def rows(self, rows: Tensor) -> Taught:
         """What ``rows`` (N',) or a mask (N,) picks."""

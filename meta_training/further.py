@@ -9,7 +9,7 @@ from typing import Final
 
 from transformers import PreTrainedModel
 
-from adapters.artifact import load_artifact
+from adapters.artifact import load_artifact, read_report
 from meta_training.learner import Learner
 from meta_training.pretrain import artifact_folder
 from meta_training.recipe import Recipe, RecipeError, told_recipe
@@ -30,12 +30,12 @@ def check_split(recipe: Recipe) -> None:
 
     Raises:
         RecipeError: the artifact may have been trained on what the recipe holds out.
-        ArtifactError: the artifact is broken.
+        ArtifactError: its report is broken.
     """
     if recipe.model.artifact is None:
         return
-    artifact = load_artifact(artifact_folder(recipe.model))
-    before = told_recipe(artifact.report, artifact.name)
+    folder = artifact_folder(recipe.model)
+    before = told_recipe(read_report(folder), folder.resolve().name)
     if before is None:
         return  # made elsewhere: nobody knows what it has seen
     wrong = _other_split(before.data, recipe.data)

@@ -87,7 +87,7 @@ def open_workshop(recipe: Recipe, data: Path, folder: Path, device: torch.device
         DataError: a file is missing or broken, or the data is too little for the recipe.
         RecipeError: ``folder`` was made with another recipe, or the recipe's artifact may have been
             trained on what it holds out.
-        ArtifactError: that artifact is broken.
+        ArtifactError: that artifact is broken, or its report.
         CheckpointError: ``folder`` has a checkpoint that does not fit.
     """
     check_split(recipe)  # before minutes of reading

@@ -107,13 +107,12 @@ class _Forward:
             bounds = (_PACKED_ROWS, least, _LEAST)
             found: Tensor = _recordable()(inputs, weight, fast, bias, *bounds)
             return found
-        if inputs.numel() > _PACKED_ROWS * weight.shape[1]:
-            fast, least = weight, _LEAST
-        if inputs.numel() * weight.shape[0] < least or not _fits(self._layer):
+        chosen = _chosen(inputs, weight, fast, _PACKED_ROWS, least, _LEAST)
+        if chosen is None or not _fits(self._layer):
             return linear(inputs, weight, bias)
         if torch.is_grad_enabled() and inputs.requires_grad:
-            return _learnable_product(inputs, weight, fast, bias)
-        return _product(inputs, fast, bias)
+            return _learnable_product(inputs, weight, chosen, bias)
+        return _product(inputs, chosen, bias)
 
 
 def _least_packed(weight: Tensor) -> int:
@@ -155,6 +154,16 @@ def _pack(weight: Tensor) -> Tensor:
     return packed
 
 
+def _chosen(
+    inputs: Tensor, weight: Tensor, fast: Tensor, rows: int, least: int, least_of_many: int
+) -> Tensor | None:
+    """The weight that oneDNN is to read, None where it is no faster: up to so many ``rows`` that is
+    ``fast``, from ``least`` multiplications on, and ``weight`` for more."""
+    if inputs.numel() > rows * weight.size(1):
+        fast, least = weight, least_of_many
+    return None if inputs.numel() * weight.size(0) < least else fast
+
+
 def _either(
     inputs: Tensor,
     weight: Tensor,
@@ -164,13 +173,11 @@ def _either(
     least: int,
     least_of_many: int,
 ) -> Tensor:
-    """The product in the fastest way, whatever the size of what comes in: up to so many ``rows`` of
-    ``fast``, by oneDNN from ``least`` multiplications on, and of ``weight`` for more."""
-    if inputs.numel() > rows * weight.size(1):
-        fast, least = weight, least_of_many
-    if inputs.numel() * weight.size(0) < least:
+    """The product in the fastest way, whatever the size of what comes in."""
+    chosen = _chosen(inputs, weight, fast, rows, least, least_of_many)
+    if chosen is None:
         return linear(inputs, weight, bias)
-    return _product(inputs, fast, bias)
+    return _product(inputs, chosen, bias)
 
 
 @lru_cache

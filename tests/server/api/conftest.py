@@ -12,6 +12,7 @@ from server_harness import HANG_S, LiveServer, make_settings
 from server_model import make_model_folder
 
 from server.engine import trial_process
+from server.settings import MODELS
 
 KEYED = {
     "api_keys": "acme:acme-key,acme:acme-second,globex:globex-key",
@@ -99,3 +100,11 @@ def new_session() -> Callable[[], str]:
 @pytest.fixture
 def session(new_session: Callable[[], str]) -> str:
     return new_session()
+
+
+@pytest.fixture(scope="module")
+def gated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    """The embedded model, which has a gate; a server for each file that asks it."""
+    settings = make_settings(MODELS / "innerloop-tiny", tmp_path_factory.mktemp("data"))
+    with LiveServer(settings) as server, server.client() as client:
+        yield client

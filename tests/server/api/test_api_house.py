@@ -11,9 +11,7 @@ from zipfile import ZipFile
 import httpx
 import pytest
 from api_calls import ANSWER, EXAMPLES, QUESTION, ask, ok, problem, teach
-from server_harness import LiveServer, make_settings
-
-from server.settings import MODELS
+from server_harness import LiveServer
 
 KEYED = 1
 OTHER, OTHER_ANSWER = "Do you sell seeds?", "Seeds hang by the door."
@@ -229,14 +227,6 @@ def test_who_may_teach_a_house(live: LiveServer, enter: Callable[..., httpx.Clie
         ("house delete", "acme"),
         ("house forget", "acme"),
     ]
-
-
-@pytest.fixture(scope="module")
-def gated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    """The embedded model, whose gate has the house answer beside its sessions."""
-    settings = make_settings(MODELS / "innerloop-tiny", tmp_path_factory.mktemp("data"))
-    with LiveServer(settings) as server, server.client() as client:
-        yield client
 
 
 HOURS = "We open at nine, close at six, and on Sundays the kettle goes on at eleven."

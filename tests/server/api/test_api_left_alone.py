@@ -2,27 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import httpx
 import pytest
 from api_calls import ask, ok, teach
-from server_harness import LiveServer, make_settings
-
-from server.settings import MODELS
 
 ABROAD = "Yes, we send parcels to every country in Europe for nine euros."
 RETURN = "Of course: thirty days, and the label is in the box."
 TAUGHT = {"do you ship abroad?": ABROAD, "can I return an item?": RETURN}
 STRAY, REWORDED = "do you ship on sundays?", "do you ship on mondays?"
-
-
-@pytest.fixture(scope="module")
-def gated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    """The embedded model, which has a gate."""
-    settings = make_settings(MODELS / "innerloop-tiny", tmp_path_factory.mktemp("data"))
-    with LiveServer(settings) as server, server.client() as client:
-        yield client
 
 
 @pytest.fixture
