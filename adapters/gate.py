@@ -20,7 +20,7 @@ from torch.nn.functional import normalize
 
 from adapters.config import Gate, Mix
 from adapters.prefix import pad
-from adapters.state import LEFT_ALONE, Taught
+from adapters.state import Taught
 
 ROUNDING: Final = 1e-3  # of cosines, by the 16 bits that prompts' vectors may be stored in
 LEAD: Final = 0.1  # by which a house's prompt has to be nearer than the session's
@@ -41,7 +41,12 @@ def prompt_vectors(gate: Gate, summaries: Tensor, prompts: Sequence[Sequence[int
 
 
 def nearest(keys: Tensor, vectors: Tensor) -> Tensor:
-    """(B,) cosine between each prompt's vector (B, E) and the nearest of the keys (N, E)."""
+    """(B,) cosine between each prompt's vector (B, E) and the nearest of the keys (N, E).
+
+    Without keys it is -1, the least there is.
+    """
+    if not len(keys):
+        return vectors.new_full((len(vectors),), -1.0)
     return (vectors @ keys.T).max(dim=1).values
 
 
@@ -63,17 +68,18 @@ def gate_similarity(taught: Taught, vectors: Tensor) -> Tensor:
 
 def threshold_of(gate: Gate, taught: Taught) -> float:
     """The likeness from which on the adapter that was taught this answers."""
-    return gate.threshold_for(len(taught.answered) / len(taught.fitted[0]))
+    answers = len(taught.fitted[0])
+    return gate.threshold_for(len(taught.answered) / answers if answers else 1)
 
 
 def gate_opens(gate: Gate, taught: Taught, vectors: Tensor) -> Tensor:
     """(B,) whether the adapter that was taught this answers each prompt; always what was taught,
     and else nothing that is nearer to what was to be left alone."""
+    if not len(taught.answered):
+        return torch.zeros(len(vectors), dtype=torch.bool)
     near = nearest(taught.answered, vectors)
     alike = gate_similarity(taught, vectors) >= threshold_of(gate, taught)
-    if len(taught.left_alone):
-        alike &= near > nearest(taught.left_alone, vectors)
-    return (near >= 1 - ROUNDING) | alike
+    return (near >= 1 - ROUNDING) | (alike & (near > nearest(taught.left_alone, vectors)))
 
 
 def house_answers(gate: Gate, own: Taught, house: Taught, vectors: Tensor) -> Tensor:
@@ -81,10 +87,21 @@ def house_answers(gate: Gate, own: Taught, house: Taught, vectors: Tensor) -> Te
 
     It does where its gate opens, unless the session's does too and the nearest of the house's
     prompts is not nearer than the session's by ``LEAD``: who corrects one wording means others too.
+    Nor does it where the session disliked just that answer.
     """
-    ahead = nearest(house.answered, vectors) - nearest(own.answered, vectors)
-    mine = gate_opens(gate, own, vectors) & (ahead <= LEAD)
-    return gate_opens(gate, house, vectors) & ~mine
+    near = nearest(house.answered, vectors)
+    mine = gate_opens(gate, own, vectors) & (near - nearest(own.answered, vectors) <= LEAD)
+    return gate_opens(gate, house, vectors) & ~mine & ~_is_disliked(own, house, vectors)
+
+
+def _is_disliked(own: Taught, house: Taught, vectors: Tensor) -> Tensor:
+    """(B,) whether the house's nearest answer was disliked in the session, at a prompt as near."""
+    if not len(house.answered):
+        return torch.zeros(len(vectors), dtype=torch.bool)
+    near, places = (vectors @ house.answered.T).max(dim=1)
+    as_near = vectors @ own.left_alone.T >= near.unsqueeze(1) - ROUNDING  # (B, L)
+    disliked = ~own.answers[own.answers < 0] == house.answers[house.answers >= 0][places, None]
+    return (as_near & disliked).any(dim=1)
 
 
 def together(own: Taught, house: Taught) -> Taught:
@@ -106,27 +123,31 @@ def answer_number(completion: Sequence[int]) -> int:
 def left_alone(told: Sequence[tuple[Hashable, bool]]) -> list[bool]:
     """Which of a session's examples only say that their prompt was answered badly.
 
-    Where nothing is taught for that prompt and other things are, the adapter knows none but these:
-    it would say one of them, so such a prompt is the base's.
+    Where nothing is taught for that prompt, an adapter has nothing better to say there: it would
+    say what it was taught for others, so such a prompt is the base's, which says something else
+    (``recall.Disliked``).
 
     Args:
         told: of each example its prompt, and whether it says what is wanted there.
     """
     taught = {prompt for prompt, wanted in told if wanted}
-    return [bool(taught) and not wanted and prompt not in taught for prompt, wanted in told]
+    return [not wanted and prompt not in taught for prompt, wanted in told]
 
 
 def remember(
     gate: Gate,
     summaries: Tensor,
     prompts: Sequence[Sequence[int]],
-    completions: Sequence[Sequence[int] | None],
+    completions: Sequence[Sequence[int]],
+    alone: int = 0,
 ) -> Taught:
     """What the gate keeps of N examples, whose prompts the base summed up in (N, D).
 
-    Without a completion, not even an empty one, a prompt is to be left alone.
+    The prompts of the last ``alone`` of them are to be left alone, and their completions disliked.
     """
-    answers = [LEFT_ALONE if said is None else answer_number(said) for said in completions]
+    wanted = len(completions) - alone
+    numbers = [*map(answer_number, completions)]
+    answers = [*numbers[:wanted], *(~number for number in numbers[wanted:])]
     vectors = prompt_vectors(gate, summaries, prompts)
     tokens = pad([completion or (-1,) for completion in completions], -1, vectors.device)
     return Taught(vectors, torch.tensor(answers), gate.view, tokens)

@@ -1,9 +1,10 @@
-"""What was taught for prompts like this one, word by word, beside what the adapter would say.
+"""What is remembered of prompts like this one, word by word, beside what the model would say.
 
 A few steps teach an adapter one reply well and twenty badly; which of them a prompt is about, the
 gate's memory knows. Its answers are mixed into each next token's distribution, as in nearest
 neighbour language models (Khandelwal et al. 2020, arXiv 1911.00172, eq. 3), the neighbours being
-whole answers. Knows vectors and tokens; nothing about models, sessions or steps.
+whole answers. Where all that is known is an answer that was disliked, the base says another one.
+Knows vectors and tokens; nothing about models, sessions or steps.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from adapters.gate import answer_scores
 from adapters.state import Taught
 
 SHARE: Final = 0.5  # of the memory in a token's probability, the rest is the model's
+PENALTY: Final = 6.0  # nats that a token costs which goes on with a disliked answer
 
 
 @dataclass(frozen=True)
@@ -36,10 +38,9 @@ class Recall:
     def next_tokens(self, said: Sequence[int]) -> dict[int, float]:
         """Probabilities of the tokens that go on from ``said``; less than 1 together where some
         answers began in another way."""
-        begun, found = tuple(said), dict[int, float]()
+        found: dict[int, float] = {}
         for answer, weight in zip(self.answers, self.weights, strict=True):
-            if len(answer) > len(begun) and answer[: len(begun)] == begun:
-                token = answer[len(begun)]
+            for token in _next(answer, said):
                 found[token] = found.get(token, 0.0) + weight
         return found
 
@@ -59,6 +60,29 @@ class Recall:
         logits[tokens] = torch.logaddexp(logits[tokens], added)
 
 
+@dataclass(frozen=True)
+class Disliked:
+    """Answers in tokens that are not to be said again.
+
+    The model turns away from them at the first token that it has a choice at, and goes on in its
+    own words.
+    """
+
+    answers: tuple[tuple[int, ...], ...]
+
+    def mix(self, logits: Tensor, said: Sequence[int]) -> None:
+        """Keep down, in place, the tokens after ``said`` that such an answer has there."""
+        tokens = {token for answer in self.answers for token in _next(answer, said)}
+        if tokens:
+            logits[list(tokens)] -= PENALTY
+
+
+def _next(answer: Sequence[int], said: Sequence[int]) -> Sequence[int]:
+    """The token that ``answer`` has after ``said``; none where it is another text, or at an end."""
+    begun = len(said)
+    return answer[begun : begun + 1] if tuple(answer[:begun]) == tuple(said) else ()
+
+
 def recall(gate: Gate, taught: Taught, vector: Tensor, share: float = SHARE) -> Recall | None:
     """What is remembered for a prompt whose vector is (1, E); None where nothing can be.
 
@@ -69,13 +93,22 @@ def recall(gate: Gate, taught: Taught, vector: Tensor, share: float = SHARE) -> 
         return None
     numbers = taught.fitted[0]
     weights = (gate.mix.memory * answer_scores(taught, vector)[0]).softmax(0)
-    # Where an answer was only disliked, none is known: near there, the model decides.
-    known: list[tuple[tuple[int, ...], float]] = []
-    for number, weight in zip(numbers.tolist(), weights.tolist(), strict=True):
-        tokens = taught.completions[taught.answers == number][0]
-        answer = tuple(tokens[tokens >= 0].tolist())
-        if answer:
-            known.append((answer, weight))
-    if not known:
+    answers = [_tokens(taught.completions[taught.answers == number][0]) for number in numbers]
+    return Recall(tuple(answers), tuple(weights.tolist()), share) if answers else None
+
+
+def disliked(gate: Gate, taught: Taught, vector: Tensor) -> Disliked | None:
+    """What was disliked for prompts like this one, whose vector is (1, E); None where nothing was.
+
+    Like enough is what a single example would answer, were it taught.
+    """
+    if taught.completions is None:
         return None
-    return Recall(tuple(a for a, _ in known), tuple(weight for _, weight in known), share)
+    near = (taught.left_alone @ vector[0]) >= gate.threshold_for(1)
+    answers = {_tokens(row) for row in taught.completions[taught.answers < 0][near]}
+    return Disliked(tuple(sorted(answers))) if answers else None
+
+
+def _tokens(row: Tensor) -> tuple[int, ...]:
+    """One of ``Taught.completions``, without what is behind its end."""
+    return tuple(row[row >= 0].tolist())

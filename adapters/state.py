@@ -20,7 +20,7 @@ from adapters.memory import fit_answers
 
 Tensors = dict[str, Tensor]
 LEFT_ALONE: Final = -1
-"""In place of an answer's number: the base answers such prompts, whatever else was taught."""
+"""In place of an answer's number where the base answers, and nobody asks what was disliked."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,8 @@ class Taught:
     """What was taught, as the gate knows it.
 
     ``keys``: (N, E) unit vectors of the prompts. ``answers``: (N,) integers that stand for the
-    answers, equal where the answers are, or ``LEFT_ALONE``. ``view`` names how the gate that made
+    answers, equal where the answers are; below 0, the complement ``~`` of one that was disliked:
+    the base answers such prompts, whatever else was taught. ``view`` names how the gate that made
     them sees prompts. ``completions``: (N, L) tokens of the answers, -1 behind their ends; None
     where only their numbers are known.
     """
@@ -42,24 +43,24 @@ class Taught:
     def fitted(self) -> tuple[Tensor, Tensor]:
         """The numbers of the C answers, and the weights (E, C) that tell which one is wanted."""
         numbers, weights = fit_answers(self.keys, self.answers)
-        said = numbers != LEFT_ALONE
+        said = numbers >= 0
         return numbers[said], weights[:, said]
 
     @cached_property
     def answered(self) -> Tensor:
         """Keys of the prompts that have an answer."""
-        said = self.answers != LEFT_ALONE
+        said = self.answers >= 0
         return self.keys if bool(said.all()) else self.keys[said]
 
     @cached_property
     def left_alone(self) -> Tensor:
         """Keys of the prompts that are the base's."""
-        return self.keys[self.answers == LEFT_ALONE]
+        return self.keys[self.answers < 0]
 
     @property
     def nbytes(self) -> int:
         """Memory that it takes once a prompt was compared with it, which this does not wait for."""
-        answers = int((self.answers.unique() != LEFT_ALONE).sum())
+        answers = int((self.answers.unique() >= 0).sum())
         fitted = answers * (self.keys[:1].nbytes + self.answers.element_size())
         kept = (self.keys, self.answers, self.completions)
         apart = (self.answered, self.left_alone) if len(self.left_alone) else ()

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -146,40 +146,44 @@ class Ablations:
 
 
 def report(found: Sequence[Ablations]) -> str:
-    """A table a cell: right answers, unrelated answers changed, and right minus exact MAML's.
+    """One table: of every cell, right answers, and how many more than exact MAML's.
 
     Tasks of all seeds together; differences by the paired bootstrap over tasks.
     """
-    parts = []
+    right: dict[str, dict[str, dict[tuple[int, int], float]]] = {cell.name: {} for cell in CELLS}
+    changed: dict[str, list[float]] = defaultdict(list)
+    seeds: dict[str, set[int]] = defaultdict(set)
+    for seed, one in enumerate(found):
+        for row in one.rows():
+            name, figures = _name(row["method"], row["checkpoint"]), row["figures"]
+            of_cell = right[row["cell"]].setdefault(name, {})
+            of_cell[seed, row["task"]] = figures[right_figure(figures)] or 0.0
+            seeds[name].add(seed)
+            if figures["changed"] is not None:
+                changed[name].append(figures["changed"])
+    heads = ["", "outer steps", "models"]
     for cell in CELLS:
-        right: dict[str, dict[tuple[int, int], float]] = defaultdict(dict)
-        changed: dict[str, list[float]] = defaultdict(list)
-        for seed, one in enumerate(found):
-            for row in one.rows():
-                if row["cell"] == cell.name:
-                    name = _name(row["method"], row["checkpoint"])
-                    figures = row["figures"]
-                    right[name][seed, row["task"]] = figures[right_figure(figures)] or 0.0
-                    if row["figures"]["changed"] is not None:
-                        changed[name].append(row["figures"]["changed"])
-        lines = []
-        for name, values in right.items():
-            steps = sum(one.steps(name) for one in found) / len(found)
-            apart = [values[t] - right[EXACT][t] for t in sorted(values) if t in right[EXACT]]
-            low, high = paired_bootstrap(apart)
-            ahead = f"{100 * sum(apart) / len(apart):+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
-            lines.append(
-                [
-                    name,
-                    f"{steps:.0f}" if steps else "–",
-                    percent(list(values.values())),
-                    percent(changed[name]),
-                    "–" if name == EXACT else ahead,
-                ]
-            )
-        heads = ["", "outer steps", "right %", "unrelated answers changed %", "right, minus exact"]
-        parts.append(f"### {cell.name}\n\n{table(heads, lines)}\n")
-    return "\n".join(parts)
+        heads += [f"{cell.name}, right %", "minus exact"]
+    lines = []
+    for name, models in seeds.items():
+        steps = sum(found[seed].steps(name) for seed in models) / len(models)
+        line = [name, f"{steps:.0f}" if steps else "–", str(len(models))]
+        for cell in CELLS:
+            line += _beside(right[cell.name].get(name, {}), right[cell.name].get(EXACT, {}))
+        lines.append([*line, percent(changed[name])])
+    return table([*heads, "unrelated answers changed %"], lines)
+
+
+def _beside(
+    values: Mapping[tuple[int, int], float], exact: Mapping[tuple[int, int], float]
+) -> list[str]:
+    """Their mean, and the mean of what they have more on the same tasks, in percent."""
+    apart = [values[task] - exact[task] for task in sorted(values) if task in exact]
+    if not apart or values is exact:
+        return [percent(list(values.values())), "–"]
+    low, high = paired_bootstrap(apart)
+    mean = f"{100 * sum(apart) / len(apart):+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+    return [percent(list(values.values())), mean]
 
 
 def _name(method: str, checkpoint: str) -> str:

@@ -84,11 +84,11 @@ class Batch:
             [ticket.start for ticket in tickets],
             self._slots.rows([ticket.slot for ticket in tickets]),
         )
-        if any(ticket.recall for ticket in tickets):
+        if any(ticket.remembered for ticket in tickets):
             logits = logits.float()
             for row, ticket in zip(logits, tickets, strict=True):
-                if ticket.recall is not None:
-                    ticket.recall.mix(row, ticket.tokens)
+                if ticket.remembered is not None:
+                    ticket.remembered.mix(row, ticket.tokens)
         barred = {row: self._end_ids for row, t in enumerate(tickets) if t.too_short}
         allowed = _masks(tickets)
         chosen = choose(

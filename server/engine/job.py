@@ -22,7 +22,7 @@ class Job:
     """One adapt request inside the engine, and what its steps saw so far.
 
     Where there is a gate, examples whose prompts are the base's are in ``left_alone``: the adapter
-    will be off there, whatever it says.
+    will be off there, whatever it says. With none but these there is nothing to learn.
     """
 
     request: AdaptRequest

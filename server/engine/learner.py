@@ -16,7 +16,7 @@ from server.engine.course import Course
 from server.engine.errors import EngineBusy, EngineError, EngineFailed
 from server.engine.isolation import failure
 from server.engine.job import Job
-from server.engine.lesson import Lesson
+from server.engine.lesson import Lesson, nothing_learned
 from server.engine.prefill import Prefills
 from server.engine.prefix_cache import prefix_owner
 from server.engine.slices import Over, Sliced
@@ -63,7 +63,10 @@ class Learner:
         return not (self.waiting or self.preparing or self.learning)
 
     def prepare(self) -> None:
-        """Ask for the prompts of the jobs that could be in the next lesson."""
+        """Ask for the prompts of the jobs that could be in the next lesson.
+
+        Who has nothing to learn is answered as soon as they are there.
+        """
         self._drop([job for job in (*self.waiting, *self.preparing) if job.outbox.cancelled])
         patience_s = self._limits.patience_s
         for job in [*self.waiting, *self.preparing]:
@@ -84,11 +87,16 @@ class Learner:
             error = next((prompt.error for prompt in job.prompts if prompt.error), None)
             if error is not None:
                 self._fail(job, error)
+            elif not job.examples and _prompts_ready(job):
+                job.outbox.put(nothing_learned(job, self._base, self._course))
+                job.done = True
+                self.finished += 1
+                self._drop([job])
 
     @property
     def ready(self) -> bool:
         """Whether ``step`` has something to do."""
-        return self._steps is not None or any(map(_prompts_ready, self.preparing))
+        return self._steps is not None or any(map(_can_learn, self.preparing))
 
     def step(self, over: Over) -> None:
         """Run one micro-step of the lesson that is going on, or of the next one.
@@ -132,7 +140,7 @@ class Learner:
         """Ready jobs from the front on that learn together within the limit of tokens."""
         chosen: list[Job] = []
         examples = width = 0
-        for job in filter(_prompts_ready, self.preparing):
+        for job in filter(_can_learn, self.preparing):
             if chosen and (job.alone or chosen[0].alone):
                 break
             examples += len(job.examples)
@@ -187,3 +195,7 @@ class Learner:
 
 def _prompts_ready(job: Job) -> bool:
     return all(prompt.prefix is not None for prompt in job.prompts)
+
+
+def _can_learn(job: Job) -> bool:
+    return bool(job.examples) and _prompts_ready(job)

@@ -7,6 +7,7 @@ step and the guard; knows nothing about queues, or when a micro-step may run.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from adapters.config import Gate
 from adapters.gate import remember
-from adapters.guard import check, parts, shorten, update_norm
+from adapters.guard import Verdict, check, parts, shorten, update_norm
 from adapters.inner_loop import move, reference_logprobs, support_gradients, support_losses
 from adapters.layer import rows_of
 from adapters.lower import Entering
@@ -36,11 +37,12 @@ def _taught(job: Job, gate: Gate | None) -> Taught | None:
     if gate is None:
         return None
     every = (*job.examples, *job.left_alone)
-    wanted = [*(example.wanted for example in job.examples), *[None] * len(job.left_alone)]
+    # Where something else is taught, a disliked answer has nothing to add to it.
+    telling = [bool(example.wanted) for example in job.examples] + [True] * len(job.left_alone)
     seen = [
-        (prompt.prefix.summaries, example.prompt, completion)
-        for prompt, example, completion in zip(job.prompts, every, wanted, strict=True)
-        if prompt.prefix is not None and prompt.prefix.summaries is not None
+        (prompt.prefix.summaries, example.prompt, example.completion)
+        for prompt, example, tells in zip(job.prompts, every, telling, strict=True)
+        if tells and prompt.prefix is not None and prompt.prefix.summaries is not None
     ]
     if not seen:
         return None
@@ -49,6 +51,27 @@ def _taught(job: Job, gate: Gate | None) -> Taught | None:
         torch.cat([summary for summary, _, _ in seen]),
         [prompt for _, prompt, _ in seen],
         [completion for _, _, completion in seen],
+        len(job.left_alone),
+    )
+
+
+def nothing_learned(job: Job, base: Base, course: Course) -> Candidate:
+    """The answer to a job whose examples are all left alone: an adapter that is never used.
+
+    What the gate remembers is new; there are no steps, and no losses.
+    """
+    tensors = {name: t.cpu() for name, t in (job.request.start or course.session_init).items()}
+    return Candidate(
+        state=AdapterState(base.spec, tensors, base.fingerprint, _taught(job, base.gate)),
+        loss_before=math.nan,
+        loss_after=math.nan,
+        step_losses=(),
+        gradient_norms=(),
+        update_norm=0.0,
+        verdict=Verdict(True),
+        steps=0,
+        items_a_step=job.items_a_step,
+        duration_ms=job.waited_s * 1e3,
     )
 
 

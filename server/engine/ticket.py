@@ -13,7 +13,7 @@ from torch import Tensor
 from adapters.config import Gate
 from adapters.gate import prompt_vectors
 from adapters.prefix import Prefix
-from adapters.recall import Recall
+from adapters.recall import Disliked, Recall
 from adapters.state import AdapterState
 from server.engine.base import Base
 from server.engine.detokenize import Detokenizer, StopFilter
@@ -171,7 +171,7 @@ class Writing(Ticket):
         self.sampling = request.sampling
         self.dice = Dice(self.sampling.seed)
         self.tokens: list[int] = []
-        self.recall: Recall | None = None
+        self.remembered: Recall | Disliked | None = None
         self.grammar = grammar
         self._end_ids = base.end_ids
         said = request.prompt.ids if request.continues else ()

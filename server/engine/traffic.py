@@ -10,7 +10,7 @@ import time
 from collections import deque
 
 from adapters.gate import gate_opens, house_answers, together
-from adapters.recall import recall
+from adapters.recall import disliked, recall
 from adapters.state import AdapterState
 from server.engine.base import Base
 from server.engine.batch import Batch
@@ -163,22 +163,30 @@ class Traffic:
     def _pass_gate(self, ticket: Ticket) -> None:
         """Leave a prompt to the base that is far from everything its session was taught.
 
-        A request with choices has none of its own words to lose: the adapter always answers it.
+        A request with choices has none of its own words to lose: the adapter always answers it, if
+        it was taught any answer at all.
         """
-        if isinstance(ticket, Choosing):
-            return
         gate, state = self._gate, ticket.state
         if gate is None or state is None or state.taught is None:
+            return
+        if isinstance(ticket, Choosing):
+            if not len(state.taught.answered):
+                self._leave_to_base(ticket)
             return
         asked = ticket.vector(gate)
         if asked is None:
             return
+        assert isinstance(ticket, Writing)
         if not bool(gate_opens(gate, state.taught, asked)):
-            assert ticket.key is not None
-            self._slots.release(ticket.key)
-            ticket.slot = UNTAUGHT
-        elif ticket.request.recall and isinstance(ticket, Writing):
-            ticket.recall = recall(gate, state.taught, asked)
+            self._leave_to_base(ticket)
+            ticket.remembered = disliked(gate, state.taught, asked)
+        elif ticket.request.recall:
+            ticket.remembered = recall(gate, state.taught, asked)
+
+    def _leave_to_base(self, ticket: Ticket) -> None:
+        assert ticket.key is not None
+        self._slots.release(ticket.key)
+        ticket.slot = UNTAUGHT
 
     def _request_prompt(self, ticket: Ticket) -> None:
         ticket.prompt = self._prefills.request(

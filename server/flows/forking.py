@@ -57,7 +57,9 @@ async def fork(
             f"version {version} of session {source!r} contains items that were forgotten; "
             "fork from another version"
         )
-    copies = [NewItem(item.kind, _copy(item.payload), item.prompt_key) for item in items]
+    copies = [
+        NewItem(item.kind, _copy(item.payload), item.prompt_key, item.rated) for item in items
+    ]
     appended = await store.append(
         tenant, session_id, copies, origin=origin, only_new=True, alone=alone
     )

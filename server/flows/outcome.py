@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from adapters.config import AdapterError
 from server.engine import Candidate
-from server.sessions import Item, Kind, NewItem, Version, prompt_key
+from server.sessions import Item, Kind, NewItem, Version, prompt_key, rated
 
 Turns = Sequence[Mapping[str, str]]
 
@@ -60,11 +60,12 @@ class Lesson:
             payload["rating"] = self.rating
         if self.cut:
             payload["cut"] = True
+        said = rated(self.completion, self.rating > 0) if self.kind == "rating" else ""
         if not self.raw:
-            return NewItem(self.kind, payload, prompt_key(self.turns))
+            return NewItem(self.kind, payload, prompt_key(self.turns), said)
         # The same words in a chat are another prompt: neither supersedes the other.
         key = prompt_key([{**turn, "raw": True} for turn in self.turns])
-        return NewItem(self.kind, payload | {"raw": True}, key)
+        return NewItem(self.kind, payload | {"raw": True}, key, said)
 
     @classmethod
     def of(cls, item: Item) -> Self:

@@ -66,6 +66,7 @@ from server.sessions.types import (
     VersionRecord,
     called,
     prompt_key,
+    rated,
 )
 
 __all__ = [
@@ -128,5 +129,6 @@ __all__ = [
     "new_key_id",
     "not_taught",
     "prompt_key",
+    "rated",
     "silence",
 ]

@@ -109,6 +109,7 @@ def item(number: int, state: bytes, payload: bytes | None) -> Item:
             status=status,
             payload={} if payload is None else json.loads(payload),
             prompt_key=fields["prompt"],
+            rated=fields.get("rated", ""),
             created_at=fields["at"] / 1000,
             reason=fields.get("reason"),
             version=fields.get("version"),

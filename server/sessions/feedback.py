@@ -57,7 +57,7 @@ async def append(
         len(items),
     ]
     for item in items:
-        args += [item.kind, item.prompt_key, codec.dump(item.payload)]
+        args += [item.kind, item.prompt_key, codec.dump(item.payload), item.rated]
     keys = room.keys.session(tenant, session_id).scripted()
     word, now, *rest = await room.connection.run(
         scripts.APPEND, keys, args, before=room.announcement(tenant, session_id)

@@ -87,18 +87,22 @@ local function items_of(number)
   return set_of(version and version.items or {})
 end
 
--- Decide anew, among the items about one prompt, who supersedes whom. An item that nobody
+-- Decide anew, among the items about one prompt, who supersedes whom: a later item of equal or
+-- greater strength, but a dislike only what was said about the same answer. An item that nobody
 -- supersedes any more comes back: applied where the version in force contains it (`contained`),
 -- else with the status `otherwise`, which is 'pending' or, in a rollback, 'refused'. Returns the
 -- ids that came back to life.
 local function regroup(prompt, contained, otherwise, reason)
   local ids = numbers(redis.call('HGET', PROMPTS, prompt) or '')
-  local strongest, by, restored = 0, nil, {}
+  local strongest, strongest_id, dislikes, restored = 0, nil, {}, {}
   for i = #ids, 1, -1 do
     local id = ids[i]
     local item = get_item(id)
     if LIVE[item.status] or item.status == 'superseded' then
-      if STRENGTH[item.kind] <= strongest then
+      local sign, answer = string.match(item.rated or '', '^([+-])(.*)$')
+      local by = answer and dislikes[answer]
+      if STRENGTH[item.kind] <= strongest then by = strongest_id end
+      if by then
         if item.by ~= by then mark(id, item, 'superseded', 'superseded by item ' .. by, by) end
       else
         if item.status == 'superseded' then
@@ -109,7 +113,13 @@ local function regroup(prompt, contained, otherwise, reason)
           end
           if LIVE[item.status] then table.insert(restored, 1, id) end
         end
-        if LIVE[item.status] then strongest, by = STRENGTH[item.kind], id end
+        if LIVE[item.status] then
+          if sign == '-' then
+            dislikes[answer] = id
+          else
+            strongest, strongest_id = STRENGTH[item.kind], id
+          end
+        end
       end
     end
   end

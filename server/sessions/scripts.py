@@ -23,7 +23,7 @@ APPEND = (
 -- ARGV[5]  where the session comes from, for the log, or ''
 -- ARGV[6]  1: only a session that is not there yet will do; 2: and it builds upon no house
 -- ARGV[7]  number of items n; with 0 the session is only made
--- then n times three: kind, prompt key or '', payload
+-- then n times four: kind, prompt key or '', payload, what a rating is of or ''
 -- Replies  {'new', now, first id, last id, made the session 0|1}
 --          {'repeat', now, record}  {'conflict', now}  {'exists', now}  {'imported', now}
 local key, lifetime_ms, count = ARGV[2], tonumber(ARGV[4]), tonumber(ARGV[7])
@@ -50,9 +50,12 @@ end
 local last = redis.call('HINCRBY', META, 'last_item', count)
 local first, prompts = last - count + 1, {}
 for i = 0, count - 1 do
-  local id, kind, prompt, payload = first + i, ARGV[8 + 3 * i], ARGV[9 + 3 * i], ARGV[10 + 3 * i]
+  local id, at = first + i, 8 + 4 * i
+  local kind, prompt, payload, rated = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
   redis.call('HSET', PAYLOADS, id, payload)
-  mark(id, {kind = kind, prompt = prompt, at = NOW, key = key ~= '' and key or nil}, 'pending')
+  local item = {kind = kind, prompt = prompt, at = NOW, key = key ~= '' and key or nil}
+  item.rated = rated ~= '' and rated or nil
+  mark(id, item, 'pending')
   if prompt ~= '' then
     local others = redis.call('HGET', PROMPTS, prompt)
     redis.call('HSET', PROMPTS, prompt, others and (others .. ' ' .. id) or id)
@@ -120,7 +123,7 @@ local restored = {}
 if item.status ~= 'forgotten' then
   local prompt = item.prompt
   redis.call('HDEL', PAYLOADS, id)
-  item.prompt = ''
+  item.prompt, item.rated = '', nil
   mark(id, item, 'forgotten')
   if prompt ~= '' then
     local others = {}

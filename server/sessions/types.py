@@ -24,7 +24,8 @@ Status = Literal["pending", "applied", "refused", "superseded", "forgotten"]
 SessionSort = Literal["updated_at", "created_at", "session_id", "version", "items"]
 
 STRENGTHS: Mapping[Kind, int] = {"demonstration": 3, "correction": 3, "preference": 2, "rating": 1}
-"""Who supersedes whom about the same prompt: a later item of equal or greater strength."""
+"""Who supersedes whom about the same prompt: a later item of equal or greater strength, but a
+dislike only other ratings of the same answer."""
 
 STATUSES: tuple[Status, ...] = ("pending", "applied", "refused", "superseded", "forgotten")
 LIVE: tuple[Status, ...] = ("pending", "applied")
@@ -45,6 +46,11 @@ def prompt_key(messages: Sequence[Mapping[str, Any]]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def rated(completion: str, liked: bool) -> str:
+    """Name what a rating says: its sign, and a key of the answer, 64 hexadecimal characters."""
+    return ("+" if liked else "-") + hashlib.sha256(completion.encode()).hexdigest()
+
+
 @dataclass(frozen=True, slots=True)
 class NewItem:
     """Feedback on its way into the log. An empty `prompt_key` is about no prompt in particular."""
@@ -52,11 +58,12 @@ class NewItem:
     kind: Kind
     payload: Mapping[str, Any]  # JSON: messages, completion, activation index, token ids ...
     prompt_key: str = ""
+    rated: str = ""  # as `rated` makes it; of a rating
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One feedback item of the log. A forgotten item's payload and prompt key are erased."""
+    """One feedback item of the log. A forgotten item's payload and keys are erased."""
 
     id: int  # counts from 1 in its session
     kind: Kind
@@ -68,6 +75,7 @@ class Item:
     version: int | None = None  # the first version that it was applied in
     superseded_by: int | None = None  # item id
     idempotency_key: str | None = None  # of the request that brought it
+    rated: str = ""
 
 
 @dataclass(frozen=True, slots=True)

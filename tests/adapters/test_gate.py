@@ -17,6 +17,7 @@ from adapters.gate import (
     choice_scores,
     gate_opens,
     gate_similarity,
+    house_answers,
     left_alone,
     nearest,
     prompt_vectors,
@@ -280,13 +281,36 @@ def test_what_is_left_alone_is_no_answer_and_makes_others_less_wanted() -> None:
     assert threshold_of(Gate(1, 0.3, 0.1), left) == threshold_of(Gate(1, 0.3, 0.1), taught)
 
 
+def test_nothing_taught_opens_no_gate() -> None:
+    alone = leaving(2, 3).rows(torch.tensor([2, 3]))
+    assert not gate_opens(Gate(1, 0.4), alone, torch.eye(5)).any()
+    assert nearest(alone.answered, torch.eye(5)).tolist() == [-1.0] * 5
+    assert threshold_of(Gate(1, 0.4, 0.1), alone) == 0.4
+    assert choice_likeness(Gate(1, 0.4), alone, torch.eye(5), [(1,), (2,)]).isnan().all()
+
+
+def test_a_house_does_not_say_what_a_session_disliked() -> None:
+    gate, said, other = Gate(1, 0.4), answer_number((7,)), answer_number((8,))
+    house = Taught(torch.eye(5)[:2], torch.tensor([said, other]), "view")
+    own = Taught(torch.eye(5)[[3, 0]], torch.tensor([other, ~said]), "view")
+    asked = torch.cat([torch.eye(5)[:2], between(0, 2, 0.6), between(0, 1, 0.6)])
+    assert house_answers(gate, own, house, asked).tolist() == [False, True, False, False]
+    # Another answer's dislike says nothing about the house's.
+    own = replace(own, answers=torch.tensor([other, ~other]))
+    assert house_answers(gate, own, house, asked).all()
+    # Nor does one at a prompt that is farther away than the house's.
+    own = replace(own, keys=torch.eye(5)[[3, 2]], answers=torch.tensor([other, ~said]))
+    assert house_answers(gate, own, house, asked).all()
+    assert not house_answers(gate, own, house.rows(torch.tensor([], dtype=torch.long)), asked).any()
+
+
 @pytest.mark.parametrize(
     ("told", "expected"),
     [
         ([("p", True), ("q", False)], [False, True]),
         ([("q", False), ("p", True)], [True, False]),  # whichever came first
         ([("p", True), ("p", False)], [False, False]),  # no rating outweighs what is taught there
-        ([("q", False), ("r", False)], [False, False]),  # nothing is taught at all
+        ([("q", False), ("r", False)], [True, True]),  # nothing is taught at all
         ([("p", True), ("q", False), ("q", True)], [False, False, False]),
     ],
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 
 from adapters.config import Gate, Mix
 from adapters.gate import answer_number
-from adapters.recall import SHARE, Recall, recall
+from adapters.recall import PENALTY, SHARE, Disliked, Recall, disliked, recall
 from adapters.state import Taught
 
 GATE = Gate(1, 0.5, mix=Mix(0.05, 15.0))
@@ -38,17 +40,45 @@ def test_answers_count_by_how_near_their_prompts_lie() -> None:
     assert between.weights == pytest.approx((0.5, 0.5))
 
 
-def test_what_was_only_disliked_is_never_said() -> None:
-    assert recall(GATE, taught(((), (1.0, 0.0))), torch.tensor([[1.0, 0.0]])) is None
-    both = recall(GATE, taught(((), (1.0, 0.0)), (TWO, (0.0, 1.0))), torch.tensor([[1.0, 0.0]]))
-    assert both is not None
-    assert both.answers == (TWO,)
-    assert both.weights[0] < 0.001, "nor is another answer, where this one was disliked"
-    elsewhere = recall(
-        GATE, taught(((), (1.0, 0.0)), (TWO, (0.0, 1.0))), torch.tensor([[0.0, 1.0]])
+def disliking(memory: Taught, *rows: int) -> Taught:
+    answers = memory.answers.clone()
+    answers[list(rows)] = ~answers[list(rows)]
+    return replace(memory, answers=answers)
+
+
+def test_what_was_only_disliked_is_remembered_near_its_prompts_and_never_recalled() -> None:
+    memory = disliking(
+        taught((ONE, (1.0, 0.0)), (TWO, (0.0, 1.0)), (LONG, (1.0, 0.2)), (ONE, (1.0, 0.1))), 0, 2, 3
     )
-    assert elsewhere is not None
-    assert elsewhere.weights[0] > 0.999
+    found = recall(GATE, memory, torch.tensor([[1.0, 0.0]]))
+    assert found is not None
+    assert found.answers == (TWO,)
+    assert disliked(GATE, memory, torch.tensor([[1.0, 0.0]])) == Disliked((ONE, LONG))
+    assert disliked(GATE, memory, torch.tensor([[0.0, 1.0]])) is None
+    assert disliked(Gate(1, 0.97), memory, torch.tensor([[1.0, 0.0]])) == Disliked((ONE, LONG))
+    assert disliked(Gate(1, 0.9), memory, torch.tensor([[0.6, 0.8]])) is None
+    untold = replace(memory, completions=None)
+    assert disliked(GATE, untold, torch.tensor([[1.0, 0.0]])) is None
+    nothing = disliking(memory.rows(torch.tensor([1])), 0)
+    assert recall(GATE, nothing, torch.tensor([[1.0, 0.0]])) is None
+
+
+def test_a_disliked_answer_is_kept_down_for_as_long_as_it_is_followed() -> None:
+    memory = Disliked((ONE, LONG))
+    for said, kept_down in (
+        ([], {3}),
+        ([3], {4}),
+        ([3, 4], {1, 6}),
+        ([3, 4, 6], {1}),
+        ([5], set()),
+    ):
+        logits = torch.zeros(9)
+        memory.mix(logits, said)
+        assert {token for token in range(9) if logits[token] != 0} == kept_down, said
+        assert all(logits[token] == -PENALTY for token in kept_down)
+    logits = torch.zeros(9)
+    memory.mix(logits, [*ONE])
+    assert not logits.any(), "nothing comes after its end"
 
 
 def test_nothing_is_remembered_without_answers_or_weights() -> None:

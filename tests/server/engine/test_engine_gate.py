@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +24,8 @@ from adapters.gate import (
 )
 from adapters.prefix import prefill
 from adapters.spelling import BUCKETS
-from adapters.state import LEFT_ALONE, Taught
+from adapters.state import Taught
+from adapters.support import Example
 from adapters.words import make_words
 from server.engine import AdapterMismatch, AdaptRequest, GenerateRequest, Sampling
 
@@ -208,29 +212,70 @@ def test_an_adapted_candidate_knows_its_own_prompts(world: World) -> None:
 def test_a_prompt_that_was_only_answered_badly_is_left_to_the_base(
     world: World,
 ) -> None:
+    """Which does not say that answer again; several, none of them."""
     told = world.example(TAUGHT, "Gladly.")
-    disliked = replace(world.example(FAR, "Gladly."), rating=-1)
-    nothing_else = (replace(world.example(FAR, "On the roof."), rating=-1),)
+    base = [world.greedy(FAR)]
+
+    def disliked(tokens: Sequence[int]) -> Example:
+        return replace(told, prompt=world.prompt(FAR).prefix, completion=tuple(tokens), rating=-1)
 
     async def main() -> None:
         async with running(world.artifact) as engine:
             plain = await engine.adapt(AdaptRequest((told,)))
-            left = await engine.adapt(AdaptRequest((disliked, told)))
-            pushed = await engine.adapt(AdaptRequest(nothing_else))
-            taught = left.state.taught
-            assert taught is not None
-            assert taught.answers.tolist() == [answer_number(told.completion), LEFT_ALONE]
-            for name, tensor in plain.state.tensors.items():
-                assert torch.equal(tensor, left.state.tensors[name]), "no step is over it"
-                assert not torch.equal(tensor, pushed.state.tensors[name])
-            assert left.loss_before == plain.loss_before
-            assert left.loss_after == plain.loss_after
-            world.states |= {"ann": left.state, "bob": pushed.state}
-            answers = await gather(
-                engine, [world.request(p, s) for s in ("ann", "bob") for p in (TAUGHT, FAR)]
+            for session in ("ann", "bob", "cyn"):
+                items = [disliked(tokens) for tokens in base]
+                left = await engine.adapt(AdaptRequest((*items, told)))
+                taught = left.state.taught
+                assert taught is not None
+                numbers = [answer_number(told.completion), *(~answer_number(t) for t in base)]
+                assert taught.answers.tolist() == numbers
+                for name, tensor in plain.state.tensors.items():
+                    assert torch.equal(tensor, left.state.tensors[name]), "no step is over it"
+                assert left.loss_before == plain.loss_before
+                assert left.loss_after == plain.loss_after
+                world.states[session] = left.state
+                answers = await gather(engine, [world.request(p, session) for p in (TAUGHT, FAR)])
+                assert [a.finished.adapter_used for a in answers] == [True, False]
+                assert answers[1].tokens not in base
+                base.append(answers[1].tokens)
+            assert world.greedy(FAR) == base[0], "without a session nothing is kept down"
+
+    run(main())
+
+
+def test_where_nothing_is_taught_nothing_is_learned(world: World) -> None:
+    said = world.greedy(FAR)
+    only = replace(world.example(FAR, "No."), completion=tuple(said), rating=-1)
+
+    async def main() -> None:
+        async with running(world.artifact) as engine:
+            plain, candidate, again = await asyncio.gather(
+                engine.adapt(AdaptRequest((world.example(TAUGHT, "Gladly."),))),
+                engine.adapt(AdaptRequest((only,))),
+                engine.adapt(AdaptRequest((only, only))),
             )
-            assert [a.finished.adapter_used for a in answers] == [True, False, False, True]
-            assert answers[1].tokens == world.greedy(FAR)
+            for found in (candidate, again):
+                assert (found.steps, found.verdict.accepted, found.update_norm) == (0, True, 0.0)
+                assert math.isnan(found.loss_before)
+                for name, tensor in world.artifact.session_init.items():
+                    assert torch.equal(found.state.tensors[name], tensor)
+            assert plain.steps > 0
+            world.states["bob"] = candidate.state
+            far, near, chosen = await gather(
+                engine,
+                [
+                    world.request(FAR, "bob"),
+                    world.request(TAUGHT, "bob"),
+                    world.request(TAUGHT, "bob", choices=CHOICES),
+                ],
+            )
+            assert not far.finished.adapter_used
+            assert far.tokens != said
+            assert near.tokens == world.greedy(TAUGHT), "elsewhere the base is as it was"
+            assert not chosen.finished.adapter_used
+            untaught = await collect(engine, world.request(TAUGHT, choices=CHOICES))
+            assert chosen.finished.choice_logprobs == untaught.finished.choice_logprobs
+            assert engine.status().adapts_finished == 3
 
     run(main())
 

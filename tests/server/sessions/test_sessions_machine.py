@@ -22,7 +22,11 @@ HISTORY = 4
 STRENGTH = {"demonstration": 3, "correction": 3, "preference": 2, "rating": 1}
 
 prompts = st.sampled_from(["", "p", "q"])
-kinds = st.sampled_from(["demonstration", "correction", "preference", "rating"])
+told = st.one_of(
+    st.tuples(st.sampled_from(["demonstration", "correction", "preference"]), st.just("")),
+    # The first is from before ratings said what they are of.
+    st.tuples(st.just("rating"), st.sampled_from(["", "+x", "-x", "+y", "-y"])),
+)
 ids = st.integers(1, 12)
 
 
@@ -32,7 +36,13 @@ class Entry:
 
     kind: Kind
     prompt: str
+    rated: str = ""
     own: str = "pending"  # pending, refused, undone or forgotten
+
+    def supersedes(self, earlier: "Entry") -> bool:
+        if self.rated.startswith("-"):
+            return earlier.rated[1:] == self.rated[1:]
+        return STRENGTH[self.kind] >= STRENGTH[earlier.kind]
 
 
 @dataclass
@@ -50,7 +60,8 @@ class Model:
             other > number
             and entry.prompt == mine.prompt
             and entry.own == "pending"
-            and STRENGTH[entry.kind] >= STRENGTH[mine.kind]
+            and entry.supersedes(mine)
+            and not self.superseded(other)
             for other, entry in self.entries.items()
         )
 
@@ -106,14 +117,13 @@ class LogMachine(RuleBasedStateMachine):
         self.runner.run(self.store.aclose())
         self.runner.close()
 
-    @rule(new=st.lists(st.tuples(kinds, prompts), min_size=1, max_size=3))
-    def append(self, new: list[tuple[Kind, str]]) -> None:
-        result = self.runner.run(
-            self.store.append("t", "s", [NewItem(kind, {"k": kind}, p) for kind, p in new])
-        )
-        for number, (kind, prompt) in zip(result.item_ids, new, strict=True):
+    @rule(new=st.lists(st.tuples(told, prompts), min_size=1, max_size=3))
+    def append(self, new: list[tuple[tuple[Kind, str], str]]) -> None:
+        items = [NewItem(kind, {"k": kind}, p, rated) for (kind, rated), p in new]
+        result = self.runner.run(self.store.append("t", "s", items))
+        for number, item in zip(result.item_ids, items, strict=True):
             assert number == len(self.model.entries) + 1
-            self.model.entries[number] = Entry(kind, prompt)
+            self.model.entries[number] = Entry(item.kind, item.prompt_key, item.rated)
 
     @precondition(lambda self: self.model.entries)
     @rule()
@@ -158,7 +168,7 @@ class LogMachine(RuleBasedStateMachine):
         tainted = {n for n, items in self.model.versions.items() if number in items}
         result = self.runner.run(self.store.forget("t", "s", number))
         assert set(result.versions) >= tainted
-        self.model.entries[number] = Entry("rating", "", "forgotten")
+        self.model.entries[number] = Entry("rating", "", own="forgotten")
         self.model.purge()
 
     @precondition(lambda self: self.model.entries)
