@@ -6,7 +6,7 @@
     │   ├── GrammarRefused                 a JSON schema that cannot be enforced
     │   └── AdapterMismatch                the loaded adapter has another form or another base
     ├── EngineBusy (RuntimeError)          the queue is full, or no place came free: come back later
-    ├── EngineStopped (RuntimeError)       not started yet, stopping, or stopped
+    ├── EngineStopped (RuntimeError)       not started yet, stopping, stopped, or interrupted
     └── EngineFailed (RuntimeError)        this request or job failed; the engine goes on
 
 The room knows no HTTP status; the api room maps these classes.
@@ -43,7 +43,8 @@ class EngineBusy(EngineError, RuntimeError):
 
 
 class EngineStopped(EngineError, RuntimeError):
-    """The engine takes no requests: not started yet, stopping, or stopped."""
+    """The engine could not see to this, which is to blame for nothing: it was not started yet, was
+    stopping, or failed as a whole."""
 
 
 class EngineFailed(EngineError, RuntimeError):

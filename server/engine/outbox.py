@@ -28,6 +28,10 @@ class Mail:
         """Run ``delivery`` on ``loop`` after the next ``send``."""
         self._waiting.setdefault(loop, []).append(delivery)
 
+    def discard(self) -> None:
+        """Hand over nothing of what waits."""
+        self._waiting = {}
+
     def send(self) -> None:
         """Hand everything over. A loop that is closed by now has nobody waiting."""
         for loop, deliveries in self._waiting.items():

@@ -7,10 +7,13 @@ HTTP, or where adapters are kept.
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any, Final
+from weakref import WeakSet
 
 import torch
 from torch import nn
@@ -24,7 +27,7 @@ from server.engine.isolation import failure
 from server.engine.job import Job
 from server.engine.learner import Learner
 from server.engine.looks import Look, Looks
-from server.engine.outbox import Mail
+from server.engine.outbox import Mail, Outbox
 from server.engine.pace import Pace
 from server.engine.prefill import Prefills
 from server.engine.prefix_cache import PrefixCache
@@ -35,6 +38,9 @@ from server.engine.ticket import Ticket
 from server.engine.traffic import Traffic
 from server.engine.types import EngineLimits
 
+_log = logging.getLogger(__name__)
+_DEAD: Final = "the engine has died, see the server's log: restart the server"
+
 
 class Worker:
     """Everything that runs on the engine thread, and the door to it."""
@@ -44,6 +50,7 @@ class Worker:
         self.mail = Mail()
         self.slots = Slots(course.session_init, limits.slots, base.device)
         self._limits = limits
+        self._device = base.device
         self._cache = PrefixCache(
             base.layers,
             0 if base.gate is None else base.width,
@@ -63,7 +70,10 @@ class Worker:
         self._rate = Rate()
         self._door = threading.Condition()
         self._inbox: list[Ticket | Job | Look] = []
+        self._asked: WeakSet[Outbox[Any]] = WeakSet()  # of all that somebody may wait for
         self._closed = True  # until start
+        self._dead = False
+        self._failed = 0  # requests and jobs that did, when last something was sent
         self._deadline_s = 0.0
         self._thread: threading.Thread | None = None
 
@@ -91,6 +101,8 @@ class Worker:
         Raises:
             EngineStopped, EngineBusy: as ``submit``.
         """
+        if self._dead:
+            raise EngineStopped(_DEAD)
         if self._closed:
             raise EngineStopped("the engine is not started, or stopping: try again later")
         waiting = len(self._inbox) + len(self._traffic.waiting) + len(self._learner.waiting)
@@ -116,13 +128,14 @@ class Worker:
         with self._door:
             self.check_open()
             self._inbox.append(work)
+            self._asked.add(work.outbox)
             self._door.notify()
 
     def status(self, host: HostAdapters) -> EngineStatus:
         """What is going on now, beside what the host's memory holds. Safe from every thread."""
         traffic, learner, cache = self._traffic, self._learner, self._cache
         return EngineStatus(
-            running=not self._closed,
+            running=self._thread is not None and self._thread.is_alive() and not self._closed,
             waiting=len(self._inbox) + len(traffic.waiting),
             prefilling=len(self._prefills),
             decoding=len(traffic.batch),
@@ -155,13 +168,33 @@ class Worker:
 
     def _main(self) -> None:
         torch.set_num_threads(self._threads)  # OpenMP keeps the number per calling thread
-        while self._receive():
-            try:
-                self._turn()
-            except Exception as error:
-                self._end(failure("the engine", error), cut=False)
-        self._end(EngineStopped("the engine stopped before this was done: try again"), cut=True)
-        self._sliced.close()
+        try:
+            while self._receive():
+                self._turn_or_end()
+            self._end(EngineStopped("the engine stopped before this was done: try again"), cut=True)
+            self._sliced.close()
+        except BaseException as error:
+            self._die(error)
+
+    def _turn_or_end(self) -> None:
+        """A turn. Where it fails, nobody in particular is to blame: all that is inside ends."""
+        try:
+            self._turn()
+        except Exception as error:
+            failure("a turn of the engine", error)
+            _ask(self._device)
+            self._end(EngineStopped("the engine failed and begins anew: try again"), cut=False)
+
+    def _die(self, error: BaseException) -> None:
+        """Turn everybody away for good: what the memory holds cannot be trusted any more."""
+        _log.critical("the engine is dead: restart the server", exc_info=error)
+        with self._door:
+            self._closed = self._dead = True
+            asked = list(self._asked)
+        self.mail.discard()
+        for outbox in asked:
+            outbox.put(EngineStopped(_DEAD))
+        self.mail.send()
 
     def _turn(self) -> None:
         self._traffic.admit()
@@ -171,13 +204,21 @@ class Worker:
             self._prefills.step()
             self._looks.finish()
             self._traffic.batch.step()
-            self.mail.send()  # before anything else takes its time
+            self._send()  # before anything else takes its time
             self._traffic.join()
             self._traffic.scorer.step()
         self._rate.mark(self._traffic.batch.generated_tokens)
-        self.mail.send()
+        self._send()
         self._learn()
         self._traffic.sweep()
+        self._send()
+
+    def _send(self) -> None:
+        """Hand over what there is to say, but no failure that is the device's own."""
+        failed = self._traffic.failed + self._learner.failed
+        if failed != self._failed:
+            _ask(self._device)
+        self._failed = failed
         self.mail.send()
 
     def _receive(self) -> bool:
@@ -218,6 +259,11 @@ class Worker:
     @property
     def _idle(self) -> bool:
         return not self._others_wait and self._learner.idle
+
+
+def _ask(device: torch.device) -> None:
+    """Have the device compute something. An error of its own stays: it raises here as well."""
+    torch.ones(1, device=device).add(1).item()
 
 
 def _pausing_modules(base: Base) -> Iterator[nn.Module]:

@@ -204,3 +204,53 @@ def _snapshot_key(redis: PlainRedis, session: str, version: int = 1) -> str:
     root = f"innerloop:{{default/{session}}}:"
     envelope = redis.client.hget(root + "versions", str(version))
     return f"{root}snapshot:{json.loads(envelope)['snapshot']}"
+
+
+def test_a_failure_of_the_engine_refuses_no_feedback(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have been another request's memory that ran out: nobody's lesson is to blame."""
+    with LiveServer(make_settings(model_folder, tmp_path)) as live, live.client() as http:
+        said = ask(http, "a")
+        worker = live.runtime.engine._worker
+        prepare = worker._learner.prepare
+
+        def once() -> None:
+            if worker._learner.waiting:
+                worker._learner.prepare = prepare
+                raise RuntimeError("CUDA out of memory")
+            prepare()
+
+        worker._learner.prepare = once
+        told = {"completion_id": said["id"], "correction": ANSWER}
+        answer = http.post("/feedback", json=told)
+        assert answer.status_code == 503, answer.text
+        assert "CUDA" not in answer.text
+        (item,) = ok(http.get("/sessions/a/feedback"))["items"]
+        assert item["status"] == "pending"
+        assert ok(http.post("/feedback", json=told))["accepted"]
+        (item,) = ok(http.get("/sessions/a/feedback"))["items"]
+        assert item["status"] == "applied"
+
+
+def test_a_dead_engine_is_not_ready(model_folder: Path, tmp_path: Path) -> None:
+    with LiveServer(make_settings(model_folder, tmp_path)) as live, live.client() as http:
+        said = ask(http, "a")
+        worker = live.runtime.engine._worker
+
+        def broken() -> None:
+            raise RuntimeError("device-side assert triggered")
+
+        worker._traffic.admit = worker._traffic.sweep = broken
+        told = {"completion_id": said["id"], "correction": ANSWER}
+        for _ in range(2):
+            assert (
+                http.post("/generate", json={"session_id": "b", "prompt": QUESTION}).status_code
+                == 503
+            )
+            assert http.post("/feedback", json=told).status_code == 503
+        assert "the engine does not run" in http.get("/readyz").text
+        assert http.get("/healthz").status_code == 200
+        assert "innerloop_engine_running 0.0" in http.get("/metrics").text
+        (item,) = ok(http.get("/sessions/a/feedback"))["items"]
+        assert item["status"] == "pending", "another server, or this one started again, learns it"

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, contextmanager, suppress
 from dataclasses import replace
 
 import pytest
@@ -292,8 +292,12 @@ def test_an_unforeseen_error_ends_what_is_inside_and_the_engine_goes_on(
                 raise MemoryError("no room for the next step")
 
             monkeypatch.setattr(batch, "step", broken)
-            with pytest.raises(EngineFailed, match="no room"):
+            job = asyncio.ensure_future(engine.adapt(lesson(world)))
+            # Nobody in particular did it, so whoever asks again may well be answered.
+            with pytest.raises(EngineStopped, match="try again"):
                 await collect(engine, world.request(TEXT, "ann"))
+            with suppress(EngineStopped):  # where it was inside already
+                assert (await job).verdict.accepted
             await until(lambda: engine.status().requests_failed == 1)
             status = engine.status()
             assert status.decoding == status.slots_pinned == status.prefilling == 0
@@ -301,6 +305,44 @@ def test_an_unforeseen_error_ends_what_is_inside_and_the_engine_goes_on(
             world.check_greedy(request, (await collect(engine, request)).tokens)
 
     run(main())
+
+
+def lesson(world: World) -> AdaptRequest:
+    return AdaptRequest((world.example(TEXT, "On its way."),))
+
+
+@pytest.mark.parametrize("way", ["ending", "device"])
+def test_a_dead_engine_turns_everybody_away_and_says_so(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, way: str
+) -> None:
+    """As after an error of the device, which every later operation has as well."""
+
+    def broken(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("device-side assert triggered")
+
+    async def main() -> None:
+        async with running(world.artifact, rows=1) as engine:
+            worker = engine._worker
+            monkeypatch.setattr(worker._traffic.batch, "step", broken)
+            with holding(engine, decoding=0):
+                long = asyncio.ensure_future(collect(engine, world.request(TEXT, "ann", **LONG)))
+                waiting = asyncio.ensure_future(collect(engine, world.request(TEXT, "bob")))
+                job = asyncio.ensure_future(engine.adapt(lesson(world)))
+                await until(lambda: engine.status().decoding == 1)
+                if way == "ending":
+                    monkeypatch.setattr(worker._traffic.batch, "drop", broken)
+                else:
+                    monkeypatch.setattr("server.engine.worker._ask", broken)
+            ended = await asyncio.gather(long, waiting, job, return_exceptions=True)
+            assert all(isinstance(error, EngineStopped) for error in ended), ended
+            await until(lambda: not engine.status().running)
+            for again in (collect(engine, world.request(TEXT)), engine.adapt(lesson(world))):
+                with pytest.raises(EngineStopped, match="restart the server"):
+                    await again
+
+    run(main())
+    assert "restart the server" in caplog.text
+    assert "device-side assert" in caplog.text
 
 
 def test_adapters_stay_until_their_slot_is_needed(world: World) -> None:
