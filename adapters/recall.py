@@ -22,6 +22,8 @@ from adapters.state import Taught
 
 SHARE: Final = 0.5  # of the memory in a token's probability, the rest is the model's
 PENALTY: Final = 6.0  # nats that a token costs which goes on with a disliked answer
+OWN: Final = -2.5  # nats a token from which on an answer counts as what the model says itself
+MOST: Final = 16  # disliked answers that are kept down together
 
 
 @dataclass(frozen=True)
@@ -97,16 +99,16 @@ def recall(gate: Gate, taught: Taught, vector: Tensor, share: float = SHARE) -> 
     return Recall(tuple(answers), tuple(weights.tolist()), share) if answers else None
 
 
-def disliked(gate: Gate, taught: Taught, vector: Tensor) -> Disliked | None:
-    """What was disliked for prompts like this one, whose vector is (1, E); None where nothing was.
+def disliked(gate: Gate, taught: Taught, vector: Tensor) -> list[tuple[int, ...]]:
+    """The last ``MOST`` answers that were disliked for prompts like this one, which is (1, E).
 
     Like enough is what a single example would answer, were it taught.
     """
     if taught.completions is None:
-        return None
+        return []
     near = (taught.left_alone @ vector[0]) >= gate.threshold_for(1)
-    answers = {_tokens(row) for row in taught.completions[taught.answers < 0][near]}
-    return Disliked(tuple(sorted(answers))) if answers else None
+    answers = [_tokens(row) for row in taught.completions[taught.answers < 0][near]]
+    return [answer for answer in dict.fromkeys(answers) if answer][-MOST:]
 
 
 def _tokens(row: Tensor) -> tuple[int, ...]:

@@ -47,6 +47,7 @@ class Base:
     vocabulary: int  # V
     width: int  # D
     end_ids: frozenset[int]
+    unseen_ids: frozenset[int]  # tokens that no text shows
     layers: tuple[LayerForm, ...]
     windows: Windows  # how far back its layers look
     device: torch.device
@@ -76,6 +77,7 @@ def make_base(artifact: Artifact) -> Base:
         vocabulary=input_embedding(model).shape[0],
         width=input_embedding(model).shape[1],
         end_ids=_end_ids(artifact),
+        unseen_ids=frozenset(artifact.tokenizer.all_special_ids),
         layers=_layer_forms(model),
         windows=attention_windows(model.config),
         device=model.device,

@@ -88,7 +88,7 @@ class Batch:
             logits = logits.float()
             for row, ticket in zip(logits, tickets, strict=True):
                 if ticket.remembered is not None:
-                    ticket.remembered.mix(row, ticket.tokens)
+                    ticket.remembered.mix(row, ticket.said)
         barred = {row: self._end_ids for row, t in enumerate(tickets) if t.too_short}
         allowed = _masks(tickets)
         chosen = choose(

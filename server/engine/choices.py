@@ -9,7 +9,7 @@ decoded: scoring takes no row of it.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -29,6 +29,9 @@ from server.engine.slots import Slots
 from server.engine.ticket import Ticket
 from server.engine.types import Delta, Finished, GenerateRequest
 
+Fits = Callable[[int, int], bool]
+"""Whether there is memory for the keys and values of so many rows of so many tokens."""
+
 
 class Choosing(Ticket):
     """A request that is answered with one of its choices."""
@@ -47,13 +50,18 @@ class Choosing(Ticket):
         self.memory = None if state is None else state.taught  # of what was taught, by anybody
         self.scores: list[tuple[float, ...]] = []  # per option scored so far, per token
 
-    def next_options(self, limit_tokens: int) -> tuple[Tokens, ...]:
-        """The unscored options that fit into one bounded pass, at least one."""
+    def next_options(self, limit_tokens: int, fits: Fits) -> tuple[Tokens, ...]:
+        """The unscored options that fit into one bounded pass, at least one.
+
+        Every option has the whole prompt before it, whose keys and values take memory as well.
+        """
         group: list[Tokens] = []
         width = 0
         for option in self.options[len(self.scores) :]:
             width = max(width, len(self.head) + len(option))
-            if group and width * (len(group) + 1) > limit_tokens:
+            rows = len(group) + 1
+            fit = width * rows <= limit_tokens and fits(rows, len(self.prefix) + width)
+            if group and not fit:
                 break
             group.append(option)
         return tuple(group)
@@ -84,12 +92,13 @@ class Choosing(Ticket):
 class Scorer:
     """Requests with choices whose prompts are ready, one bounded pass at a time."""
 
-    def __init__(self, base: Base, slots: Slots, limit_tokens: int) -> None:
-        """Hold no requests yet."""
+    def __init__(self, base: Base, slots: Slots, limit_tokens: int, fits: Fits) -> None:
+        """Hold no requests yet. ``limit_tokens`` and what ``fits`` are of one pass."""
         self.queue: deque[Choosing] = deque()
         self._base = base
         self._slots = slots
         self._limit_tokens = limit_tokens
+        self._fits = fits
 
     def step(self) -> None:
         """Score the next options of the first request; then the next request has its turn."""
@@ -104,20 +113,26 @@ class Scorer:
         except Exception as error:
             ticket.fail(failure("scoring choices", error))
 
-    @torch.no_grad()
     def _score(self, ticket: Choosing) -> None:
-        options = ticket.next_options(self._limit_tokens)
-        turns = _turns(ticket.head, options, ticket.ready_prefix, self._base.device)
-        with self._base.hooks.use(self._slots.rows([ticket.slot] * len(options))):
-            logits = continue_from(self._base.model, turns.prefix, turns.ids)
-        scores = token_logprobs(logits, turns.targets).tolist()
-        for row, option in zip(scores, options, strict=True):
-            begin = len(ticket.head) - 1
-            ticket.scores.append(tuple(row[begin : begin + len(option)]))
+        options = ticket.next_options(self._limit_tokens, self._fits)
+        ticket.scores += score(self._base, ticket, options, self._slots)
         if not all(score == score for row in ticket.scores for score in row):
             raise ticket.not_finite()
         if len(ticket.scores) == len(ticket.options):
             ticket.settle(self._base.gate)
+
+
+@torch.no_grad()
+def score(
+    base: Base, ticket: Ticket, texts: Sequence[Tokens], slots: Slots
+) -> list[tuple[float, ...]]:
+    """Log-probability of every token of each of these answers to a ticket, by its adapter."""
+    turns = _turns(ticket.head, texts, ticket.ready_prefix, base.device)
+    with base.hooks.use(slots.rows([ticket.slot] * len(texts))):
+        logits = continue_from(base.model, turns.prefix, turns.ids)
+    begin = len(ticket.head) - 1
+    rows = token_logprobs(logits, turns.targets).tolist()
+    return [tuple(row[begin : begin + len(t)]) for row, t in zip(rows, texts, strict=True)]
 
 
 def token_logprobs(logits: Tensor, targets: Tensor) -> Tensor:

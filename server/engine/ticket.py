@@ -171,9 +171,11 @@ class Writing(Ticket):
         self.sampling = request.sampling
         self.dice = Dice(self.sampling.seed)
         self.tokens: list[int] = []
+        self.said: list[int] = []  # of these, what its text shows
         self.remembered: Recall | Disliked | None = None
         self.grammar = grammar
         self._end_ids = base.end_ids
+        self._unseen_ids = base.unseen_ids
         said = request.prompt.ids if request.continues else ()
         self._detokenizer = Detokenizer(base.tokenizer, said)
         self._filter = StopFilter(self.sampling.stop)
@@ -216,6 +218,8 @@ class Writing(Ticket):
             raise self.not_finite("" if self.grammar is None else " on all that the schema allows")
         may_stop = not self.too_short
         self.tokens.append(chosen.token)
+        if chosen.token not in self._unseen_ids:
+            self.said.append(chosen.token)
         self._unsent.append(chosen)
         ended = chosen.token in self._end_ids
         if self.grammar is not None and not ended:

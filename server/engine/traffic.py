@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Sequence
 
 from adapters.gate import gate_opens, house_answers, together
-from adapters.recall import disliked, recall
+from adapters.recall import OWN, Disliked, disliked, recall
 from adapters.state import AdapterState
 from server.engine.base import Base
 from server.engine.batch import Batch
-from server.engine.choices import Choosing, Scorer
+from server.engine.choices import Choosing, Scorer, score
 from server.engine.errors import EngineBusy, EngineError
 from server.engine.forward import Step
 from server.engine.graphed import Graphed
 from server.engine.isolation import failure
 from server.engine.kv import BatchKV
 from server.engine.prefill import Prefills
+from server.engine.prefix_cache import Tokens
 from server.engine.recorded import recorded_step
 from server.engine.slots import UNTAUGHT, Slots
 from server.engine.ticket import Ticket, Writing
@@ -38,8 +40,9 @@ class Traffic:
             base.layers, limits.rows, base.context_tokens, limits.kv_bytes, base.device
         )
         self.batch = Batch(base, slots, self.kv, _decode_step(base) if limits.recorded else None)
-        self.scorer = Scorer(base, slots, limits.prefill_tokens)
+        self.scorer = Scorer(base, slots, limits.prefill_tokens, self.kv.can_hold)
         self.finished = self.cancelled = self.failed = 0
+        self._base = base
         self._slots = slots
         self._prefills = prefills
         self._gate = base.gate
@@ -179,9 +182,24 @@ class Traffic:
         assert isinstance(ticket, Writing)
         if not bool(gate_opens(gate, state.taught, asked)):
             self._leave_to_base(ticket)
-            ticket.remembered = disliked(gate, state.taught, asked)
+            self._keep_down(ticket, disliked(gate, state.taught, asked))
         elif ticket.request.recall:
             ticket.remembered = recall(gate, state.taught, asked)
+
+    def _keep_down(self, ticket: Writing, answers: Sequence[Tokens]) -> None:
+        """Have the base not say these, as far as they are its own.
+
+        An adapter's, that it would never say, may begin like what it does say.
+        """
+        if not answers:
+            return
+        try:
+            scores = score(self._base, ticket, answers, self._slots)
+        except Exception as error:
+            ticket.fail(failure("reading disliked answers", error))
+            return
+        own = [a for a, row in zip(answers, scores, strict=True) if sum(row) >= len(row) * OWN]
+        ticket.remembered = Disliked(tuple(own)) if own else None
 
     def _leave_to_base(self, ticket: Ticket) -> None:
         assert ticket.key is not None

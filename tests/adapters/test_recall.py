@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from adapters.config import Gate, Mix
 from adapters.gate import answer_number
-from adapters.recall import PENALTY, SHARE, Disliked, Recall, disliked, recall
+from adapters.recall import MOST, PENALTY, SHARE, Disliked, Recall, disliked, recall
 from adapters.state import Taught
 
 GATE = Gate(1, 0.5, mix=Mix(0.05, 15.0))
@@ -53,12 +53,15 @@ def test_what_was_only_disliked_is_remembered_near_its_prompts_and_never_recalle
     found = recall(GATE, memory, torch.tensor([[1.0, 0.0]]))
     assert found is not None
     assert found.answers == (TWO,)
-    assert disliked(GATE, memory, torch.tensor([[1.0, 0.0]])) == Disliked((ONE, LONG))
-    assert disliked(GATE, memory, torch.tensor([[0.0, 1.0]])) is None
-    assert disliked(Gate(1, 0.97), memory, torch.tensor([[1.0, 0.0]])) == Disliked((ONE, LONG))
-    assert disliked(Gate(1, 0.9), memory, torch.tensor([[0.6, 0.8]])) is None
-    untold = replace(memory, completions=None)
-    assert disliked(GATE, untold, torch.tensor([[1.0, 0.0]])) is None
+    asked = torch.tensor([[1.0, 0.0]])
+    assert disliked(GATE, memory, asked) == [ONE, LONG]
+    assert disliked(GATE, memory, torch.tensor([[0.0, 1.0]])) == []
+    assert disliked(Gate(1, 0.97), memory, asked) == [ONE, LONG]
+    assert disliked(Gate(1, 0.9), memory, torch.tensor([[0.6, 0.8]])) == []
+    assert disliked(GATE, replace(memory, completions=None), asked) == []
+    every = taught(*(((3, number, 1), (1.0, 0.0)) for number in range(4, 4 + 2 * MOST)))
+    kept = disliked(GATE, disliking(every, *range(2 * MOST)), asked)
+    assert kept == [(3, number, 1) for number in range(4 + MOST, 4 + 2 * MOST)]
     nothing = disliking(memory.rows(torch.tensor([1])), 0)
     assert recall(GATE, nothing, torch.tensor([[1.0, 0.0]])) is None
 

@@ -7,7 +7,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from adapters.chat import PromptError
+from adapters.prefix import Prefix
 from server.engine import InvalidRequest, RequestTooLong, Sampling
+from server.engine import choices as engine_choices
 from server.engine.sampling import Dice, choose
 
 TEXT = "Where is my order?"
@@ -221,6 +223,36 @@ def test_any_sampling_gives_an_answer_of_its_own(
                 greedy = asked.top_k == 1 or min(asked.temperature, asked.top_p) <= 1e-9
                 if greedy and not (asked.min_tokens or asked.stop):
                     world.check_greedy(request, answer.tokens)
+
+    run(main())
+
+
+def test_the_prompts_of_many_choices_fit_the_memory_for_them(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each choice has the whole prompt before it, however few tokens of its own it has."""
+    config, choices = world.model.config, tuple(f"no. {number}" for number in range(20))
+    token_bytes = 2 * 4 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+    passes: list[int] = []
+    real = engine_choices.continue_from
+
+    def counted(model: torch.nn.Module, prefix: Prefix, ids: torch.Tensor) -> torch.Tensor:
+        passes.append(len(ids))
+        return real(model, prefix, ids)
+
+    monkeypatch.setattr(engine_choices, "continue_from", counted)
+
+    async def main() -> None:
+        answers = []
+        for rows in (20, 3):
+            passes.clear()
+            async with running(world.artifact, kv_bytes=rows * 64 * token_bytes) as engine:
+                answers.append(await collect(engine, world.request(TEXT, choices=choices)))
+            assert max(passes) <= rows
+            assert sum(passes) == 20
+        assert len(passes) > 6
+        few, many = (answer.finished.choice_logprobs for answer in answers)
+        assert many == pytest.approx(few, abs=1e-3)
 
     run(main())
 
