@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Path
 from pydantic import BaseModel, Field
 
-from adapters.norms import update_norm, update_norms
+from adapters.norms import weight_change, weight_changes
 from server.api.auth import Operator
 from server.api.context import Running, SessionPath
 from server.api.problems import RESPONSES, Problem
@@ -31,7 +31,9 @@ class NormsAnswer(BaseModel):
 
     session_id: str
     adapter_version: int
-    norm: float = Field(description="of all modules together")
+    norm: float = Field(
+        description="of all modules together; `update_norm` is of the adapter's parameters instead"
+    )
     modules: list[ModuleNorm] = Field(description="in the model's order")
 
 
@@ -47,11 +49,11 @@ async def norms(
     await existing(running, who.tenant, session_id)
     chosen, state = await running.chooser.adapter(who.tenant, session_id, version)
     start, scale = running.artifact.start.tensors, state.spec.scale
-    found = await asyncio.to_thread(update_norms, state.tensors, start, scale)
+    found = await asyncio.to_thread(weight_changes, state.tensors, start, scale)
     return NormsAnswer(
         session_id=session_id,
         adapter_version=chosen.number,
-        norm=update_norm(state.tensors, start, scale),
+        norm=weight_change(state.tensors, start, scale),
         modules=[ModuleNorm(module=name, norm=norm) for name, norm in found.items()],
     )
 
