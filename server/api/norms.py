@@ -1,11 +1,12 @@
 """`GET /admin/sessions/{id}/versions/{n}/norms`: where in the model a version changed something."""
 
 import asyncio
+import math
 
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
-from adapters.norms import weight_change, weight_changes
+from adapters.norms import weight_changes
 from server.api.auth import Operator
 from server.api.context import Running, SessionPath, VersionPath
 from server.api.problems import RESPONSES
@@ -48,6 +49,6 @@ async def norms(
     return NormsAnswer(
         session_id=session_id,
         adapter_version=chosen.number,
-        norm=weight_change(state.tensors, start, scale),
+        norm=math.hypot(*found.values()),
         modules=[ModuleNorm(module=name, norm=norm) for name, norm in found.items()],
     )
