@@ -26,7 +26,6 @@ SessionSort = Literal["updated_at", "created_at", "session_id", "version", "item
 STRENGTHS: Mapping[Kind, int] = {"demonstration": 3, "correction": 3, "preference": 2, "rating": 1}
 """Who supersedes whom about the same prompt: a later item of equal or greater strength."""
 
-STATUSES: tuple[Status, ...] = ("pending", "applied", "refused", "superseded", "forgotten")
 LIVE: tuple[Status, ...] = ("pending", "applied")
 """The items that derive."""
 
