@@ -140,9 +140,8 @@ def _call(folder: Path, load: Any, **arguments: Any) -> Any:
     try:
         # Said, not left out: transformers would ask whoever sits at the terminal.
         return load(str(folder), local_files_only=True, trust_remote_code=False, **arguments)
-    except (
-        Exception
-    ) as error:  # broken folders surface as anything from KeyError to SafetensorError
+    # Broken folders surface as anything from KeyError to SafetensorError.
+    except Exception as error:
         raise ArtifactError(
             f"{folder} cannot be loaded as a causal LM with safetensors weights and a tokenizer: "
             f"{type(error).__name__}: {one_line(error, 400)}"
