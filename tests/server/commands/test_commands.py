@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from server_harness import HANG_S, LiveServer, make_settings
-from server_model import make_model_folder
+from server_harness import HANG_S, LiveServer
 from server_process import ROOT, command, environment
 from stub_server import Stub, stubbed
 
@@ -24,21 +23,12 @@ from server.commands.lessons import read_lines
 from server.commands.output import lesson_line, shown
 
 QUESTION, ANSWER = "Where is my order?", "Follow the small finch."
-KEYED = {"api_keys": "acme:acme-key", "operator_keys": "operator-key"}
 LINES = [
     {"prompt": QUESTION, "completion": ANSWER},
     {"messages": [{"role": "user", "content": "How can I track my parcel?"}], "completion": ANSWER},
 ]
 
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture(scope="module")
-def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
-    folder = tmp_path_factory.mktemp("models") / "tiny-test"
-    make_model_folder(folder)
-    with LiveServer(make_settings(folder, tmp_path_factory.mktemp("data")), [{}, KEYED]) as server:
-        yield server
 
 
 @pytest.fixture
