@@ -36,7 +36,7 @@ class ArtifactError(AdapterError, ValueError):
 
 
 @dataclass(frozen=True)
-class Base:
+class LoadedBase:
     """A frozen causal LM, its tokenizer and the longest sequence it is right for."""
 
     model: PreTrainedModel
@@ -51,7 +51,7 @@ def input_embedding(model: PreTrainedModel) -> Tensor:
     return weight
 
 
-def load_base(folder: Path, device: torch.device, dtype: torch.dtype | None = None) -> Base:
+def load_base(folder: Path, device: torch.device, dtype: torch.dtype | None = None) -> LoadedBase:
     """Load the model in ``folder``; no code from the folder runs.
 
     ``dtype``: of the weights; without a word what a server has, float32 on CPU, bfloat16 on CUDA.
@@ -85,7 +85,7 @@ def load_base(folder: Path, device: torch.device, dtype: torch.dtype | None = No
             "do not belong together"
         )
     model.requires_grad_(False).eval().to(device)
-    return Base(model, tokenizer, context_tokens)
+    return LoadedBase(model, tokenizer, context_tokens)
 
 
 def save_base(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
