@@ -89,7 +89,9 @@ def save_artifact(
     """Write an artifact with 16-bit weights, and load it again to be sure of it.
 
     An artifact that is already at ``folder`` is replaced; nothing else is. Either the whole folder
-    is there afterwards or it is as it was.
+    is there afterwards or it is as it was. Whoever is killed while the one takes the other's place
+    leaves the old one beside it, as ``<folder>.replaced``: the next save brings it back, and
+    `load_artifact` says that it is there.
 
     Args:
         header_ids: tokens every answer starts with; scope ``activated`` needs them.
@@ -99,9 +101,12 @@ def save_artifact(
 
     Raises:
         ArtifactError: parts that do not fit each other, or a folder with something else in it.
+        OSError: a file system that does not let itself be written.
     """
+    folder = folder.resolve()  # of a link, what it points to is replaced
     if folder.exists() and any(folder.iterdir()) and not (folder / RULE_FILE).is_file():
         raise ArtifactError(f"{folder} holds something else: choose a new or empty folder")
+    _settle(folder)
     partial = folder.with_name(folder.name + ".partial")
     _remove(partial)
     try:
@@ -118,8 +123,7 @@ def save_artifact(
         text = json.dumps(report, indent=1, sort_keys=True, allow_nan=False)
         (partial / REPORT_FILE).write_text(text + "\n", encoding="utf-8")
         artifact = load_artifact(partial)
-        _remove(folder)
-        partial.rename(folder)
+        _replace(folder, partial)
     except (AdapterError, TypeError, ValueError) as error:
         raise ArtifactError(f"nothing was written to {folder}: {error}") from error
     finally:
@@ -140,7 +144,7 @@ def load_artifact(
     """
     path, device = Path(path), torch.device(device)
     if not path.is_dir():
-        raise ArtifactError(f"there is no folder {path}: give the path of a model folder")
+        raise ArtifactError(f"there is no folder {path}: {_instead_of(path)}")
     base = load_base(path, device, dtype)
     encoder = ChatEncoder(base.tokenizer)
     header = encoder.assistant_header()
@@ -283,6 +287,34 @@ def _part(path: Path, read: Callable[[Path], T]) -> T | None:
         return read(path)
     except AdapterError as error:
         raise ArtifactError(f"{path}: {error}") from error
+
+
+def _replaced(folder: Path) -> Path:
+    """Where what is replaced waits until the new one is in its place."""
+    return folder.with_name(folder.name + ".replaced")
+
+
+def _replace(folder: Path, new: Path) -> None:
+    try:
+        if folder.exists():
+            folder.rename(_replaced(folder))
+        new.rename(folder)
+    finally:
+        _settle(folder)
+
+
+def _settle(folder: Path) -> None:
+    """End a replacement wherever it stopped: with the new one, or else with the old one back."""
+    if folder.exists():
+        _remove(_replaced(folder))
+    elif _replaced(folder).exists():
+        _replaced(folder).rename(folder)
+
+
+def _instead_of(path: Path) -> str:
+    if (replaced := _replaced(path)).is_dir():
+        return f"{replaced} is what was there before a save that was interrupted, rename it"
+    return "give the path of a model folder"
 
 
 def _remove(folder: Path) -> None:

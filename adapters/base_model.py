@@ -36,7 +36,7 @@ class ArtifactError(AdapterError, ValueError):
 
 
 @dataclass(frozen=True)
-class Base:
+class LoadedBase:
     """A frozen causal LM, its tokenizer and the longest sequence it is right for."""
 
     model: PreTrainedModel
@@ -51,7 +51,7 @@ def input_embedding(model: PreTrainedModel) -> Tensor:
     return weight
 
 
-def load_base(folder: Path, device: torch.device, dtype: torch.dtype | None = None) -> Base:
+def load_base(folder: Path, device: torch.device, dtype: torch.dtype | None = None) -> LoadedBase:
     """Load the model in ``folder``; no code from the folder runs.
 
     ``dtype``: of the weights; without a word what a server has, float32 on CPU, bfloat16 on CUDA.
@@ -85,7 +85,7 @@ def load_base(folder: Path, device: torch.device, dtype: torch.dtype | None = No
             "do not belong together"
         )
     model.requires_grad_(False).eval().to(device)
-    return Base(model, tokenizer, context_tokens)
+    return LoadedBase(model, tokenizer, context_tokens)
 
 
 def save_base(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -140,9 +140,8 @@ def _call(folder: Path, load: Any, **arguments: Any) -> Any:
     try:
         # Said, not left out: transformers would ask whoever sits at the terminal.
         return load(str(folder), local_files_only=True, trust_remote_code=False, **arguments)
-    except (
-        Exception
-    ) as error:  # broken folders surface as anything from KeyError to SafetensorError
+    # Broken folders surface as anything from KeyError to SafetensorError.
+    except Exception as error:
         raise ArtifactError(
             f"{folder} cannot be loaded as a causal LM with safetensors weights and a tokenizer: "
             f"{type(error).__name__}: {one_line(error, 400)}"

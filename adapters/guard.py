@@ -74,7 +74,10 @@ def norm(tensors: Mapping[str, Tensor]) -> float:
 
 
 def update_norm(adapted: Mapping[str, Tensor], session_init: Mapping[str, Tensor]) -> float:
-    """How far an adapter is from where every derivation starts."""
+    """How far an adapter's parameters are from those that every derivation starts with.
+
+    How far the weights change by that is another number: `adapters.norms`.
+    """
     return norm({name: tensor - session_init[name] for name, tensor in adapted.items()})
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from adapters.config import LoraSpec
+from adapters.norms import product_norm
 from adapters.peft_io import PeftAdapter, PeftForm, PeftFormatError
 from adapters.state import AdapterState, Tensors, target_modules
 from adapters.tensor_file import shorten
@@ -109,7 +110,7 @@ def check_size(state: AdapterState, base_norms: Mapping[str, float]) -> None:
                 f"{name} has entries above {ABSURD_ENTRY:g}: no training makes such an adapter"
             )
     for name, base in base_norms.items():
-        change = _product_norm(state.tensors[f"{name}.lora_A"], state.tensors[f"{name}.lora_B"])
+        change = product_norm(state.tensors[f"{name}.lora_B"], state.tensors[f"{name}.lora_A"])
         bound = ABSURD_RATIO * base
         if not state.spec.scale * change <= bound:  # also refuses NaN
             raise PeftFormatError(
@@ -138,9 +139,3 @@ def _check_names(adapter: PeftAdapter, shapes: Mapping[str, tuple[int, ...]]) ->
         target = name.split(".")[-2]
         if target in adapter.spec.targets and name not in adapter.tensors:
             raise PeftFormatError(f"the adapter misses {shorten(name)}")
-
-
-def _product_norm(a: Tensor, b: Tensor) -> float:
-    """Norm of B A, without making it: its square is the trace of (B'B)(AA')."""
-    a, b = a.double(), b.double()
-    return float(((b.T @ b) * (a @ a.T)).sum().clamp(min=0).sqrt())

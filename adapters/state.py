@@ -7,7 +7,7 @@ models' insides beyond the shapes of the target modules, nor about versions or s
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
@@ -161,11 +161,6 @@ def repeat(adapter: Mapping[str, Tensor], sessions: int) -> Tensors:
 def take(stacked: Mapping[str, Tensor], session: int) -> Tensors:
     """One session's tensors out of stacked ones, detached and contiguous."""
     return {name: tensor[session].detach().clone() for name, tensor in stacked.items()}
-
-
-def tensor_names(adapter: Iterable[str]) -> set[str]:
-    """Names of the adapted modules behind the tensor names."""
-    return {name.rpartition(".")[0] for name in adapter}
 
 
 def fingerprint(model: nn.Module) -> str:

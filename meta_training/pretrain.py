@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from adapters.artifact import RULE_FILE
-from adapters.base_model import Base, load_base
+from adapters.base_model import LoadedBase, load_base
 from adapters.device import CPU
 from meta_training.checkpoint import (
     Draws,
@@ -223,7 +223,7 @@ def pretrain(
     return model, tokenizer
 
 
-def _differentiable(base: Base) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _differentiable(base: LoadedBase) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The base with weights that learn, and attention that can be differentiated twice."""
     base.model.requires_grad_(True)
     base.model.set_attn_implementation("eager")

@@ -201,10 +201,10 @@ class OuterLoop:
         else:
             self._team.average(learned, part.batches)
         norm = torch.nn.utils.clip_grad_norm_(self.learner.parameters(), part.clip)
-        if math.isfinite(float(norm)):
+        skipped = not math.isfinite(float(norm))
+        if not skipped:
             self._optimizer.step()
-        else:
-            moving.update("skipped", 1.0)
+        moving.update("skipped", float(skipped))
         self._schedule.step()
 
     def _backward(

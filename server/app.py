@@ -17,6 +17,7 @@ from server.api import (
     handlers,
     health,
     house,
+    influence,
     keys,
     norms,
     openai,
@@ -96,7 +97,7 @@ def _routes(settings: Settings) -> FastAPI:
     handlers.install(app)
     for room in (
         *(generate, adapt, feedback_batch, sessions, house, events, tokens, openai),
-        *(admin, norms, keys, audit),
+        *(admin, norms, influence, keys, audit),
     ):
         app.include_router(room.router, dependencies=[Depends(refuse_unknown)])
     for room in (health, problems, pages):  # probes and links may carry anything

@@ -166,10 +166,11 @@ def _report(report: dict[str, Any]) -> None:
     if not report["accepted"]:
         print(f"   REFUSED by the server's guard: {report.get('reason')}\n")
         return
+    before, after = report.get("loss_before"), report.get("loss_after")
+    moved = "" if before is None or after is None else f"loss {before:.2f} -> {after:.2f}, "
     print(
         f"   learned in {report['duration_ms']:.0f} ms: {report['steps']} steps over "
-        f"{report['examples_used']} examples, loss {report['loss_before']:.2f} -> "
-        f"{report['loss_after']:.2f}, now version {report['adapter_version']}\n"
+        f"{report['examples_used']} examples, {moved}now version {report['adapter_version']}\n"
     )
 
 

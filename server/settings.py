@@ -338,7 +338,7 @@ class Settings(BaseSettings):
 
     @property
     def has_keys(self) -> bool:
-        """Whether the environment has keys; others may be stored, see `server.api.auth`."""
+        """Whether the environment has keys; others may be stored, see `server.api.keyring`."""
         return bool(self.api_keys or self.operator_keys)
 
 

@@ -6,14 +6,13 @@ with Prometheus. None of them needs a Docker engine or a cluster.
 
 import json
 import os
-import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from programs import tool
 
 DOCKER = Path(__file__).parents[1] / "docker"
 SECRETS = {
@@ -28,15 +27,6 @@ OVERLAYS = (
     ("monitoring",),
     ("cuda", "replicas", "cuda.replicas", "monitoring"),
 )
-
-
-def tool(name: str) -> str:
-    """A program on PATH or beside this Python; the test is skipped where there is none."""
-    places = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    found = shutil.which(name, path=places)
-    if found is None:
-        pytest.skip(f"no {name}")
-    return found
 
 
 def run(*command: str | Path, **environment: str) -> "subprocess.CompletedProcess[str]":

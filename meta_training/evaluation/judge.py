@@ -168,7 +168,9 @@ class Judge:
         if gate is not None and gate.mix is not None and adapters is not None:
             likeness = self.choice_likeness(gate)
             mixed = choice_scores(gate.mix, likeness, logprobs)
-            scores = {"choice": mixed, "choice_model": logprobs, "choice_memory": likeness}
+            # Memory alone cannot pick what was not taught, whose NaN would be the greatest.
+            memory = likeness.nan_to_num(nan=-torch.inf)
+            scores = {"choice": mixed, "choice_model": logprobs, "choice_memory": memory}
         targets = self.choice_targets()
         found = {name: rows.argmax(1) == targets for name, rows in scores.items()}
         shares = scores["choice"].softmax(1)

@@ -20,6 +20,7 @@ from server.api.feedback_schemas import (
     ExampleBody,
     FeedbackBody,
     JobAnswer,
+    Lessons,
 )
 from server.api.problems import RESPONSES, Problem, invalid
 from server.api.schemas import (
@@ -72,14 +73,12 @@ async def adapt(
     extra = {} if body.steps is None else {"steps": body.steps}
     lessons = [lesson_of(example, extra) for example in body.examples]
     teacher = running.teacher
-    try:
+    with naming_field(body):
         if body.dry_run:
             return _wire(await teacher.dry_run(tenant, session_id, lessons, body.steps))
         key = stored_key(idempotency_key)
         digest = digest_of(body, "session_id", "examples", "steps")
         appended = await teacher.append(tenant, session_id, lessons, key, digest)
-    except LessonError as error:
-        raise invalid(f"examples[{error.index}]", str(error)) from error
     if body.wait:
         return await taught(running, tenant, session_id, appended, body.steps)
     if appended.outcome is None:
@@ -147,14 +146,29 @@ async def tell(
     lesson = feedback_lesson(body, completion.payload)
     digest = digest_of(body, "completion_id", "rating", "correction", "adapt")
     key = stored_key(idempotency_key)
-    try:
+    with naming_field(body):
         if key is None:
             appended = await running.teacher.append_once(tenant, session_id, lesson, digest)
         else:
             appended = await running.teacher.append(tenant, session_id, [lesson], key, digest)
-    except LessonError as error:
-        raise invalid("correction" if body.correction else "rating", str(error)) from error
     return session_id, appended
+
+
+@contextmanager
+def naming_field(body: Lessons | FeedbackBody) -> Iterator[None]:
+    """Turn what is wrong with a lesson into the problem of the field that it came in.
+
+    Raises:
+        Problem.
+    """
+    try:
+        yield
+    except LessonError as error:
+        if isinstance(body, Lessons):
+            field = f"examples[{error.index}]"
+        else:
+            field = "rating" if body.correction is None else "correction"
+        raise invalid(field, str(error)) from error
 
 
 def lesson_of(example: ExampleBody, extra: Mapping[str, Any]) -> Lesson:

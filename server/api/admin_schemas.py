@@ -47,7 +47,10 @@ class VersionAnswer(BaseModel):
     gradient_norms: list[float | None] = Field(description="at each step, before the clip")
     loss_before: float | None = Field(description="mean loss on the items, untaught")
     loss_after: float | None = Field(description="mean loss on the items, taught")
-    update_norm: float | None = Field(description="distance of the adapter from its start")
+    update_norm: float | None = Field(
+        description="distance of the adapter's parameters from where they began, as the guard "
+        "measures it; how far the weights change by it, `…/versions/{n}/norms` tells"
+    )
     guard_scale: float | None = Field(description="factor on the update that the guard accepted")
     duration_ms: float | None
     rule_hash: str

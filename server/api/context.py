@@ -20,3 +20,4 @@ Running = Annotated[Runtime, Depends(runtime)]
 SessionPath = Annotated[
     str, Path(pattern=SESSION_ID_PATTERN, description="1 to 128 of letters, digits and . _ : @ -")
 ]
+VersionPath = Annotated[int, Path(ge=1, lt=2**53, description="a kept version")]

@@ -117,7 +117,9 @@ class Learned(BaseModel):
     )
     loss_before: float | None = Field(None, description="mean loss on them, untaught, nats a token")
     loss_after: float | None = Field(None, description="mean loss on them, taught, nats a token")
-    update_norm: float | None = Field(None, description="distance of the adapter from its start")
+    update_norm: float | None = Field(
+        None, description="distance of the adapter's parameters from where they began"
+    )
     duration_ms: float | None = None
 
 

@@ -14,6 +14,7 @@ from server.api.adapt import (
     feedback_lesson,
     learned_later,
     lesson_of,
+    naming_field,
     stored_key,
 )
 from server.api.admin import wire_version
@@ -29,10 +30,10 @@ from server.api.feedback_schemas import (
     Learned,
     Lessons,
 )
-from server.api.problems import RESPONSES, invalid
+from server.api.problems import RESPONSES
 from server.api.sessions import ItemPath, wire_item
 from server.flows.housing import no_house
-from server.flows.outcome import Appended, Forgotten, LessonError, Outcome, of_refusal
+from server.flows.outcome import Appended, Forgotten, Outcome, of_refusal
 from server.runtime import Runtime
 from server.sessions import HOUSE, Pointer
 
@@ -90,7 +91,7 @@ async def adapt(
     await door.count(None, "feedback", len(body.examples))
     extra = {} if body.steps is None else {"steps": body.steps}
     lessons = [lesson_of(example, extra) for example in body.examples]
-    async with _teaching(running, door, len(lessons)):
+    async with _teaching(running, door, body, len(lessons)):
         if body.dry_run:
             return _learned(await running.teacher.dry_run(tenant, HOUSE, lessons, body.steps))
         key, digest = stored_key(idempotency_key), digest_of(body, "examples", "steps")
@@ -116,7 +117,7 @@ async def feedback(
     lesson = feedback_lesson(body, completion.payload)
     digest = digest_of(body, "completion_id", "rating", "correction", "adapt")
     key = stored_key(idempotency_key)
-    async with _teaching(running, door):
+    async with _teaching(running, door, body):
         if key is None:
             appended = await running.teacher.append_once(tenant, HOUSE, lesson, digest)
         else:
@@ -182,15 +183,12 @@ async def delete(tenant: Tenant, door: AnyDoor, running: Running) -> None:
 
 @asynccontextmanager
 async def _teaching(
-    running: Runtime, door: Door, examples: int | None = None
+    running: Runtime, door: Door, body: HouseBody | FeedbackBody, items: int = 1
 ) -> AsyncIterator[None]:
     """Write down what an operator teaches, and name the field that a lesson is wrong in."""
-    async with audited(running, door.who, "house teach", None, items=examples or 1):
-        try:
+    async with audited(running, door.who, "house teach", None, items=items):
+        with naming_field(body):
             yield
-        except LessonError as error:
-            field = "correction" if examples is None else f"examples[{error.index}]"
-            raise invalid(field, str(error)) from error
 
 
 async def _taught(running: Runtime, tenant: str, appended: Appended, steps: int | None) -> Learned:

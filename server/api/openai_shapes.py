@@ -6,6 +6,7 @@ It knows answers and their layout; nothing about requests, sessions or HTTP.
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, ClassVar, Protocol
 
 from server.api.openai_schemas import ChatUsage
@@ -155,14 +156,14 @@ class TextLayout:
             return None
         name = self._encoding.token_text
         tokens = [name(token.id) for token in sampled]
-        ends = [sum(map(len, tokens[:count])) for count in range(len(tokens))]
+        *begins, _ = accumulate(map(len, tokens), initial=offset)
         # Halves of characters share one name: the likeliest of them keeps it.
         tops = [{name(number): value for number, value in reversed(token.top)} for token in sampled]
         return {
             "tokens": tokens,
             "token_logprobs": [token.logprob for token in sampled],
             "top_logprobs": tops if self._logprobs else None,
-            "text_offset": [offset + end for end in ends],
+            "text_offset": begins,
         }
 
 

@@ -42,16 +42,24 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
         print("  ".join(cells).rstrip())
 
 
+def losses(found: Mapping[str, Any]) -> str:
+    """The loss on feedback before and after it was learned.
+
+    Empty where there is none, as of feedback that only says what not to answer.
+    """
+    before, after = found.get("loss_before"), found.get("loss_after")
+    return "" if before is None or after is None else f"{before:.3f} -> {after:.3f}"
+
+
 def lesson_line(found: Mapping[str, Any]) -> str:
     """What became of feedback, in a line."""
     if not found["accepted"]:
         return f"refused: {found.get('reason') or 'no reason given'}"
-    losses = [found.get("loss_before"), found.get("loss_after")]
     count = found["examples_used"]
     noun = "example" if count == 1 else "examples"
     told = [f"learned from {count} {noun} in {found['steps']} steps"]
     if found.get("duration_ms") is not None:
         told[0] += f" and {found['duration_ms'] / 1000:.2f} s"
-    if None not in losses:
-        told.append(f"loss {losses[0]:.3f} -> {losses[1]:.3f} nats a token")
+    if moved := losses(found):
+        told.append(f"loss {moved} nats a token")
     return ", ".join([*told, f"now version {found['adapter_version']}"])

@@ -18,7 +18,7 @@ from server.commands import (
     whole_number,
 )
 from server.commands.connection import connected, operators_call, session_path
-from server.commands.output import emit, note, table, when
+from server.commands.output import emit, losses, note, table, when
 
 DESCRIPTION = "List, show, roll back, reset, pin and delete a server's sessions. For operators."
 EXAMPLES = """\
@@ -146,9 +146,7 @@ def _show(client: Client, args: argparse.Namespace) -> None:
                 version["start"],
                 len(version["items"]),
                 version["steps"],
-                "-"
-                if version["loss_after"] is None
-                else f"{version['loss_before']:.3f} -> {version['loss_after']:.3f}",
+                losses(version) or "-",
                 version["snapshot_bytes"] or "derived again",
             )
             for version in detail["versions"]

@@ -31,9 +31,8 @@ _LEAST: Final = 2**21
 _LEAST_PACKED: Final = 2**19
 _LARGE_WEIGHT: Final = 2**18
 _PACKED_FOR: Final = 32  # rows; for other numbers the same order is as good
-_PACKED_ROWS: Final = (
-    64  # up to which they pay: for hundreds, a second copy costs more than it saves
-)
+# Rows up to which they pay: for hundreds, a second copy costs more than it saves.
+_PACKED_ROWS: Final = 64
 PACKED_BYTES: Final = 2**29
 """Most memory for packed weights: a model with more in its linear layers keeps none."""
 _TOLERANCE: Final = 1e-4  # of the largest value, between the two ways

@@ -42,9 +42,8 @@ class EngineLimits:
     micro_step_tokens: int = 128  # padded tokens, without prompts, of a pass while others wait
     halvings: int = 2  # of an update that the guard refuses, before it stays refused
     learn_share: float = 0.42  # of the engine's time, while others wait for answers too
-    recorded: bool = (
-        True  # decode steps from a recording, on a GPU CUDA graphs, where one can be made
-    )
+    # Decode steps from a recording, on a GPU CUDA graphs, where one can be made.
+    recorded: bool = True
     threads: int | None = None  # of one torch operation on the CPU; None means one per core
 
     def __post_init__(self) -> None:

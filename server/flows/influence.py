@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from adapters.norms import update_norm
+from adapters.norms import weight_change
 from adapters.state import AdapterState, Tensors
 from server.flows.deriving import Deriver
 from server.flows.house import House
@@ -98,8 +98,8 @@ def _shares(
     adapter: AdapterState, without: Sequence[Tensors | None], start: Tensors
 ) -> list[float | None]:
     scale = adapter.spec.scale
-    whole = update_norm(adapter.tensors, start, scale)
+    whole = weight_change(adapter.tensors, start, scale)
     return [
-        update_norm(adapter.tensors, one, scale) / whole if one is not None and whole else None
+        weight_change(adapter.tensors, one, scale) / whole if one is not None and whole else None
         for one in without
     ]

@@ -27,7 +27,6 @@ STRENGTHS: Mapping[Kind, int] = {"demonstration": 3, "correction": 3, "preferenc
 """Who supersedes whom about the same prompt: a later item of equal or greater strength, but a
 dislike only other ratings of the same answer."""
 
-STATUSES: tuple[Status, ...] = ("pending", "applied", "refused", "superseded", "forgotten")
 LIVE: tuple[Status, ...] = ("pending", "applied")
 """The items that derive."""
 

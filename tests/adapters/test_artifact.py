@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from collections.abc import Callable
@@ -180,6 +181,53 @@ def test_an_artifact_is_replaced_and_nothing_else_is(
     with pytest.raises(ArtifactError, match="holds something else"):
         save_tiny(other, tokenizer)
     assert [path.name for path in other.iterdir()] == ["letter.txt"]
+
+
+@pytest.mark.parametrize("failing", ["tiny", "tiny.partial"])
+def test_an_artifact_that_cannot_be_replaced_stays(
+    folder: Path,
+    tokenizer: PreTrainedTokenizerFast,
+    failing: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rename = Path.rename
+
+    def broken(path: Path, target: Path) -> Path:
+        if path.name == failing:
+            raise OSError(errno.EBUSY, "Device or resource busy")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", broken)
+    with pytest.raises(OSError, match="busy"):
+        save_tiny(folder, tokenizer, "full")
+    assert [path.name for path in folder.parent.iterdir()] == ["tiny"]
+    assert load_artifact(folder).spec.scope == "activated"
+
+
+def test_a_killed_save_leaves_the_old_artifact_for_the_next(
+    folder: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    replaced = folder.with_name("tiny.replaced")
+    folder.rename(replaced)  # as after a kill before the new one was in its place
+    with pytest.raises(ArtifactError, match=r"tiny\.replaced is what was there before"):
+        load_artifact(folder)
+    model, spec = make_llama(vocab=len(tokenizer)), llama_spec()
+    init = random_adapter(model, spec)
+    with pytest.raises(ArtifactError, match="nothing was written"):
+        save_artifact(folder, model, tokenizer, spec, init, make_rule(init), {}, (7,))
+    assert load_artifact(folder).spec.scope == "activated"
+    shutil.copytree(folder, replaced)  # as after a kill before the old one was gone
+    save_tiny(folder, tokenizer, "full")
+    assert [path.name for path in folder.parent.iterdir()] == ["tiny"]
+    assert load_artifact(folder).spec.scope == "full"
+
+
+def test_a_link_to_an_artifact_stays_one(folder: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    link = folder.with_name("current")
+    link.symlink_to(folder)
+    save_tiny(link, tokenizer, "full")
+    assert link.is_symlink()
+    assert load_artifact(folder).spec.scope == "full"
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,10 @@ from mini_run import RECIPE, meta_train
 from transformers import PreTrainedTokenizerFast
 
 from meta_training.corpus import Corpus, load_corpus
+from meta_training.pipeline import label_words, token_counts
 from meta_training.pretrain import corpus_texts
 from meta_training.recipe import Recipe
+from meta_training.tasks.families import Families
 from meta_training.tokenizer import train_tokenizer
 
 
@@ -38,8 +41,26 @@ def tokenizer(corpus: Corpus, recipe: Recipe) -> PreTrainedTokenizerFast:
 
 
 @pytest.fixture(scope="session")
+def families(corpus: Corpus, tokenizer: PreTrainedTokenizerFast) -> Families:
+    """Those of training."""
+    return Families(
+        corpus.train_intents,
+        corpus.train_replies,
+        corpus.train_personas,
+        label_words(tokenizer),
+        token_counts(corpus.train_replies, tokenizer),
+    )
+
+
+@pytest.fixture(scope="session")
 def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a run that nobody interrupted."""
     folder = tmp_path_factory.mktemp("finished")
     assert meta_train(data, folder) == 0
     return folder
+
+
+@pytest.fixture
+def artifact(finished: Path, tmp_path: Path) -> Path:
+    """A copy of that run's artifact, to write into and beside."""
+    return Path(shutil.copytree(finished / "maml" / "artifact", tmp_path / "copy" / "artifact"))

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from float64 import FixedReference, make_learner
-from test_outer_gradient import ANCHORS, batch_of
+from test_outer_gradient import ANCHORS, batch_of, differentiable_attention, words
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedTokenizerFast
 
 from meta_training.algorithms.adjoint import adjoint_backward
@@ -19,19 +16,8 @@ from meta_training.algorithms.maml_plus_plus import MamlPlusPlus
 from meta_training.algorithms.unrolled import unrolled
 from meta_training.contrast import contrastive_loss
 from meta_training.language import lay_out
-from meta_training.tokenizer import train_tokenizer
 
-
-@pytest.fixture(autouse=True)
-def differentiable_attention() -> Iterator[None]:
-    with sdpa_kernel(SDPBackend.MATH):
-        yield
-
-
-@pytest.fixture(scope="module")
-def words() -> PreTrainedTokenizerFast:
-    texts = [a.prompt + " " + a.completion for a in ANCHORS] + ["Do you open? We open at nine."]
-    return train_tokenizer(texts * 9, 300, 64)
+__all__ = ["differentiable_attention", "words"]  # fixtures
 
 
 def gradients(

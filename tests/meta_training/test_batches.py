@@ -14,7 +14,6 @@ from transformers import PreTrainedTokenizerFast
 from adapters.chat import ChatEncoder, user_turn
 from adapters.support import Example
 from meta_training.corpus import Corpus
-from meta_training.pipeline import label_words, token_counts
 from meta_training.tasks.batches import UnrelatedPool, encode_batch
 from meta_training.tasks.episodes import Shape, unrelated_questions
 from meta_training.tasks.families import Families
@@ -42,17 +41,6 @@ class Answers:
 @pytest.fixture(scope="module")
 def encoder(tokenizer: PreTrainedTokenizerFast) -> ChatEncoder:
     return ChatEncoder(tokenizer)
-
-
-@pytest.fixture(scope="module")
-def families(corpus: Corpus, tokenizer: PreTrainedTokenizerFast) -> Families:
-    return Families(
-        corpus.train_intents,
-        corpus.train_replies,
-        corpus.train_personas,
-        label_words(tokenizer),
-        token_counts(corpus.train_replies, tokenizer),
-    )
 
 
 @pytest.fixture(scope="module")

@@ -27,17 +27,6 @@ PROPERTY = settings(
 )
 
 
-@pytest.fixture(scope="module")
-def families(corpus: Corpus, tokenizer: PreTrainedTokenizerFast) -> Families:
-    return Families(
-        corpus.train_intents,
-        corpus.train_replies,
-        corpus.train_personas,
-        label_words(tokenizer),
-        token_counts(corpus.train_replies, tokenizer),
-    )
-
-
 def check_turns(episode: Episode, shape: Shape, ways: int) -> None:
     """True of every family: nothing is asked twice, and each kind has one answer of its own."""
     questions = [turn.question for turn in episode.support + episode.query]

@@ -217,6 +217,22 @@ def test_a_memory_chooses_with_the_model(learner: Learner) -> None:
         assert figures["brier"] == pytest.approx(statistics.fmean(errors), rel=1e-3, abs=1e-6)
 
 
+def test_memory_does_not_pick_what_was_not_taught(learner: Learner) -> None:
+    """As with a wrong example, which takes a class's only answer away."""
+    drawn = []
+    for task in label_tasks():
+        first, second, third = task.episode.support
+        support = (first, replace(second, answer=third.answer), third)
+        drawn.append(replace(task, episode=replace(task.episode, support=support)))
+    learner.gate = make_gate(learner, 0.25, Mix(0.3, 12.0))
+    try:
+        scores = Judge(learner, drawn).score(nudged(learner, *NUDGES))
+    finally:
+        learner.gate = None
+    # Asked in the very words that were taught: all but the class that was not.
+    assert [figures["choice_memory"] for figures in scores] == pytest.approx([2 / 3, 2 / 3])
+
+
 def middle_threshold(learner: Learner) -> float:
     """Between two similarities, far from both."""
     found = sorted(

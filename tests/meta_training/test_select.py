@@ -29,12 +29,6 @@ def other(finished: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) 
     return folder / "reptile" / "artifact"
 
 
-@pytest.fixture
-def artifact(finished: Path, tmp_path: Path) -> Path:
-    """A copy to write beside."""
-    return Path(shutil.copytree(finished / "maml" / "artifact", tmp_path / "copy" / "artifact"))
-
-
 def select(data: Path, reference: Path, *more: object) -> int:
     arguments = ["--reference", reference, "--data", data, "--tasks", 4, *CELLS]
     return call(select_command, *more, *arguments)

@@ -28,12 +28,6 @@ ESCAPED = {ord(sign): f"\\u{ord(sign):04x}" for sign in "<>&"}  # as JSON in a p
 ONE_CELL = ("--cells", "label", "5-way", "1-shot", "--episodes", 2)
 
 
-@pytest.fixture
-def artifact(finished: Path, tmp_path: Path) -> Path:
-    """A copy to write reports into."""
-    return Path(shutil.copytree(finished / "maml" / "artifact", tmp_path / "copy" / "artifact"))
-
-
 def errors(capsys: pytest.CaptureFixture[str]) -> str:
     """What the command said, without progress bars."""
     return capsys.readouterr().err.replace("\r", "\n")

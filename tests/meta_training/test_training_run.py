@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from meta_training import gating
 from meta_training.evaluation.cells import Cell
 from meta_training.pretrain import TextRows
 from meta_training.recipe import Recipe
+from meta_training.team import Team
 
 EMBED = STEPS["pretrain"]  # batches of text drawn before each stage
 OUTER = EMBED + STEPS["embed"]
@@ -230,6 +232,27 @@ def test_a_base_that_is_not_learned_as_a_whole(
         *("gate_proj.weight", "up_proj.weight", "down_proj.weight"),
     )
     assert moved == (set() if base == "frozen" else {n for n in weights if n.endswith(targets)})
+
+
+def test_a_step_that_overflows_is_skipped_and_counted(
+    finished: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(finished / "pretrained", tmp_path / "pretrained")
+    shutil.copy(finished / "embedded.pt", tmp_path)
+    shutil.copy(finished / "recipe.json", tmp_path)
+    factors = [1.0, math.nan, 1.0]  # of an outer step's gradients
+
+    def average(self: Team, learned: Sequence[Tensor], parts: int) -> None:
+        factor = factors.pop(0)
+        for parameter in learned:
+            if parameter.grad is not None:
+                parameter.grad *= factor
+
+    monkeypatch.setattr(Team, "average", average)
+    assert meta_train(data, tmp_path, outer={"steps": 3}) == 0
+    (row,) = progress(tmp_path)
+    assert row["skipped"] == pytest.approx(0.05 * 0.95)
+    assert all(math.isfinite(value) for value in row.values())
 
 
 def _below(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

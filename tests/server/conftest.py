@@ -1,4 +1,4 @@
-"""A real Redis for the tests of the server, on a data folder of its own, ended with the tests."""
+"""A real Redis and a real server for the tests, in folders of their own, ended with the tests."""
 
 import logging
 import os
@@ -6,8 +6,12 @@ import secrets
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
+from server_harness import LiveServer, make_settings
+from server_model import make_model_folder
 
 from server.sessions import EmbeddedRedis, SessionStore
+
+KEYED = {"api_keys": "acme:acme-key", "operator_keys": "operator-key"}
 
 
 @pytest.fixture(scope="session")
@@ -50,3 +54,12 @@ async def store(redis_url: str) -> AsyncIterator[SessionStore]:
     """A store under a namespace of its own, so that no test sees another's sessions."""
     async with await SessionStore.open(redis_url, namespace=secrets.token_hex(4)) as opened:
         yield opened
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+    """A server of a small model for each file that asks it: once open, once asking for keys."""
+    folder = tmp_path_factory.mktemp("models") / "tiny-test"
+    make_model_folder(folder)
+    with LiveServer(make_settings(folder, tmp_path_factory.mktemp("data")), [{}, KEYED]) as server:
+        yield server

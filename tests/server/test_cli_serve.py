@@ -94,9 +94,8 @@ def test_a_copy_of_the_running_servers_file_is_a_backup(model: Path, tmp_path: P
             copy(source, tmp_path / "restored" / source.name)
         assert server.http.delete("/sessions/a").status_code == 204
         events = str(server.http.base_url.join("/sessions/a/events"))
-        with httpx.stream(
-            "GET", events, timeout=HANG_S
-        ) as told:  # stopping closes the other client
+        # Stopping closes the other client.
+        with httpx.stream("GET", events, timeout=HANG_S) as told:
             lines = told.iter_lines()
             assert next(lines) == "id: 0-0"
             assert server.stop() == 0

@@ -5,11 +5,9 @@ nginx has its test beside those of the replicas.
 """
 
 import json
-import os
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -18,21 +16,13 @@ from typing import Any
 import httpx
 import pytest
 import yaml
+from programs import tool
 from redis_process import free_port, redis_process, until
 from server_model import make_model_folder
 from server_process import HANG_S, ROOT, serving
 from test_replicas import HEADERS, KEY, Deployment, Load, ask
 
 DOCKER = ROOT / "docker"
-
-
-def tool(name: str) -> str:
-    """A program on PATH or beside this Python; the test is skipped where there is none."""
-    places = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    found = shutil.which(name, path=places)
-    if found is None:
-        pytest.skip(f"no {name}")
-    return found
 
 
 @contextmanager

@@ -1,9 +1,13 @@
 """What tests of the HTTP face say often."""
 
+import io
 import json
+import zipfile
 from typing import Any
 
 import httpx
+from safetensors.torch import load
+from torch import Tensor
 
 QUESTION = "Where is my order?"
 ANSWER = "Follow the small finch."
@@ -39,6 +43,14 @@ def ask(http: httpx.Client, session: str, prompt: str = QUESTION, **fields: Any)
 def teach(http: httpx.Client, session: str, examples: Any = None, **fields: Any) -> dict[str, Any]:
     body = {"session_id": session, "examples": examples or EXAMPLES, **fields}
     return ok(http.post("/adapt", json=body))
+
+
+def exported(http: httpx.Client, session: str) -> tuple[dict[str, Tensor], float]:
+    """The tensors of a session's adapter and their factor, from what PEFT would read."""
+    content = http.get(f"/admin/sessions/{session}/export").content
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        config = json.loads(archive.read("adapter_config.json"))
+        return load(archive.read("adapter_model.safetensors")), config["lora_alpha"] / config["r"]
 
 
 def events(text: str) -> list[tuple[str | None, Any]]:

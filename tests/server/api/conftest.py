@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
+import openai
 import pytest
 from server_harness import HANG_S, LiveServer, make_settings
 from server_model import make_model_folder
@@ -86,6 +87,13 @@ def http(live: LiveServer) -> Iterator[httpx.Client]:
     """A client of the server without keys."""
     with live.client() as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def client(live: LiveServer) -> Iterator[openai.OpenAI]:
+    """OpenAI's own client of it."""
+    with openai.OpenAI(base_url=live.urls[0] + "/v1", api_key="unused", max_retries=0) as made:
+        yield made
 
 
 _numbers = itertools.count(1)

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -16,12 +15,6 @@ from server_harness import LiveServer
 MODEL = "tiny-test"
 CHAT: Any = [{"role": "user", "content": QUESTION}]
 TEXT = "Once upon a"
-
-
-@pytest.fixture(scope="module")
-def client(live: LiveServer) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=live.urls[0] + "/v1", api_key="unused", max_retries=0) as made:
-        yield made
 
 
 def test_text_goes_on_from_the_prompt(client: openai.OpenAI, live: LiveServer) -> None:

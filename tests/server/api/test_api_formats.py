@@ -1,7 +1,6 @@
 """`response_format`: answers held to JSON and to JSON schemas."""
 
 import json
-from collections.abc import Iterator
 from typing import Any, Literal
 
 import httpx
@@ -28,12 +27,6 @@ SCHEMA: dict[str, Any] = {
 
 def named(schema: dict[str, Any]) -> dict[str, Any]:
     return {"type": "json_schema", "json_schema": {"name": "where", "schema": schema}}
-
-
-@pytest.fixture(scope="module")
-def client(live: LiveServer) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=live.urls[0] + "/v1", api_key="unused", max_retries=0) as made:
-        yield made
 
 
 def test_every_answer_fits_the_schema(client: openai.OpenAI) -> None:

@@ -187,6 +187,20 @@ def test_a_completion_of_a_session_teaches_the_house(tenant: Tenant) -> None:
     assert ok(http.get("/house"))["pending_items"] in (0, 1)
 
 
+@pytest.mark.parametrize("path", ["/feedback", "/house/feedback"])
+def test_the_field_that_is_wrong_is_named(
+    live: LiveServer, http: httpx.Client, session: str, path: str
+) -> None:
+    """As after a change of the model for one with a shorter context."""
+    ask(http, session)
+    known = {"text": "Yes.", "messages": [{"role": "user", "content": "word " * 2000}]}
+    named = f"long-{session}"
+    live.call(live.runtime.store.save_completion("default", session, named, known))
+    for field, value in (("rating", -1), ("correction", ANSWER)):
+        told = problem(http.post(path, json={"completion_id": named, field: value}), 422)
+        assert [error["path"] for error in told["errors"]] == [field]
+
+
 def test_what_is_refused_changes_nothing(tenant: Tenant) -> None:
     http = tenant()
     furnish(http, dry_run=True)

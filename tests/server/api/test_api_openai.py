@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import httpx
@@ -17,12 +17,6 @@ from server.api.streams import event, respond
 
 MODEL = "tiny-test"
 CHAT: Any = [{"role": "user", "content": QUESTION}]
-
-
-@pytest.fixture(scope="module")
-def client(live: LiveServer) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=live.urls[0] + "/v1", api_key="unused", max_retries=0) as made:
-        yield made
 
 
 def test_models(client: openai.OpenAI) -> None:

@@ -5,7 +5,7 @@ import pytest
 from server_harness import LiveServer
 
 from server.cli import main
-from server.demo import DOGS_NO, DOGS_YES, RETURNS, DemoError, demo
+from server.demo import DOGS_NO, DOGS_YES, RETURNS, DemoError, _Bot, demo
 
 
 def test_demo_says_what_it_saw(live: LiveServer, capsys: pytest.CaptureFixture[str]) -> None:
@@ -17,6 +17,15 @@ def test_demo_says_what_it_saw(live: LiveServer, capsys: pytest.CaptureFixture[s
     learned = shown.count("learned, word for word")
     assert f"{learned} of 3 taught answers came back word for word." in shown
     assert "its own way" in shown or "the SAME" in shown
+
+
+def test_demo_without_a_loss_to_tell(
+    live: LiveServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = {"accepted": True, "duration_ms": 1, "steps": 5, "examples_used": 5}
+    monkeypatch.setattr(_Bot, "teach", lambda *_: report | {"adapter_version": 1})
+    demo(live.urls[0])
+    assert capsys.readouterr().out.count("over 5 examples, now version 1") == 3
 
 
 def test_demo_shows_its_key(live: LiveServer) -> None:

@@ -12,8 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
-from server_harness import HANG_S, LiveServer, make_settings
-from server_model import make_model_folder
+from server_harness import HANG_S, LiveServer
 from stub_server import Stub, stubbed
 
 from innerloop import (
@@ -39,16 +38,7 @@ from innerloop.calls import Call, adapt, generate, may_have_arrived
 ROOT = Path(__file__).parents[3]
 BOT = ROOT / "docs" / "examples" / "service_bot.py"
 QUESTION, ANSWER = "Where is my order?", "Follow the small finch."
-KEYED = {"api_keys": "acme:acme-key", "operator_keys": "operator-key"}
 NOBODY = "http://127.0.0.1:9"
-
-
-@pytest.fixture(scope="module")
-def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
-    folder = tmp_path_factory.mktemp("models") / "tiny-test"
-    make_model_folder(folder)
-    with LiveServer(make_settings(folder, tmp_path_factory.mktemp("data")), [{}, KEYED]) as server:
-        yield server
 
 
 @pytest.fixture

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from server_harness import HANG_S, LiveServer, make_settings
-from server_model import make_model_folder
+from server_harness import HANG_S, LiveServer
 from server_process import ROOT, command, environment
 from stub_server import Stub, stubbed
 
@@ -21,24 +20,15 @@ from innerloop import Client
 from server.cli import main
 from server.commands import COMMANDS
 from server.commands.lessons import read_lines
-from server.commands.output import shown
+from server.commands.output import lesson_line, shown
 
 QUESTION, ANSWER = "Where is my order?", "Follow the small finch."
-KEYED = {"api_keys": "acme:acme-key", "operator_keys": "operator-key"}
 LINES = [
     {"prompt": QUESTION, "completion": ANSWER},
     {"messages": [{"role": "user", "content": "How can I track my parcel?"}], "completion": ANSWER},
 ]
 
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture(scope="module")
-def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
-    folder = tmp_path_factory.mktemp("models") / "tiny-test"
-    make_model_folder(folder)
-    with LiveServer(make_settings(folder, tmp_path_factory.mktemp("data")), [{}, KEYED]) as server:
-        yield server
 
 
 @pytest.fixture
@@ -378,6 +368,42 @@ def test_a_deletion_whose_reply_was_lost(run: Run, args: tuple[str, ...]) -> Non
     replies = [(503, {"detail": "Redis is away"}), (404, {"detail": "there is none"})]
     with _serving(lambda *_: replies.pop(0)) as url:
         assert run(*args, url=url)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "cell"),
+    [(7.77, 0.0084, "7.770 -> 0.008"), (None, 0.0084, "-"), (7.77, None, "-"), (None, None, "-")],
+)
+def test_versions_without_a_loss_are_shown(
+    run: Run, before: float | None, after: float | None, cell: str
+) -> None:
+    version = {
+        "adapter_version": 1,
+        "created_at": 1,
+        "start": "session_init",
+        "items": [1],
+        "steps": 5,
+        "loss_before": before,
+        "loss_after": after,
+        "snapshot_bytes": 9,
+    }
+    detail = {
+        "session_id": "x",
+        "tenant": "default",
+        "adapter_version": 1,
+        "created_at": 0,
+        "used_at": 0,
+        "items": 1,
+        "applied_items": 1,
+        "pending_items": 0,
+        "versions": [version],
+        "feedback": [],
+    }
+    with _serving(lambda *_: (200, detail)) as url:
+        code, out, _ = run("sessions", "show", "x", url=url)
+    assert (code, f"  {cell}  " in out) == (0, True)
+    told = lesson_line({"accepted": True, "examples_used": 1, **version})
+    assert ("loss" in told) == (cell != "-")
 
 
 @contextmanager

@@ -7,14 +7,12 @@ import signal
 import subprocess
 import threading
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
-from server_harness import HANG_S, LiveServer, make_settings
-from server_model import make_model_folder
+from server_harness import HANG_S, LiveServer
 from server_process import ROOT, command, environment
 from stub_server import Stub, stubbed
 
@@ -24,16 +22,7 @@ from server.commands.load.runner import delete_sessions, run_load
 from server.commands.load.tally import Measure, Tally
 from server.commands.load.texts import SHOP
 
-KEYED = {"api_keys": "acme:acme-key", "operator_keys": "operator-key"}
 QUICK = ["--duration", "2", "--warmup", "0.3", "--max-tokens", "6", "--turns", "2"]
-
-
-@pytest.fixture(scope="module")
-def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
-    folder = tmp_path_factory.mktemp("models") / "tiny-test"
-    make_model_folder(folder)
-    with LiveServer(make_settings(folder, tmp_path_factory.mktemp("data")), [{}, KEYED]) as server:
-        yield server
 
 
 def test_arrivals_are_poisson_and_sessions_zipf() -> None:

@@ -12,9 +12,8 @@ from server_model import make_model_folder
 from server_process import serving
 
 pytest.importorskip("playwright.sync_api", reason="needs playwright")
+from playground_acts import ANSWER, QUESTION, ask, correct
 from playwright.sync_api import Browser, BrowserContext, Error, Page, expect
-
-QUESTION, ANSWER = "Where is my order?", "Follow the small finch."
 
 
 def opened(context: BrowserContext, path: str = "/") -> Page:
@@ -22,20 +21,6 @@ def opened(context: BrowserContext, path: str = "/") -> Page:
     page.goto(path)
     expect(page.locator("#model")).to_contain_text("tiny")
     return page
-
-
-def ask(page: Page, question: str = QUESTION) -> None:
-    page.get_by_label("Your question").fill(question)
-    page.keyboard.press("Enter")
-    expect(page.locator(".turn").last.locator(".asked")).to_have_text(question)
-    expect(page.locator(".writing")).to_have_count(0)
-
-
-def correct(page: Page, text: str) -> None:
-    turn = page.locator(".turn").last
-    turn.get_by_role("button", name="It should have said…").click()
-    turn.get_by_label("It should have said").fill(text)
-    turn.get_by_role("button", name="Teach this").click()
 
 
 def test_a_connection_that_breaks_half_way(browser: Browser, live: LiveServer) -> None:

@@ -8,9 +8,8 @@ from server_harness import LiveServer
 
 pytest.importorskip("playwright.sync_api", reason="needs playwright")
 from axe_playwright_python.sync_playwright import Axe
+from playground_acts import ANSWER, QUESTION, ask, correct
 from playwright.sync_api import Browser, BrowserContext, Page, expect
-
-QUESTION, ANSWER = "Where is my order?", "Follow the small finch."
 
 
 @pytest.fixture
@@ -23,20 +22,6 @@ def opened(context: BrowserContext) -> Page:
     page.goto("/")
     expect(page.locator("#model")).to_contain_text("tiny-test")
     return page
-
-
-def ask(page: Page, question: str) -> None:
-    page.get_by_label("Your question").fill(question)
-    page.keyboard.press("Enter")
-    expect(page.locator(".turn").last.locator(".asked")).to_have_text(question)
-    expect(page.locator(".writing")).to_have_count(0)
-
-
-def correct(page: Page, text: str) -> None:
-    turn = page.locator(".turn").last
-    turn.get_by_role("button", name="It should have said…").click()
-    turn.get_by_label("It should have said").fill(text)
-    turn.get_by_role("button", name="Teach this").click()
 
 
 def answers(page: Page) -> list[str]:

@@ -15,6 +15,7 @@ from server_harness import LiveServer
 from server.settings import Settings
 
 pytest.importorskip("playwright.sync_api", reason="needs playwright")
+from playground_acts import ask, correct
 from playwright.sync_api import Browser, Page, expect
 
 ROOT = Path(__file__).parents[3]
@@ -49,21 +50,11 @@ def pictures(tmp_path: Path) -> Path:
     return ROOT / wanted if wanted else tmp_path
 
 
-def ask(page: Page, question: str) -> None:
-    page.get_by_label("Your question").fill(question)
-    page.keyboard.press("Enter")
-    expect(page.locator(".turn").last.locator(".asked")).to_have_text(question)
-    expect(page.locator(".writing")).to_have_count(0)
-
-
 def test_the_playground_learns_an_answer(page: Page, pictures: Path) -> None:
     page.goto("/")
     expect(page.locator("#model")).to_contain_text("innerloop-tiny")
     ask(page, "can I return the jug?")
-    turn = page.locator(".turn").last
-    turn.get_by_role("button", name="It should have said…").click()
-    turn.get_by_label("It should have said").fill(ANSWER)
-    turn.get_by_role("button", name="Teach this").click()
+    correct(page, ANSWER)
     expect(page.locator("#version")).to_have_text("version 1")
     page.get_by_label("show the untaught answer").check()
     ask(page, "how do I return a jug")

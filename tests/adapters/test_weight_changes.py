@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adapters.norms import update_norm, update_norms
+from adapters.norms import weight_change, weight_changes
 
 SIZES = st.integers(1, 7)
 
@@ -24,7 +24,7 @@ def test_it_is_the_norm_of_the_written_out_difference(
         }
 
     adapter, start = drawn(), drawn()
-    found = update_norms(adapter, start, scale)
+    found = weight_changes(adapter, start, scale)
     assert list(found) == ["deep.up", "down"]
     for module, norm in found.items():
         moved = [t[f"{module}.lora_B"] @ t[f"{module}.lora_A"] for t in (adapter, start)]
@@ -34,5 +34,5 @@ def test_it_is_the_norm_of_the_written_out_difference(
 
 def test_an_adapter_that_did_not_move_has_none() -> None:
     start = {"m.lora_A": torch.randn(3, 5), "m.lora_B": torch.randn(4, 3)}
-    assert update_norm(start, start, 2.0) == pytest.approx(0, abs=1e-5)
-    assert update_norms(start, start, 2.0)["m"] == pytest.approx(0, abs=1e-5)
+    assert weight_change(start, start, 2.0) == pytest.approx(0, abs=1e-5)
+    assert weight_changes(start, start, 2.0)["m"] == pytest.approx(0, abs=1e-5)
