@@ -4,7 +4,10 @@
 import * as api from "./api.js";
 import { $, actions, busy, button, element, fill, quiet, shout, submits } from "./parts.js";
 
-const chats = new Map(); // session id -> [{question, answer, node}]
+const KEPT = "innerloop.chat."; // in this tab, so that a page loaded anew can still rate what was said
+const KEPT_TURNS = 50;
+
+const chats = new Map(); // session id -> [{question, answer, node, said}], `said` as it is kept
 let current = null;
 let taught = async () => {}; // what to do when a session learned something
 
@@ -14,22 +17,55 @@ export function onTaught(work) {
 
 export function showChat(session) {
   current = session;
-  if (!chats.has(session)) chats.set(session, []);
+  if (!chats.has(session)) chats.set(session, kept(session).map((turn) => restored(turn, session)));
   const turns = chats.get(session);
   $("chat").replaceChildren(...turns.map((turn) => turn.node));
   $("chat").hidden = turns.length === 0;
   $("empty").hidden = turns.length > 0;
 }
 
-export const dropChat = (session) => chats.delete(session);
+export function dropChat(session) {
+  chats.delete(session);
+  keep(session);
+}
+
+function keep(session) {
+  const said = (chats.get(session) ?? []).map((turn) => turn.said).filter(Boolean).slice(-KEPT_TURNS);
+  try {
+    if (said.length) sessionStorage.setItem(KEPT + session, JSON.stringify(said));
+    else sessionStorage.removeItem(KEPT + session);
+  } catch {
+    // A browser that keeps nothing, or no more: the chat lasts as long as the page.
+  }
+}
+
+function kept(session) {
+  try {
+    return JSON.parse(sessionStorage.getItem(KEPT + session)) ?? [];
+  } catch {
+    return [];
+  }
+}
+
+function newTurn(question) {
+  const node = $("turn").content.firstElementChild.cloneNode(true);
+  node.querySelector(".asked").textContent = question;
+  return { question, answer: null, node };
+}
+
+function restored(said, session) {
+  const turn = newTurn(said.question);
+  const node = turn.node.querySelector(".answer");
+  finish({ node }, { session, turn, messages: null }, said);
+  return turn;
+}
 
 export async function ask(question) {
   const session = current;
   const turns = chats.get(session);
-  const node = $("turn").content.firstElementChild.cloneNode(true);
-  const turn = { question, answer: null, node };
+  const turn = newTurn(question);
+  const { node } = turn;
   const messages = $("earlier").checked ? conversation(turns, question) : null;
-  node.querySelector(".asked").textContent = question;
   const learned = node.querySelector(".answer");
   const sides = [{ node: learned, title: "This session" }];
   if ($("beside").checked) {
@@ -73,20 +109,31 @@ async function write(side, context) {
       text.textContent = soFar;
       if (session === current) node.scrollIntoView({ block: "nearest" });
     });
-    text.textContent = answer.text || "(an empty answer)";
-    node.classList.toggle("learned", answer.adapter_used);
-    if (version === undefined) {
-      turn.answer = answer.text;
-      by.textContent = author(answer);
-      offerFeedback(node, answer.id, turn, session);
-    }
+    finish(side, context, { question: turn.question, ...answer });
   } catch (error) {
     shout(error);
     by.textContent = text.textContent ? `${title}: broke off` : `${title}: no answer`;
-    actions(node, button("Try again", () => write(side, context)));
+    const refused = error.status === 422; // as it is, it never gets an answer
+    const edit = button("Change the question", () => fill($("question"), turn.question));
+    actions(node, refused ? edit : button("Try again", () => write(side, context)));
   } finally {
     writing(node, false);
   }
+}
+
+/** Show a whole answer, as the server gave it or as it was kept. */
+function finish(side, context, said) {
+  const { node, version } = side;
+  const { session, turn } = context;
+  node.querySelector(".text").textContent = said.text || "(an empty answer)";
+  node.classList.toggle("learned", said.adapter_used);
+  if (version !== undefined) return;
+  const { question, text, id, adapter_used, adapter_version } = said;
+  turn.answer = text;
+  turn.said = { question, text, id, adapter_used, adapter_version };
+  node.querySelector(".by").textContent = author(said);
+  offerFeedback(side, context);
+  keep(session);
 }
 
 function writing(node, now) {
@@ -99,7 +146,10 @@ function author(answer) {
   return answer.adapter_version ? "Base model: nothing like it was taught" : "Base model";
 }
 
-function offerFeedback(node, completion, turn, session) {
+function offerFeedback(side, context) {
+  const { node } = side;
+  const { turn, session } = context;
+  const completion = turn.said.id;
   const thumb = (label, rating) => {
     const made = button("", () => rate(rating), rating > 0 ? "quiet thumb" : "quiet thumb down");
     made.setAttribute("aria-label", label);
@@ -111,7 +161,8 @@ function offerFeedback(node, completion, turn, session) {
   const rate = async (rating) => {
     const outcome = await busy(thumbs, () => api.rate(completion, rating));
     thumbs.forEach((made, index) => made.setAttribute("aria-pressed", (index === 0) === (rating > 0)));
-    actions(node, ...thumbs, open, verdict(outcome));
+    const another = button("Another answer", () => write(side, context), "quiet");
+    actions(node, ...thumbs, open, ...(rating > 0 ? [] : [another]), verdict(outcome));
     thumbs[rating > 0 ? 0 : 1].focus();
     await taught(session);
   };

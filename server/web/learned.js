@@ -3,6 +3,8 @@
 import * as api from "./api.js";
 import { $, busy, button, paragraph, said, submits } from "./parts.js";
 
+const AT_ONCE = 64; // examples that the server takes in one call
+
 let shown = null;
 let drawn = ""; // what is on the page already, so that reading it again disturbs nobody
 
@@ -27,9 +29,10 @@ function itemNode(session, item) {
   const node = document.createElement("li");
   const counts = item.status === "applied" || item.status === "pending";
   const asked = item.messages?.at(-1)?.content ?? "";
-  node.append(paragraph(asked, "question"), paragraph(said(item), counts ? "" : "off"));
+  node.append(paragraph(`${item.id}. ${asked}`, "question"), paragraph(said(item), counts ? "" : "off"));
   if (item.status !== "applied") {
-    node.append(paragraph(item.reason ? `${item.status}: ${item.reason}` : item.status, "hint"));
+    const reason = item.reason?.startsWith(item.status) ? null : item.status;
+    node.append(paragraph([reason, item.reason].filter(Boolean).join(": "), "hint"));
   }
   const remove = button("Forget", () => forget(session, item.id, remove), "quiet");
   remove.setAttribute("aria-label", `Forget: ${asked}`);
@@ -47,8 +50,12 @@ submits($("teach"), async () => {
   const completion = $("wanted").value.trim();
   const prompts = $("wordings").value.split("\n").map((line) => line.trim()).filter(Boolean);
   if (!prompts.length || !completion) throw new api.CallFailed("Write a question, and the answer to it.");
-  const outcome = await api.teach(shown, prompts.map((prompt) => ({ prompt, completion })));
-  if (!outcome.accepted) throw new api.CallFailed(`Not learned: ${outcome.reason}`);
+  const examples = prompts.map((prompt) => ({ prompt, completion }));
+  const session = shown;
+  for (let begin = 0; begin < examples.length; begin += AT_ONCE) {
+    const outcome = await api.teach(session, examples.slice(begin, begin + AT_ONCE));
+    if (!outcome.accepted) throw new api.CallFailed(`Not learned: ${outcome.reason}`);
+  }
   $("teach").reset();
   await refresh();
 });

@@ -218,3 +218,44 @@ def test_pages_come_with_their_guards(live: LiveServer) -> None:
                 assert found.headers["content-security-policy"]
         for name in ("/web/nothing.js", "/web/..%2fapp.py", "/web/%2e%2e/app.py"):
             assert http.get(name).status_code == 404
+
+
+def test_a_page_loaded_anew_can_still_rate_what_was_said(page: Page) -> None:
+    ask(page, QUESTION)
+    before = answers(page)
+    page.reload()
+    expect(page.locator(".turn .asked")).to_have_text(QUESTION)
+    assert answers(page) == before
+    correct(page, ANSWER)
+    expect(page.locator("#version")).to_have_text("version 1")
+    page.get_by_role("button", name="New session").click()
+    expect(page.locator(".turn")).to_have_count(0)
+    page.get_by_role("button", name="Delete this session").click()
+    page.get_by_role("button", name="Delete", exact=True).click()
+    expect(page.locator(".turn")).to_have_count(1)
+    page.reload()
+    expect(page.locator(".turn")).to_have_count(1)
+
+
+def test_another_answer_after_thumbs_down(page: Page) -> None:
+    ask(page, QUESTION)
+    page.get_by_role("button", name="Bad answer").click()
+    page.get_by_role("button", name="Another answer").click()
+    expect(page.locator(".by")).to_have_text("Learned, version 1")
+    expect(page.get_by_role("button", name="Bad answer")).to_have_attribute("aria-pressed", "false")
+    expect(page.locator(".turn")).to_have_count(1)
+
+
+def test_more_wordings_than_one_call_takes(page: Page) -> None:
+    wordings = "\n".join(f"Where is order {number}?" for number in range(70))
+    page.get_by_label("Questions, one a line").fill(wordings)
+    page.get_by_label("The answer to all of them").fill(ANSWER)
+    page.get_by_role("button", name="Teach", exact=True).click()
+    expect(page.locator("#items li")).to_have_count(70, timeout=60_000)
+
+
+def test_a_question_that_is_refused_can_be_changed(page: Page) -> None:
+    page.get_by_label("Your question").fill("What is <|end|>?")
+    page.keyboard.press("Enter")
+    page.get_by_role("button", name="Change the question").click()
+    assert page.get_by_label("Your question").input_value() == "What is <|end|>?"
