@@ -103,9 +103,10 @@ async def feedback(
     """Say how good a completion was, or what it should have been: its session learns from it.
 
     `completion_id` is the `id` of an answer of `/generate` or of a chat completion with a session.
-    The same feedback on the same completion is taught once, with or without an `Idempotency-Key`.
-    Ratings alone teach little: all of a session's together weigh at most half of what its
-    corrections do.
+    The same feedback on the same completion is taught once, with or without an `Idempotency-Key`;
+    without one it is taken anew once it does not count any more (superseded, forgotten, refused, or
+    taken back by rollback or reset). Ratings alone teach little: all of a session's together weigh
+    at most half of what its corrections do.
     """
     session_id, appended = await tell(running, door, body, idempotency_key)
     if not body.adapt:

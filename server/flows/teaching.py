@@ -24,6 +24,7 @@ from server.flows.outcome import (
 from server.flows.promoting import MAX_RACES, kept_version, promote
 from server.sessions import (
     HOUSE,
+    LIVE,
     Derivation,
     Item,
     Pointer,
@@ -95,7 +96,8 @@ class Teacher:
     ) -> Appended:
         """Put a lesson into the log unless it is there and still counts.
 
-        ``digest`` names its content. Told again after it was superseded or forgotten, it is new.
+        ``digest`` names its content. Told again after it was superseded, forgotten or refused, by
+        the guard or by going back to an older version, it is new.
 
         Raises:
             As `append`.
@@ -106,7 +108,7 @@ class Teacher:
             if not appended.repeated:
                 return appended
             item = await self._store.item(tenant, session_id, appended.items[0])
-            if item.status not in ("superseded", "forgotten"):
+            if item.status in LIVE:
                 return appended
             key = f"once-{digest}-{item.id}"
 

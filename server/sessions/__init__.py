@@ -50,6 +50,7 @@ from server.sessions.store import SessionStore
 from server.sessions.types import (
     HOUSE,
     IMPORTED,
+    LIVE,
     AppendResult,
     Completion,
     Derivation,
@@ -72,6 +73,7 @@ __all__ = [
     "AUDIT_MAX",
     "HOUSE",
     "IMPORTED",
+    "LIVE",
     "REPLICA_BEAT_S",
     "SCOPES",
     "TOKEN_PREFIX",

@@ -158,6 +158,23 @@ async def test_refusal_changes_no_version(
     assert await teacher.outcome(TENANT, "s", [2]) is not None
 
 
+async def test_what_was_refused_is_taken_anew(
+    deriver: Deriver, wild: Deriver, store: SessionStore
+) -> None:
+    for teacher, accepted in (
+        (teacher_of(wild, store), False),
+        (teacher_of(wild, store), False),
+        (teacher_of(deriver, store), True),
+    ):
+        appended = await teacher.append_once(TENANT, "s", lesson(), "digest")
+        assert not appended.repeated
+        outcome = await teacher.teach(TENANT, "s", appended.items, key=appended.key)
+        assert outcome.accepted is accepted
+    assert await statuses(store, "s") == ["refused", "refused", "applied"]
+    again = await teacher_of(deriver, store).append_once(TENANT, "s", lesson(), "digest")
+    assert (again.items, again.outcome) == ((3,), outcome)
+
+
 async def test_a_part_of_an_update_is_taken_and_its_scale_kept(
     hasty: Deriver, hasty_and_strict: Deriver, store: SessionStore
 ) -> None:
