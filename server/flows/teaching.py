@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 from server import logs
 from server.flows.deriving import UNTEACHABLE, Derived, Deriver
+from server.flows.fullness import check_room
 from server.flows.housing import Houses
 from server.flows.locks import SessionLocks
 from server.flows.outcome import (
@@ -23,7 +24,6 @@ from server.flows.outcome import (
 )
 from server.flows.promoting import MAX_RACES, kept_version, promote
 from server.sessions import (
-    HOUSE,
     LIVE,
     Derivation,
     Item,
@@ -31,7 +31,6 @@ from server.sessions import (
     SessionPinned,
     SessionStore,
     VersionConflict,
-    called,
     not_taught,
 )
 
@@ -41,9 +40,6 @@ PINNED = (
     "the session is pinned at its version: the feedback is in its log, and is learned when it is "
     "unpinned"
 )
-
-MAX_ITEMS = 256
-"""Items of one session that derive. An inner step's time grows with them."""
 
 
 class Teacher:
@@ -80,14 +76,19 @@ class Teacher:
         """
         logs.note(session_id=session_id)
         examples = await self._deriver.examples(lessons)
-        pointer = await self._store.pointer(tenant, session_id)
-        if pointer.pending + pointer.applied + len(lessons) > MAX_ITEMS:
-            return await self._repeated(pointer, key)
         items = [
             lesson.item(len(example.prompt))
             for lesson, example in zip(lessons, examples, strict=True)
         ]
-        result = await self._store.append(tenant, session_id, items, key, request_hash)
+        try:
+            await check_room(self._store, tenant, session_id, items)
+        except SessionFull:  # what was taken before needs no room
+            earlier = await self._store.repeated(tenant, session_id, key, request_hash)
+            if earlier is None:
+                raise
+            result = earlier
+        else:
+            result = await self._store.append(tenant, session_id, items, key, request_hash)
         outcome = None if result.answer is None else Outcome.restored(result.answer)
         return Appended(result.item_ids, key, result.repeated, outcome)
 
@@ -210,23 +211,6 @@ class Teacher:
             logger.info("finishing feedback of session %s: items %s", session_id, own)
             await self.teach(tenant, session_id, own, steps, key)
         return bool(requests)
-
-    async def _repeated(self, pointer: Pointer, key: str | None) -> Appended:
-        """The items that ``key`` brought to a full session before.
-
-        Raises:
-            SessionFull: it brought none, and there is no room for new ones.
-        """
-        items = await self._store.derivable(pointer.tenant, pointer.session_id)
-        own = tuple(item.id for item in items if key is not None and item.idempotency_key == key)
-        if own:
-            return Appended(own, key, repeated=True)
-        house = pointer.session_id == HOUSE
-        place = "/house" if house else f"/sessions/{pointer.session_id}"
-        raise SessionFull(
-            f"{called(pointer.session_id)} is taught by {len(items)} items and takes "
-            f"{MAX_ITEMS}: forget some with DELETE {place}/feedback/ITEM"
-        )
 
     async def _settle(
         self,

@@ -67,19 +67,31 @@ async def append(
     if word == b"imported":
         raise not_taught(session_id)
     if word == b"conflict":
-        raise IdempotencyConflict(
-            f"idempotency key {idempotency_key!r} was used for another request: "
-            "repeat that request unchanged, or take a new key"
-        )
+        raise _another_request(idempotency_key)
     if word == b"repeat":
-        record = codec.load(rest[0])
-        return AppendResult(
-            _range(record["first"], record["last"]), repeated=True, answer=codec.answer(record)
-        )
+        return _earlier(codec.load(rest[0]))
     first, last, made = rest
     if made:
         await room.announce(tenant, session_id, (now, now))
     return AppendResult(_range(first, last))
+
+
+async def repeated(
+    room: Room, tenant: str, session_id: str, idempotency_key: str | None, request_hash: str
+) -> AppendResult | None:
+    """See `SessionStore.repeated`."""
+    if idempotency_key is None:
+        return None
+    key = room.keys.session(tenant, session_id).idempotency
+    text = await room.connection.read("HGET", key, idempotency_key)
+    if text is None:
+        return None
+    record = codec.load(text)
+    if await room.connection.now(key) - record["at"] / 1000 >= IDEMPOTENCY_LIFETIME_S:
+        return None
+    if record["hash"] != request_hash:
+        raise _another_request(idempotency_key)
+    return _earlier(record)
 
 
 async def refuse(
@@ -206,6 +218,18 @@ def exists(session_id: str) -> SessionExists:
 def csv(ids: Sequence[int]) -> str:
     """Join ids the way scripts read them."""
     return ",".join(str(int(n)) for n in ids)
+
+
+def _earlier(record: Mapping[str, Any]) -> AppendResult:
+    ids = _range(record["first"], record["last"])
+    return AppendResult(ids, repeated=True, answer=codec.answer(record))
+
+
+def _another_request(idempotency_key: str | None) -> IdempotencyConflict:
+    return IdempotencyConflict(
+        f"idempotency key {idempotency_key!r} was used for another request: "
+        "repeat that request unchanged, or take a new key"
+    )
 
 
 def _range(first: int, last: int) -> tuple[int, ...]:

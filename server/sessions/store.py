@@ -134,6 +134,15 @@ class SessionStore:
         """Read the applied and pending items in the order of their ids."""
         return (await self.derivation(tenant, session_id)).items
 
+    async def repeated(
+        self, tenant: str, session_id: str, idempotency_key: str | None, request_hash: str
+    ) -> AppendResult | None:
+        """Read what `append` would return of an earlier request with the same key; None where there
+        was none, or is no key. Raises IdempotencyConflict for the same key with another hash."""
+        return await feedback.repeated(
+            self._room, tenant, session_id, idempotency_key, request_hash
+        )
+
     async def items(
         self, tenant: str, session_id: str, *, offset: int = 0, limit: int = 100
     ) -> tuple[Item, ...]:

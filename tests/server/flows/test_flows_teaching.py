@@ -1,6 +1,7 @@
 """Teaching on a real engine and a real Redis: races, refusals, crashes, other replicas."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
@@ -12,7 +13,7 @@ from adapters.artifact import Artifact
 from adapters.chat import ChatEncoder
 from adapters.config import InnerRule
 from server.engine import Engine, EngineLimits
-from server.flows import teaching
+from server.flows import fullness
 from server.flows.deriving import Deriver
 from server.flows.encoding import Encoding
 from server.flows.housing import Houses
@@ -22,7 +23,14 @@ from server.flows.outcome import Lesson, LessonError, SessionFull
 from server.flows.rebuilding import Rebuilder
 from server.flows.spending import Spending, budgets
 from server.flows.teaching import Teacher
-from server.sessions import ItemNotFound, NewItem, SessionStore, VersionRecord, prompt_key
+from server.sessions import (
+    IdempotencyConflict,
+    ItemNotFound,
+    NewItem,
+    SessionStore,
+    VersionRecord,
+    prompt_key,
+)
 from server.settings import Settings
 
 pytestmark = pytest.mark.anyio
@@ -328,7 +336,7 @@ async def test_a_lesson_that_cannot_be_taught_is_not_kept(
 async def test_a_full_session_takes_no_more(
     deriver: Deriver, store: SessionStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(teaching, "MAX_ITEMS", 2)
+    monkeypatch.setattr(fullness, "MAX_ITEMS", 2)
     teacher = teacher_of(deriver, store)
     both = [lesson(), lesson("Hello", "Hi.")]
     await teacher.append(TENANT, "s", both, "key", "hash")
@@ -336,6 +344,54 @@ async def test_a_full_session_takes_no_more(
         await teacher.append(TENANT, "s", [lesson("Bye", "Bye.")], "other", "hash")
     assert (await teacher.append(TENANT, "s", both, "key", "hash")).items == (1, 2)
     assert (await store.pointer(TENANT, "s")).items == 2
+
+
+async def test_a_full_session_answers_what_it_took_before(
+    deriver: Deriver, store: SessionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher, first = teacher_of(deriver, store), [lesson()]
+    appended = await teacher.append(TENANT, "s", first, "key", "hash")
+    outcome = await teacher.teach(TENANT, "s", appended.items, key="key")
+    await teacher.append(TENANT, "s", [lesson(completion="Here.")], None, "")
+    await teacher.append(TENANT, "s", [lesson("Hello", "Hi."), lesson("Bye", "Bye.")], None, "")
+    monkeypatch.setattr(fullness, "MAX_ITEMS", 2)
+    again = await teacher.append(TENANT, "s", [*first, lesson("More?", "No.")], "key", "hash")
+    assert (again.items, again.repeated, again.outcome) == ((1,), True, outcome)
+    with pytest.raises(IdempotencyConflict):
+        await teacher.append(TENANT, "s", [lesson("More?", "No.")], "key", "another hash")
+    await _age(store, "key")
+    with pytest.raises(SessionFull):
+        await teacher.append(TENANT, "s", [lesson("More?", "No.")], "key", "hash")
+
+
+async def _age(store: SessionStore, key: str) -> None:
+    """Have a day go by for an idempotency record."""
+    place = store._room.keys.session(TENANT, "s").idempotency
+    record = json.loads(await store._room.connection.read("HGET", place, key))
+    record["at"] -= 24 * 3600 * 1000
+    await store._room.connection.write("HSET", place, key, json.dumps(record))
+
+
+async def test_what_supersedes_an_item_finds_room_in_a_full_session(
+    deriver: Deriver, store: SessionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fullness, "MAX_ITEMS", 2)
+    teacher = teacher_of(deriver, store)
+    rated = Lesson([{"role": "user", "content": "Hello"}], "Hi.", "rating", rating=1)
+    await teacher.append(TENANT, "s", [lesson(), rated], None, "")
+    await teacher.append(
+        TENANT, "s", [lesson(completion="Here."), replace(rated, rating=-1)], None, ""
+    )
+    await teacher.append(TENANT, "s", [lesson("Hello", "Hi there.")], None, "")
+    for more in (
+        [replace(rated, turns=lesson().turns)],  # weaker than what is there
+        [lesson("Bye", "Bye.")],
+        [lesson(), lesson("Bye", "Bye.")],
+    ):
+        with pytest.raises(SessionFull):
+            await teacher.append(TENANT, "s", more, None, "")
+    live = await store.derivable(TENANT, "s")
+    assert [item.payload["completion"] for item in live] == ["Here.", "Hi there."]
 
 
 async def test_a_session_deleted_meanwhile(deriver: Deriver, store: SessionStore) -> None:
