@@ -83,7 +83,9 @@ async def adapt(
     if body.wait:
         return await taught(running, tenant, session_id, appended, body.steps)
     if appended.outcome is None:
-        work = teacher.teach(tenant, session_id, appended.items, body.steps, key)
+        work = teacher.teach(
+            tenant, session_id, appended.items, body.steps, key, appended.incarnation
+        )
         running.background.spawn(work, f"a job of session {session_id}")
     return _accepted(session_id, appended)
 
@@ -196,7 +198,9 @@ async def taught(
     job = f"GET /jobs/{_job_id(session_id, appended.items)}"
     with learned_later("the log", job):
         return _wire(
-            await running.teacher.teach(tenant, session_id, appended.items, steps, appended.key)
+            await running.teacher.teach(
+                tenant, session_id, appended.items, steps, appended.key, appended.incarnation
+            )
         )
 
 

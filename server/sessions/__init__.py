@@ -46,6 +46,7 @@ from server.sessions.errors import (
 from server.sessions.feedback import not_taught
 from server.sessions.keys import AUDIT_MAX, REPLICA_BEAT_S
 from server.sessions.replicas import Fit, Replica
+from server.sessions.room import gone
 from server.sessions.store import SessionStore
 from server.sessions.types import (
     HOUSE,
@@ -129,6 +130,7 @@ __all__ = [
     "VersionNotFound",
     "VersionRecord",
     "called",
+    "gone",
     "new_key_id",
     "not_taught",
     "prompt_key",

@@ -69,11 +69,11 @@ async def append(
     if word == b"conflict":
         raise _another_request(idempotency_key)
     if word == b"repeat":
-        return _earlier(codec.load(rest[0]))
-    first, last, made = rest
+        return _earlier(codec.load(rest[0]), rest[1])
+    first, last, made, incarnation = rest
     if made:
         await room.announce(tenant, session_id, (now, now))
-    return AppendResult(_range(first, last))
+    return AppendResult(_range(first, last), incarnation.decode())
 
 
 async def repeated(
@@ -82,16 +82,22 @@ async def repeated(
     """See `SessionStore.repeated`."""
     if idempotency_key is None:
         return None
-    key = room.keys.session(tenant, session_id).idempotency
-    text = await room.connection.read("HGET", key, idempotency_key)
+    session = room.keys.session(tenant, session_id)
+    incarnation, text = await room.connection.read_batch(
+        [
+            ("HGET", session.meta, "incarnation"),
+            ("HGET", session.idempotency, idempotency_key),
+        ],
+        atomic=True,
+    )
     if text is None:
         return None
     record = codec.load(text)
-    if await room.connection.now(key) - record["at"] / 1000 >= IDEMPOTENCY_LIFETIME_S:
+    if await room.connection.now(session.meta) - record["at"] / 1000 >= IDEMPOTENCY_LIFETIME_S:
         return None
     if record["hash"] != request_hash:
         raise _another_request(idempotency_key)
-    return _earlier(record)
+    return _earlier(record, incarnation)
 
 
 async def refuse(
@@ -220,9 +226,9 @@ def csv(ids: Sequence[int]) -> str:
     return ",".join(str(int(n)) for n in ids)
 
 
-def _earlier(record: Mapping[str, Any]) -> AppendResult:
+def _earlier(record: Mapping[str, Any], incarnation: bytes) -> AppendResult:
     ids = _range(record["first"], record["last"])
-    return AppendResult(ids, repeated=True, answer=codec.answer(record))
+    return AppendResult(ids, incarnation.decode(), repeated=True, answer=codec.answer(record))
 
 
 def _another_request(idempotency_key: str | None) -> IdempotencyConflict:

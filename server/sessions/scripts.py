@@ -24,15 +24,16 @@ APPEND = (
 -- ARGV[6]  1: only a session that is not there yet will do; 2: and it builds upon no house
 -- ARGV[7]  number of items n; with 0 the session is only made
 -- then n times three: kind, prompt key or '', payload
--- Replies  {'new', now, first id, last id, made the session 0|1}
---          {'repeat', now, record}  {'conflict', now}  {'exists', now}  {'imported', now}
+-- Replies  {'new', now, first id, last id, made the session 0|1, incarnation}
+--          {'repeat', now, record, incarnation}
+--          {'conflict', now}  {'exists', now}  {'imported', now}
 local key, lifetime_ms, count = ARGV[2], tonumber(ARGV[4]), tonumber(ARGV[7])
 if key ~= '' then
   local known = redis.call('HGET', IDEMPOTENCY, key)
   local record = known and cjson.decode(known)
   if record and NOW - record.at < lifetime_ms then
     if record.hash ~= ARGV[3] then return {'conflict', NOW} end
-    return {'repeat', NOW, known}
+    return {'repeat', NOW, known, redis.call('HGET', META, 'incarnation')}
   end
 end
 
@@ -73,7 +74,7 @@ if key ~= '' then
   end
 end
 if count > 0 then log('feedback', 'first', first, 'last', last) end
-return {'new', NOW, first, last, made}
+return {'new', NOW, first, last, made, redis.call('HGET', META, 'incarnation')}
 """
 )
 

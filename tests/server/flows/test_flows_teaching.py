@@ -25,8 +25,9 @@ from server.flows.spending import Spending, budgets
 from server.flows.teaching import Teacher
 from server.sessions import (
     IdempotencyConflict,
-    ItemNotFound,
+    Item,
     NewItem,
+    SessionNotFound,
     SessionStore,
     VersionRecord,
     prompt_key,
@@ -396,11 +397,43 @@ async def test_what_supersedes_an_item_finds_room_in_a_full_session(
 
 async def test_a_session_deleted_meanwhile(deriver: Deriver, store: SessionStore) -> None:
     teacher = teacher_of(deriver, store)
-    appended = await teacher.append(TENANT, "s", [lesson()], None, "")
+    appended = await teacher.append(TENANT, "s", [lesson()], "key", "hash")
     await store.delete(TENANT, "s")
-    with pytest.raises(ItemNotFound):
+    with pytest.raises(SessionNotFound):
         await teacher.teach(TENANT, "s", appended.items)
     assert not (await store.pointer(TENANT, "s")).exists
+    # Made again: its items are others, whatever they are called.
+    await teacher.append(TENANT, "s", [lesson("Hello", "Hi.")], "key", "another hash")
+    with pytest.raises(SessionNotFound):
+        await teacher.teach(
+            TENANT, "s", appended.items, key="key", incarnation=appended.incarnation
+        )
+    assert await statuses(store, "s") == ["pending"]
+    (pointer,) = await store.pending_sessions()
+    assert await teacher.finish(pointer)
+    with pytest.raises(SessionNotFound):
+        await teacher.teach(
+            TENANT, "s", appended.items, key="key", incarnation=appended.incarnation
+        )
+
+
+@pytest.mark.parametrize("again", [False, True])
+async def test_a_session_deleted_while_its_items_are_looked_up(
+    deriver: Deriver, store: SessionStore, monkeypatch: pytest.MonkeyPatch, again: bool
+) -> None:
+    teacher, read = teacher_of(deriver, store), store.item
+    appended = await teacher.append(TENANT, "s", [lesson()], None, "")
+    await teacher.teach(TENANT, "s", appended.items)
+
+    async def too_late(tenant: str, session_id: str, number: int) -> Item:
+        await store.delete(tenant, session_id)
+        if again:
+            await teacher.append(tenant, session_id, [lesson("Hello", "Hi.")], None, "")
+        return await read(tenant, session_id, number)
+
+    monkeypatch.setattr(store, "item", too_late)
+    with pytest.raises(SessionNotFound):
+        await teacher.teach(TENANT, "s", appended.items, incarnation=appended.incarnation)
 
 
 async def test_the_record_says_what_a_version_came_from(
