@@ -291,12 +291,20 @@ class SessionStore:
         """
         await versions.restore(self._room, pointer, number, snapshot)
 
-    async def promote_untaught(self, expected: Pointer) -> None:
+    async def promote_untaught(
+        self,
+        expected: Pointer,
+        *,
+        refused_ids: Sequence[int] = (),
+        refused_reason: str = "refused",
+    ) -> None:
         """Go to version 0, for a session of which nothing is left to derive from.
 
-        Raises VersionConflict when the pointer moved or items derive, SessionNotFound.
+        `refused_ids` are what was left, and derived over in vain: they are refused, as by `reset`.
+        What is pending and none of them stays so.
+        Raises VersionConflict when the pointer moved or other items are applied, SessionNotFound.
         """
-        await versions.promote_untaught(self._room, expected)
+        await versions.promote_untaught(self._room, expected, refused_ids, refused_reason)
 
     async def refuse(
         self,

@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from adapters.chat import ChatEncoder
 from adapters.config import InnerRule
 from server.engine import Engine, EngineLimits
 from server.flows import fullness
-from server.flows.deriving import Deriver
+from server.flows.deriving import Derived, Deriver
 from server.flows.encoding import Encoding
 from server.flows.housing import Houses
 from server.flows.loading import Loader
@@ -261,6 +262,36 @@ async def test_the_guard_cannot_block_forgetting(
     assert forgotten.reason
     assert await store.versions(TENANT, "s") == ()
     assert await statuses(store, "s") == ["refused", "forgotten"]
+
+
+async def test_forgetting_refuses_what_was_judged_and_nothing_else(
+    deriver: Deriver, wild: Deriver, store: SessionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What waits, and what comes while the rest is derived over, is judged in its own time."""
+    teacher, forgetful = teacher_of(deriver, store), rebuilder(wild, store)
+    derive = wild.derive
+
+    async def slowly(*args: Any, **named: Any) -> Derived:
+        derived = await derive(*args, **named)
+        await teacher.append(TENANT, session, [lesson("Cash?", "No.")], None, "")
+        return derived
+
+    monkeypatch.setattr(wild, "derive", slowly)
+    for session in ("forgotten", "purged"):
+        await taught(teacher, session, lesson(), lesson("Hello", "Hi."))
+        later = replace(lesson("Dogs?", "Yes."), extra={"deferred": True})
+        await teacher.append(TENANT, session, [later], None, "")
+        if session == "forgotten":
+            assert (await forgetful.forget(TENANT, session, 2)).adapter_version == 0
+        else:
+            await store.forget(TENANT, session, 2)
+            await forgetful.purge(await store.pointer(TENANT, session))
+        assert await statuses(store, session) == ["refused", "forgotten", "pending", "pending"]
+        assert await store.versions(TENANT, session) == ()
+        pointer = await store.pointer(TENANT, session)
+        assert (pointer.version, pointer.unpurged) == (0, False)
+        assert await teacher.finish(pointer)
+        assert await statuses(store, session) == ["refused", "forgotten", "applied", "applied"]
 
 
 async def test_mending_that_is_refused_leaves_the_version_for_its_own_base(
