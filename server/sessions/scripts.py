@@ -175,11 +175,13 @@ return reply
 
 KEEP_COMPLETION = """
 -- KEYS[1]  completions of a session         KEYS[2]  its meta
--- ARGV[1]  completion id    ARGV[2]  lifetime, s
+-- ARGV[1]  completion id    ARGV[2]  lifetime, s      ARGV[3]  incarnation, or ''
+-- Replies  1; 0 where the session is not there any more, or another one
 local now_s = tonumber(redis.call('TIME')[1])
-if redis.call('TYPE', KEYS[2]).ok == 'hash' then
-  redis.call('HSET', KEYS[2], 'used_ms', now_s * 1000)
-end
+local there = redis.call('TYPE', KEYS[2]).ok == 'hash'
+local known = there and redis.call('HGET', KEYS[2], 'incarnation')
+if ARGV[3] ~= '' and known ~= ARGV[3] then return 0 end
+if known then redis.call('HSET', KEYS[2], 'used_ms', now_s * 1000) end
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now_s)
 redis.call('ZADD', KEYS[1], now_s + tonumber(ARGV[2]), ARGV[1])
 local last = redis.call('ZRANGE', KEYS[1], -1, -1, 'WITHSCORES')

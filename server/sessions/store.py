@@ -460,10 +460,13 @@ class SessionStore:
         completion_id: str,
         payload: Mapping[str, Any],
         lifetime_s: int = COMPLETION_LIFETIME_S,
-    ) -> None:
-        """Keep a completion for later feedback. Raises NotStorable."""
-        await directory.save_completion(
-            self._room, tenant, session_id, completion_id, payload, lifetime_s
+        *,
+        incarnation: str = "",
+    ) -> bool:
+        """Keep a completion for later feedback. With `incarnation`, from the pointer that was read,
+        only while the session is there still; says whether it was kept. Raises NotStorable."""
+        return await directory.save_completion(
+            self._room, tenant, session_id, completion_id, payload, lifetime_s, incarnation
         )
 
     async def completion(self, tenant: str, completion_id: str) -> Completion:
