@@ -25,7 +25,7 @@ from server.api.problems import RESPONSES, Problem, invalid
 from server.api.schemas import (
     Wire,
 )
-from server.engine import EngineBusy, EngineStopped
+from server.engine import EngineBusy, EngineFailed, EngineStopped
 from server.flows.outcome import Appended, Lesson, LessonError, Outcome
 from server.runtime import Runtime
 
@@ -191,7 +191,7 @@ async def taught(
     """Learn what was appended.
 
     Raises:
-        Problem: not now; it is in the log. EngineFailed, SessionStoreError.
+        Problem: not now, or the engine failed on it; it is in the log. SessionStoreError.
     """
     if appended.outcome is not None:
         return _wire(appended.outcome)
@@ -206,13 +206,17 @@ async def taught(
 
 @contextmanager
 def learned_later(where: str, asked_at: str) -> Iterator[None]:
-    """Say of feedback that the engine cannot learn now that it is kept, and who tells when it was.
+    """Say of feedback that the engine cannot learn now that it is kept, and who tells when it was;
+    of what it failed on, who tells what became of it.
 
     Raises:
         Problem.
     """
     try:
         yield
+    except EngineFailed as error:
+        detail = f"{error}. The feedback is in {where}: {asked_at} tells what became of it"
+        raise Problem("internal", detail) from error
     except (EngineBusy, EngineStopped) as error:
         name = "busy" if isinstance(error, EngineBusy) else "unavailable"
         raise Problem(
