@@ -26,7 +26,7 @@ from server.api.problems import RESPONSES, Problem, invalid
 from server.api.schemas import (
     Wire,
 )
-from server.engine import EngineBusy, EngineStopped
+from server.engine import EngineBusy, EngineFailed, EngineStopped
 from server.flows.outcome import Appended, Lesson, LessonError, Outcome
 from server.runtime import Runtime
 
@@ -82,7 +82,9 @@ async def adapt(
     if body.wait:
         return await taught(running, tenant, session_id, appended, body.steps)
     if appended.outcome is None:
-        work = teacher.teach(tenant, session_id, appended.items, body.steps, key)
+        work = teacher.teach(
+            tenant, session_id, appended.items, body.steps, key, appended.incarnation
+        )
         running.background.spawn(work, f"a job of session {session_id}")
     return _accepted(session_id, appended)
 
@@ -102,9 +104,10 @@ async def feedback(
     """Say how good a completion was, or what it should have been: its session learns from it.
 
     `completion_id` is the `id` of an answer of `/generate` or of a chat completion with a session.
-    The same feedback on the same completion is taught once, with or without an `Idempotency-Key`.
-    Ratings alone teach little: all of a session's together weigh at most half of what its
-    corrections do.
+    The same feedback on the same completion is taught once, with or without an `Idempotency-Key`;
+    without one it is taken anew once it does not count any more (superseded, forgotten, refused, or
+    taken back by rollback or reset). Ratings alone teach little: all of a session's together weigh
+    at most half of what its corrections do.
     """
     session_id, appended = await tell(running, door, body, idempotency_key)
     if not body.adapt:
@@ -202,26 +205,32 @@ async def taught(
     """Learn what was appended.
 
     Raises:
-        Problem: not now; it is in the log. EngineFailed, SessionStoreError.
+        Problem: not now, or the engine failed on it; it is in the log. SessionStoreError.
     """
     if appended.outcome is not None:
         return _wire(appended.outcome)
     job = f"GET /jobs/{_job_id(session_id, appended.items)}"
     with learned_later("the log", job):
         return _wire(
-            await running.teacher.teach(tenant, session_id, appended.items, steps, appended.key)
+            await running.teacher.teach(
+                tenant, session_id, appended.items, steps, appended.key, appended.incarnation
+            )
         )
 
 
 @contextmanager
 def learned_later(where: str, asked_at: str) -> Iterator[None]:
-    """Say of feedback that the engine cannot learn now that it is kept, and who tells when it was.
+    """Say of feedback that the engine cannot learn now that it is kept, and who tells when it was;
+    of what it failed on, who tells what became of it.
 
     Raises:
         Problem.
     """
     try:
         yield
+    except EngineFailed as error:
+        detail = f"{error}. The feedback is in {where}: {asked_at} tells what became of it"
+        raise Problem("internal", detail) from error
     except (EngineBusy, EngineStopped) as error:
         name = "busy" if isinstance(error, EngineBusy) else "unavailable"
         raise Problem(

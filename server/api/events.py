@@ -20,6 +20,7 @@ router = APIRouter(prefix="/sessions", tags=["sessions"], responses=RESPONSES)
 
 NAMES: Final[Mapping[str, str]] = {
     "create": "created",
+    "import": "imported",
     "feedback": "feedback",
     "promote": "adapted",
     "refuse": "refused",
@@ -30,6 +31,8 @@ NAMES: Final[Mapping[str, str]] = {
     "unpin": "unpinned",
 }
 """What the log's words are called in the stream. One that is not here goes by its own."""
+BEGINNINGS: Final = frozenset({"create", "import"})
+"""Events whose `from` says in words what the session comes from; of all others it is a version."""
 HEARTBEAT = ": still here\n\n"
 
 LastEvent = Annotated[
@@ -71,10 +74,10 @@ async def events(
     """Tell what happens to a session, on whichever replica, as server-sent events.
 
     `ready` comes first and says which version answers now. Then, as they happen: `created`,
-    `feedback`, `adapted`, `untaught` (nothing is left to answer from), `refused`, `forgotten`,
-    `rolled_back`, `reset`, `pinned`, `unpinned`, and at last `deleted`, which ends the stream. The
-    session need not be there yet. Reconnect with `Last-Event-ID` and nothing is missed, as far as
-    the log reaches back.
+    `imported`, `feedback`, `adapted`, `untaught` (nothing is left to answer from), `refused`,
+    `forgotten`, `rolled_back`, `reset`, `pinned`, `unpinned`, and at last `deleted`, which ends the
+    stream. The session need not be there yet. Reconnect with `Last-Event-ID` and nothing is missed,
+    as far as the log reaches back.
     """
     if last_event_id is not None:
         pointer = await running.store.pointer(entry.tenant, entry.session_id)
@@ -117,8 +120,10 @@ def wire(told: Event) -> tuple[str, dict[str, Any]]:
         if told.type == "promote" and not data["adapter_version"]:
             name = "untaught"
     if "from" in fields:
-        place = "from" if told.type == "create" else "from_version"
-        data[place] = fields["from"] if told.type == "create" else int(fields["from"])
+        if told.type in BEGINNINGS:
+            data["from"] = fields["from"]
+        else:
+            data["from_version"] = int(fields["from"])
     if "first" in fields:
         data["items"] = list(range(int(fields["first"]), int(fields["last"]) + 1))
     for place in ("items", "restored", "refused"):

@@ -43,7 +43,7 @@ async def feedback_batch(
     teaches nothing twice, as with single feedback. Each element counts as a request of its own.
     """
     found: dict[int, BatchElement] = {}
-    learn: dict[str, list[_Told]] = {}
+    learn: dict[tuple[str, str], list[_Told]] = {}  # by session and incarnation
     for number, element in enumerate(body.feedback):
         # A key of each element's own, which no header can hold.
         key = None if idempotency_key is None else f"{number}\0{idempotency_key}"
@@ -54,9 +54,9 @@ async def feedback_batch(
             job = job_answer(told.session_id, told.appended.items, told.appended.outcome)
             found[number] = BatchElement(status=202, job=job)
         else:
-            learn.setdefault(told.session_id, []).append(told)
+            learn.setdefault((told.session_id, told.appended.incarnation), []).append(told)
     tenant = door.who.tenant
-    learned = [_learn(running, tenant, name, group) for name, group in learn.items()]
+    learned = [_learn(running, tenant, name, group) for (name, _), group in learn.items()]
     for part in await asyncio.gather(*learned):  # sessions that come together learn together
         found |= part
     return BatchAnswer(results=[found[number] for number in range(len(body.feedback))])
@@ -80,7 +80,7 @@ async def _learn(
     found = {}
     try:
         if new:
-            own = Appended(tuple(sorted(new)), None)
+            own = Appended(tuple(sorted(new)), group[0].appended.incarnation, None)
             await taught(running, tenant, session_id, own, None)
         for told in group:
             result = await taught(running, tenant, session_id, told.appended, None)

@@ -1,7 +1,7 @@
 """Which error of which room becomes which problem document.
 
-Rooms raise errors that say what to do; here they only get a status. What nobody foresaw is logged
-with its trace and answered with 500, the trace kept from the client.
+Rooms raise errors that say what to do; here they only get a status. What is answered with 500 is
+logged with its trace, which is kept from the client, and so is the message of what nobody foresaw.
 """
 
 import logging
@@ -19,7 +19,7 @@ from adapters.config import AdapterError
 from adapters.peft_io import PeftFormatError
 from server import logs
 from server.api.problems import FieldError, Problem, answer
-from server.engine import EngineBusy, EngineError, EngineStopped, InvalidRequest
+from server.engine import EngineBusy, EngineError, EngineFailed, EngineStopped, InvalidRequest
 from server.flows.choosing import VersionUnusable
 from server.flows.outcome import LessonError, SessionFull
 from server.flows.watching import TooManyWatchers
@@ -118,11 +118,12 @@ def to_problem(error: Exception, request: Request | None = None) -> Problem:
         if isinstance(error, kind):
             return Problem(name, str(error), headers=_headers(error))
     logger.error("a request failed", exc_info=error)
-    if isinstance(error, StoreCorrupt):
+    if isinstance(error, StoreCorrupt | EngineFailed):
         return Problem("internal", str(error))
     return Problem(
         "internal",
-        "the server failed on this request; nothing was promised, and its log has the cause",
+        "the server failed on this request, and its log has the cause; whether anything was done "
+        "is not known: look before you send it again, or repeat its Idempotency-Key",
     )
 
 

@@ -196,7 +196,9 @@ async def _taught(running: Runtime, tenant: str, appended: Appended, steps: int 
         return _learned(appended.outcome)
     with learned_later("the house's log", "GET /house/feedback"):
         return _learned(
-            await running.teacher.teach(tenant, HOUSE, appended.items, steps, appended.key)
+            await running.teacher.teach(
+                tenant, HOUSE, appended.items, steps, appended.key, appended.incarnation
+            )
         )
 
 

@@ -125,7 +125,7 @@ async def _fork(running: Runtime, tenant: str, session_id: str, body: SessionBod
     source, version = body.fork.session_id, body.fork.adapter_version
     made = await fork(running.store, tenant, source, session_id, version, alone=not body.house)
     if made.items:
-        work = (tenant, session_id, made.items, made.steps)
+        work = (tenant, session_id, made.items, made.steps, None, made.incarnation)
         try:
             await running.teacher.teach(*work)
         except (EngineBusy, EngineStopped):  # it is there, and `pending_items` says what it lacks

@@ -250,9 +250,15 @@ class Answering:
     async def _keep(
         self, question: Question, pointer: Pointer, prompt: EncodedPrompt, answer: Answer
     ) -> None:
-        """Keep the completion so that feedback can be about it; an answer makes the session."""
+        """Keep the completion so that feedback can be about it; an answer makes the session.
+
+        One that was there when it was asked and was deleted meanwhile is not made again: nothing
+        is kept, and feedback on the answer finds no completion.
+        """
         if not pointer.exists:
-            await self._store.create(pointer.tenant, pointer.session_id)
+            pointer = await self._store.create(pointer.tenant, pointer.session_id)
+        if not pointer.exists:  # deleted as soon as it was made
+            return
         payload: dict[str, Any] = {
             "messages": [dict(turn) for turn in question.turns],
             "text": answer.finished.text,
@@ -268,6 +274,7 @@ class Answering:
             answer.id,
             payload,
             lifetime_s=self._completion_lifetime_s,
+            incarnation=pointer.incarnation,
         )
 
 

@@ -16,6 +16,7 @@ class Forked:
     """A session whose log is written; its adapter still has to be derived, where it has items."""
 
     items: tuple[int, ...]
+    incarnation: str
     steps: int | None
 
 
@@ -47,7 +48,7 @@ async def fork(
     if known and known.record.start == IMPORTED:  # there is nothing to derive it from
         snapshot = await store.snapshot(tenant, source, number)
         await store.adopt(tenant, session_id, snapshot, known.record, origin=origin, alone=alone)
-        return Forked((), None)
+        return Forked((), "", None)
     ids = known.record.item_ids if known else ()
     every = await store.items(tenant, source, limit=max(ids, default=0))
     wanted = set(ids)
@@ -63,7 +64,8 @@ async def fork(
     appended = await store.append(
         tenant, session_id, copies, origin=origin, only_new=True, alone=alone
     )
-    return Forked(appended.item_ids, known.record.steps if known else None)
+    steps = known.record.steps if known else None
+    return Forked(appended.item_ids, appended.incarnation, steps)
 
 
 def _copy(payload: Mapping[str, Any]) -> dict[str, Any]:

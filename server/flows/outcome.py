@@ -113,6 +113,7 @@ class Appended:
     """Lessons that are in the log. ``outcome`` is there where the request was settled before."""
 
     items: tuple[int, ...]
+    incarnation: str  # of the session: another one of its name counts its items from 1, too
     key: str | None
     repeated: bool = False
     outcome: Outcome | None = None

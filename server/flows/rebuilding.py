@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from server.flows.deriving import Derived, Deriver
@@ -17,6 +18,7 @@ from server.flows.promoting import MAX_RACES, contained, kept_version, promote
 from server.sessions import (
     HOUSE,
     IMPORTED,
+    Item,
     Pointer,
     SessionStore,
     Version,
@@ -56,7 +58,8 @@ class Rebuilder:
 
     async def forget(self, tenant: str, session_id: str, item_id: int) -> Forgotten:
         """Erase an item and derive without it. Forgetting cannot be refused: where the guard
-        refuses what is left, the session is untaught afterwards and ``reason`` says why.
+        refuses what is left, the session is untaught afterwards and ``reason`` says why. Feedback
+        that this was not derived over goes on waiting.
 
         Raises:
             SessionNotFound, ItemNotFound, EngineError, SessionStoreError: after an EngineError the
@@ -66,9 +69,7 @@ class Rebuilder:
             result = await self._store.forget(tenant, session_id, item_id)
             reason = None
             if result.derive_again:
-                reason = await self._rebuild(tenant, session_id)
-                if reason is not None:
-                    await self._store.reset(tenant, session_id)
+                reason = await self._rebuild(tenant, session_id, forgetting=True)
             pointer = await self._store.pointer(tenant, session_id)
         return Forgotten(
             session_id, item_id, pointer.version, result.restored, result.versions, reason
@@ -178,11 +179,12 @@ class Rebuilder:
         tenant, session_id = pointer.tenant, pointer.session_id
         async with self._locks.hold(tenant, session_id):
             now = await self._store.pointer(tenant, session_id)
-            if now.unpurged and await self._rebuild(tenant, session_id) is not None:
-                await self._store.reset(tenant, session_id)
+            if now.unpurged:
+                await self._rebuild(tenant, session_id, forgetting=True)
 
-    async def _rebuild(self, tenant: str, session_id: str) -> str | None:
-        """Derive again from the log and promote that; gives the reason where it is refused.
+    async def _rebuild(self, tenant: str, session_id: str, forgetting: bool = False) -> str | None:
+        """Derive again from the log and promote that; gives the reason where it is refused, and,
+        when ``forgetting``, goes to version 0 then.
 
         What waits for the session's next feedback, or for a pin to be taken off, goes on waiting.
         """
@@ -215,13 +217,30 @@ class Rebuilder:
                         self._store, self._deriver, pointer, derived, in_force=pointer.pinned
                     )
                     return None
-                pending = [item.id for item in items if item.status == "pending"]
-                if not pending:
-                    return derived.reason
-                await self._store.refuse(tenant, session_id, pending, derived.reason)
+                if await self._refuse_pending(pointer, items, derived.reason):
+                    continue
+                if forgetting:
+                    ids = [item.id for item in items]
+                    await self._store.promote_untaught(
+                        pointer, refused_ids=ids, refused_reason=derived.reason
+                    )
+                return derived.reason
             except VersionConflict as conflict:
                 logger.info("derive again: %s", conflict)
         raise VersionConflict(f"session {session_id!r} changes faster than it can be derived")
+
+    async def _refuse_pending(self, pointer: Pointer, items: Sequence[Item], reason: str) -> bool:
+        """Refuse those that are no part of a version yet; says whether there were any."""
+        pending = [item.id for item in items if item.status == "pending"]
+        if pending:
+            await self._store.refuse(
+                pointer.tenant,
+                pointer.session_id,
+                pending,
+                reason,
+                incarnation=pointer.incarnation,
+            )
+        return bool(pending)
 
     async def _standing(self, tenant: str, session_id: str) -> tuple[Pointer, Pointer]:
         if self._houses is not None:

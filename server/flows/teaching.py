@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 from server import logs
 from server.flows.deriving import UNTEACHABLE, Derived, Deriver
+from server.flows.fullness import check_room
 from server.flows.housing import Houses
 from server.flows.locks import SessionLocks
 from server.flows.outcome import (
@@ -23,14 +24,15 @@ from server.flows.outcome import (
 )
 from server.flows.promoting import MAX_RACES, kept_version, promote
 from server.sessions import (
-    HOUSE,
+    LIVE,
     Derivation,
     Item,
+    ItemNotFound,
     Pointer,
     SessionPinned,
     SessionStore,
     VersionConflict,
-    called,
+    gone,
     not_taught,
 )
 
@@ -40,9 +42,6 @@ PINNED = (
     "the session is pinned at its version: the feedback is in its log, and is learned when it is "
     "unpinned"
 )
-
-MAX_ITEMS = 256
-"""Items of one session that derive. An inner step's time grows with them."""
 
 
 class Teacher:
@@ -79,23 +78,29 @@ class Teacher:
         """
         logs.note(session_id=session_id)
         examples = await self._deriver.examples(lessons)
-        pointer = await self._store.pointer(tenant, session_id)
-        if pointer.pending + pointer.applied + len(lessons) > MAX_ITEMS:
-            return await self._repeated(pointer, key)
         items = [
             lesson.item(len(example.prompt))
             for lesson, example in zip(lessons, examples, strict=True)
         ]
-        result = await self._store.append(tenant, session_id, items, key, request_hash)
+        try:
+            await check_room(self._store, tenant, session_id, items)
+        except SessionFull:  # what was taken before needs no room
+            earlier = await self._store.repeated(tenant, session_id, key, request_hash)
+            if earlier is None:
+                raise
+            result = earlier
+        else:
+            result = await self._store.append(tenant, session_id, items, key, request_hash)
         outcome = None if result.answer is None else Outcome.restored(result.answer)
-        return Appended(result.item_ids, key, result.repeated, outcome)
+        return Appended(result.item_ids, result.incarnation, key, result.repeated, outcome)
 
     async def append_once(
         self, tenant: str, session_id: str, lesson: Lesson, digest: str
     ) -> Appended:
         """Put a lesson into the log unless it is there and still counts.
 
-        ``digest`` names its content. Told again after it was superseded or forgotten, it is new.
+        ``digest`` names its content. Told again after it was superseded, forgotten or refused, by
+        the guard or by going back to an older version, it is new.
 
         Raises:
             As `append`.
@@ -106,7 +111,7 @@ class Teacher:
             if not appended.repeated:
                 return appended
             item = await self._store.item(tenant, session_id, appended.items[0])
-            if item.status not in ("superseded", "forgotten"):
+            if item.status in LIVE:
                 return appended
             key = f"once-{digest}-{item.id}"
 
@@ -117,24 +122,26 @@ class Teacher:
         own: Sequence[int],
         steps: int | None = None,
         key: str | None = None,
+        incarnation: str = "",
     ) -> Outcome:
         """Bring appended items into a version, or refuse them, and settle ``key`` with the outcome.
 
         Pending items of other requests are derived over as well, so that whoever comes second finds
         the work done; where the guard refuses them all together, ours are judged without them.
+        ``incarnation`` is that of the session that they were appended to, '' whichever is there.
 
         Raises:
             EngineError: EngineFailed refused the items; after any other they stay pending and are
                 finished later.
-            SessionStoreError: SessionNotFound when the session was deleted meanwhile.
+            SessionStoreError: SessionNotFound when it was deleted meanwhile, made again or not.
         """
         async with self._locks.hold(tenant, session_id):
             for _ in range(MAX_RACES):
-                derivation = await self._store.derivation(tenant, session_id)
+                derivation = await self._derivation(tenant, session_id, incarnation)
                 ours = {i.id for i in derivation.items if i.status == "pending"} & set(own)
-                if not ours:
-                    return await self._already_done(tenant, session_id, own, key)
                 pointer = derivation.pointer
+                if not ours:
+                    return await self._already_done(pointer, own, key)
                 if pointer.pinned:
                     return of_refusal(session_id, own, pointer.version, PINNED)
                 try:
@@ -148,16 +155,21 @@ class Teacher:
             "log and will be applied"
         )
 
-    async def outcome(self, tenant: str, session_id: str, own: Sequence[int]) -> Outcome | None:
+    async def outcome(
+        self, tenant: str, session_id: str, own: Sequence[int], incarnation: str = ""
+    ) -> Outcome | None:
         """What became of appended items; None while one of them is pending.
 
         Raises:
-            ItemNotFound, SessionStoreError.
+            ItemNotFound, SessionStoreError; with an ``incarnation`` SessionNotFound where the
+                session is another one.
         """
         items = [await self._store.item(tenant, session_id, number) for number in own]
+        pointer = await self._store.pointer(tenant, session_id)  # after them: they are of it
+        if incarnation not in ("", pointer.incarnation):
+            raise gone(session_id)
         if any(item.status == "pending" for item in items):
             return None
-        pointer = await self._store.pointer(tenant, session_id)
         numbers = [item.version for item in items if item.version is not None]
         version = await kept_version(self._store, pointer, max(numbers)) if numbers else None
         return of_items(session_id, pointer.version, items, version)
@@ -198,33 +210,24 @@ class Teacher:
         tenant, session_id = pointer.tenant, pointer.session_id
         if pointer.pinned:
             return False
-        items = await self._store.derivable(tenant, session_id)
+        derivation = await self._store.derivation(tenant, session_id)
         requests: dict[tuple[str | None, float], list[Item]] = {}
-        for item in items:
+        for item in derivation.items:
             if item.status == "pending" and not waits(item):
                 requests.setdefault((item.idempotency_key, item.created_at), []).append(item)
         for (key, _), group in requests.items():
             own, steps = [item.id for item in group], group[0].payload.get("steps")
             logger.info("finishing feedback of session %s: items %s", session_id, own)
-            await self.teach(tenant, session_id, own, steps, key)
+            incarnation = derivation.pointer.incarnation
+            await self.teach(tenant, session_id, own, steps, key, incarnation)
         return bool(requests)
 
-    async def _repeated(self, pointer: Pointer, key: str | None) -> Appended:
-        """The items that ``key`` brought to a full session before.
-
-        Raises:
-            SessionFull: it brought none, and there is no room for new ones.
-        """
-        items = await self._store.derivable(pointer.tenant, pointer.session_id)
-        own = tuple(item.id for item in items if key is not None and item.idempotency_key == key)
-        if own:
-            return Appended(own, key, repeated=True)
-        house = pointer.session_id == HOUSE
-        place = "/house" if house else f"/sessions/{pointer.session_id}"
-        raise SessionFull(
-            f"{called(pointer.session_id)} is taught by {len(items)} items and takes "
-            f"{MAX_ITEMS}: forget some with DELETE {place}/feedback/ITEM"
-        )
+    async def _derivation(self, tenant: str, session_id: str, incarnation: str) -> Derivation:
+        derivation = await self._store.derivation(tenant, session_id)
+        pointer = derivation.pointer
+        if not pointer.exists or incarnation not in ("", pointer.incarnation):
+            raise gone(session_id)
+        return derivation
 
     async def _settle(
         self,
@@ -298,15 +301,22 @@ class Teacher:
         self._learned(False, len(own), outcome.duration_ms)
         return outcome
 
-    async def _already_done(
-        self, tenant: str, session_id: str, own: Sequence[int], key: str | None
-    ) -> Outcome:
+    async def _already_done(self, pointer: Pointer, own: Sequence[int], key: str | None) -> Outcome:
         """The outcome of items that another request's derivation has brought in."""
-        outcome = await self.outcome(tenant, session_id, own)
+        tenant, session_id = pointer.tenant, pointer.session_id
+        try:
+            outcome = await self.outcome(tenant, session_id, own, pointer.incarnation)
+        except ItemNotFound as error:  # no log loses one but with its session
+            raise gone(session_id) from error
         if outcome is None:  # appended after the derivation was read: impossible under one lock
             raise VersionConflict(f"items of session {session_id!r} changed; ask again")
         if key is not None:
             await self._store.settle(
-                tenant, session_id, key, outcome.adapter_version, outcome.stored()
+                tenant,
+                session_id,
+                key,
+                outcome.adapter_version,
+                outcome.stored(),
+                incarnation=pointer.incarnation,
             )
         return outcome

@@ -46,10 +46,13 @@ from server.sessions.errors import (
 from server.sessions.feedback import not_taught
 from server.sessions.keys import AUDIT_MAX, REPLICA_BEAT_S
 from server.sessions.replicas import Fit, Replica
+from server.sessions.room import gone
 from server.sessions.store import SessionStore
 from server.sessions.types import (
     HOUSE,
     IMPORTED,
+    LIVE,
+    STRENGTHS,
     AppendResult,
     Completion,
     Derivation,
@@ -73,8 +76,10 @@ __all__ = [
     "AUDIT_MAX",
     "HOUSE",
     "IMPORTED",
+    "LIVE",
     "REPLICA_BEAT_S",
     "SCOPES",
+    "STRENGTHS",
     "TOKEN_PREFIX",
     "Access",
     "AccessConflict",
@@ -126,6 +131,7 @@ __all__ = [
     "VersionNotFound",
     "VersionRecord",
     "called",
+    "gone",
     "new_key_id",
     "not_taught",
     "prompt_key",

@@ -157,18 +157,31 @@ async def save_completion(
     completion_id: str,
     payload: Mapping[str, Any],
     lifetime_s: int,
-) -> None:
+    incarnation: str,
+) -> bool:
     """See `SessionStore.save_completion`."""
     session = room.keys.session(tenant, session_id)
     text = codec.dump({"session_id": session_id, "payload": dict(payload)})
-    key, kept = room.keys.completion(tenant, completion_id), session.completions
-    # Named in the session too, so that deleting the session finds it.
-    await room.connection.read_batch(
+    key, keys = room.keys.completion(tenant, completion_id), (session.completions, session.meta)
+    # In a Cluster it is on another node than its session, where it is named once it is written: a
+    # deletion before that keeps it from being named, and one after that finds it by its name.
+    _, named = await room.connection.read_batch(
         [
-            ("EVAL", scripts.KEEP_COMPLETION, 2, kept, session.meta, completion_id, lifetime_s),
             ("SET", key, text, "EX", lifetime_s),
+            (
+                "EVAL",
+                scripts.KEEP_COMPLETION,
+                len(keys),
+                *keys,
+                completion_id,
+                lifetime_s,
+                incarnation,
+            ),
         ]
     )
+    if not named:
+        await room.connection.read("UNLINK", key)
+    return bool(named)
 
 
 async def completion(room: Room, tenant: str, completion_id: str) -> Completion:

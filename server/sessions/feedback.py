@@ -67,19 +67,37 @@ async def append(
     if word == b"imported":
         raise not_taught(session_id)
     if word == b"conflict":
-        raise IdempotencyConflict(
-            f"idempotency key {idempotency_key!r} was used for another request: "
-            "repeat that request unchanged, or take a new key"
-        )
+        raise _another_request(idempotency_key)
     if word == b"repeat":
-        record = codec.load(rest[0])
-        return AppendResult(
-            _range(record["first"], record["last"]), repeated=True, answer=codec.answer(record)
-        )
-    first, last, made = rest
+        return _earlier(codec.load(rest[0]), rest[1])
+    first, last, made, incarnation = rest
     if made:
         await room.announce(tenant, session_id, (now, now))
-    return AppendResult(_range(first, last))
+    return AppendResult(_range(first, last), incarnation.decode())
+
+
+async def repeated(
+    room: Room, tenant: str, session_id: str, idempotency_key: str | None, request_hash: str
+) -> AppendResult | None:
+    """See `SessionStore.repeated`."""
+    if idempotency_key is None:
+        return None
+    session = room.keys.session(tenant, session_id)
+    incarnation, text = await room.connection.read_batch(
+        [
+            ("HGET", session.meta, "incarnation"),
+            ("HGET", session.idempotency, idempotency_key),
+        ],
+        atomic=True,
+    )
+    if text is None:
+        return None
+    record = codec.load(text)
+    if await room.connection.now(session.meta) - record["at"] / 1000 >= IDEMPOTENCY_LIFETIME_S:
+        return None
+    if record["hash"] != request_hash:
+        raise _another_request(idempotency_key)
+    return _earlier(record, incarnation)
 
 
 async def refuse(
@@ -206,6 +224,18 @@ def exists(session_id: str) -> SessionExists:
 def csv(ids: Sequence[int]) -> str:
     """Join ids the way scripts read them."""
     return ",".join(str(int(n)) for n in ids)
+
+
+def _earlier(record: Mapping[str, Any], incarnation: bytes) -> AppendResult:
+    ids = _range(record["first"], record["last"])
+    return AppendResult(ids, incarnation.decode(), repeated=True, answer=codec.answer(record))
+
+
+def _another_request(idempotency_key: str | None) -> IdempotencyConflict:
+    return IdempotencyConflict(
+        f"idempotency key {idempotency_key!r} was used for another request: "
+        "repeat that request unchanged, or take a new key"
+    )
 
 
 def _range(first: int, last: int) -> tuple[int, ...]:

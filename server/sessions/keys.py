@@ -94,7 +94,7 @@ class SessionKeys:
             self.payloads,
             self.prompts,
             self.versions,
-            self.root + "idempotency",
+            self.idempotency,
             self.root + "idempotency_age",
             self.events,
         ]
@@ -123,6 +123,11 @@ class SessionKeys:
     def versions(self) -> str:
         """Hash: number -> envelope."""
         return self.root + "versions"
+
+    @property
+    def idempotency(self) -> str:
+        """Hash: idempotency key -> record."""
+        return self.root + "idempotency"
 
     @property
     def events(self) -> str:

@@ -24,15 +24,16 @@ APPEND = (
 -- ARGV[6]  1: only a session that is not there yet will do; 2: and it builds upon no house
 -- ARGV[7]  number of items n; with 0 the session is only made
 -- then n times four: kind, prompt key or '', payload, what a rating is of or ''
--- Replies  {'new', now, first id, last id, made the session 0|1}
---          {'repeat', now, record}  {'conflict', now}  {'exists', now}  {'imported', now}
+-- Replies  {'new', now, first id, last id, made the session 0|1, incarnation}
+--          {'repeat', now, record, incarnation}
+--          {'conflict', now}  {'exists', now}  {'imported', now}
 local key, lifetime_ms, count = ARGV[2], tonumber(ARGV[4]), tonumber(ARGV[7])
 if key ~= '' then
   local known = redis.call('HGET', IDEMPOTENCY, key)
   local record = known and cjson.decode(known)
   if record and NOW - record.at < lifetime_ms then
     if record.hash ~= ARGV[3] then return {'conflict', NOW} end
-    return {'repeat', NOW, known}
+    return {'repeat', NOW, known, redis.call('HGET', META, 'incarnation')}
   end
 end
 
@@ -76,7 +77,7 @@ if key ~= '' then
   end
 end
 if count > 0 then log('feedback', 'first', first, 'last', last) end
-return {'new', NOW, first, last, made}
+return {'new', NOW, first, last, made, redis.call('HGET', META, 'incarnation')}
 """
 )
 
@@ -177,11 +178,13 @@ return reply
 
 KEEP_COMPLETION = """
 -- KEYS[1]  completions of a session         KEYS[2]  its meta
--- ARGV[1]  completion id    ARGV[2]  lifetime, s
+-- ARGV[1]  completion id    ARGV[2]  lifetime, s      ARGV[3]  incarnation, or ''
+-- Replies  1; 0 where the session is not there any more, or another one
 local now_s = tonumber(redis.call('TIME')[1])
-if redis.call('TYPE', KEYS[2]).ok == 'hash' then
-  redis.call('HSET', KEYS[2], 'used_ms', now_s * 1000)
-end
+local there = redis.call('TYPE', KEYS[2]).ok == 'hash'
+local known = there and redis.call('HGET', KEYS[2], 'incarnation')
+if ARGV[3] ~= '' and known ~= ARGV[3] then return 0 end
+if known then redis.call('HSET', KEYS[2], 'used_ms', now_s * 1000) end
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now_s)
 redis.call('ZADD', KEYS[1], now_s + tonumber(ARGV[2]), ARGV[1])
 local last = redis.call('ZRANGE', KEYS[1], -1, -1, 'WITHSCORES')

@@ -134,6 +134,15 @@ class SessionStore:
         """Read the applied and pending items in the order of their ids."""
         return (await self.derivation(tenant, session_id)).items
 
+    async def repeated(
+        self, tenant: str, session_id: str, idempotency_key: str | None, request_hash: str
+    ) -> AppendResult | None:
+        """Read what `append` would return of an earlier request with the same key; None where there
+        was none, or is no key. Raises IdempotencyConflict for the same key with another hash."""
+        return await feedback.repeated(
+            self._room, tenant, session_id, idempotency_key, request_hash
+        )
+
     async def items(
         self, tenant: str, session_id: str, *, offset: int = 0, limit: int = 100
     ) -> tuple[Item, ...]:
@@ -282,12 +291,20 @@ class SessionStore:
         """
         await versions.restore(self._room, pointer, number, snapshot)
 
-    async def promote_untaught(self, expected: Pointer) -> None:
+    async def promote_untaught(
+        self,
+        expected: Pointer,
+        *,
+        refused_ids: Sequence[int] = (),
+        refused_reason: str = "refused",
+    ) -> None:
         """Go to version 0, for a session of which nothing is left to derive from.
 
-        Raises VersionConflict when the pointer moved or items derive, SessionNotFound.
+        `refused_ids` are what was left, and derived over in vain: they are refused, as by `reset`.
+        What is pending and none of them stays so.
+        Raises VersionConflict when the pointer moved or other items are applied, SessionNotFound.
         """
-        await versions.promote_untaught(self._room, expected)
+        await versions.promote_untaught(self._room, expected, refused_ids, refused_reason)
 
     async def refuse(
         self,
@@ -443,10 +460,13 @@ class SessionStore:
         completion_id: str,
         payload: Mapping[str, Any],
         lifetime_s: int = COMPLETION_LIFETIME_S,
-    ) -> None:
-        """Keep a completion for later feedback. Raises NotStorable."""
-        await directory.save_completion(
-            self._room, tenant, session_id, completion_id, payload, lifetime_s
+        *,
+        incarnation: str = "",
+    ) -> bool:
+        """Keep a completion for later feedback. With `incarnation`, from the pointer that was read,
+        only while the session is there still; says whether it was kept. Raises NotStorable."""
+        return await directory.save_completion(
+            self._room, tenant, session_id, completion_id, payload, lifetime_s, incarnation
         )
 
     async def completion(self, tenant: str, completion_id: str) -> Completion:

@@ -129,6 +129,7 @@ class AppendResult:
     """What became of an append. `answer` is there when a repeated request was settled already."""
 
     item_ids: tuple[int, ...]
+    incarnation: str  # of the session whose items they are
     repeated: bool = False
     answer: Mapping[str, Any] | None = None  # with `adapter_version` set to the settled version
 

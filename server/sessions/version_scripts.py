@@ -125,16 +125,32 @@ PROMOTE_UNTAUGHT = (
     + """
 -- ARGV[1]  incarnation      ARGV[2]  expected active version
 -- ARGV[3]  root of the session's keys
+-- ARGV[4]  item ids that were derived over in vain                     ARGV[5]  reason
 -- Replies  {'ok', now}  {'gone', now}  {'moved', now, active version}
---          {'taught', now, number of items that derive}
+--          {'taught', now, number of applied items that are none of these}
 local active = meta('active')
 if is_gone(ARGV[1]) then return {'gone', NOW} end
 if active ~= tonumber(ARGV[2]) then return {'moved', NOW, active} end
-local live = meta('n:pending') + meta('n:applied')
-if live > 0 then return {'taught', NOW, live} end
+local judged, left = {}, meta('n:applied')
+for _, id in ipairs(numbers(ARGV[4])) do
+  local status = get_item(id).status
+  if LIVE[status] then judged[#judged + 1] = id end
+  if status == 'applied' then left = left - 1 end
+end
+if left > 0 then return {'taught', NOW, left} end
 reach_snapshots(ARGV[3])
+
+-- As in a rollback: going forward again may bring them back, and what they had superseded.
+local prompts, told = {}, {}
+for _, id in ipairs(judged) do
+  local item = get_item(id)
+  mark(id, item, 'refused', ARGV[5], nil, true)
+  if item.prompt ~= '' then prompts[item.prompt] = true end
+end
+for prompt in pairs(prompts) do regroup(prompt, {}, 'refused', ARGV[5]) end
 point_to(0, '', ARGV[3], '')
-log('promote', 'version', 0, 'from', active)
+if #judged > 0 then told = {'refused', table.concat(judged, ','), 'reason', ARGV[5]} end
+log('promote', 'version', 0, 'from', active, unpack(told))
 return {'ok', NOW}
 """
 )

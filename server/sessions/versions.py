@@ -121,10 +121,18 @@ async def restore(room: Room, pointer: Pointer, number: int, snapshot: bytes) ->
         raise _no_version(pointer.session_id, number)
 
 
-async def promote_untaught(room: Room, expected: Pointer) -> None:
+async def promote_untaught(
+    room: Room, expected: Pointer, refused_ids: Sequence[int], refused_reason: str
+) -> None:
     """See `SessionStore.promote_untaught`."""
     session = room.keys.session(expected.tenant, expected.session_id)
-    args: list[str | int] = [expected.incarnation, expected.version, session.root]
+    args: list[str | int] = [
+        expected.incarnation,
+        expected.version,
+        session.root,
+        csv(refused_ids),
+        refused_reason,
+    ]
     reply = await room.connection.run(
         scripts.PROMOTE_UNTAUGHT,
         session.scripted(),

@@ -33,6 +33,7 @@ class Call:
     query: Mapping[str, Any] = field(default_factory=dict)
     content: bytes | None = None  # a body that is no JSON; its type is among the headers
     done: int = 0  # the status by which a repeated call learns that an earlier one came through
+    done_after_503: bool = True  # it says so of one that was answered with 503, too
     least_read_s: float = 0.0  # read timeouts below it are too short for this call's stream
 
     def options(self) -> dict[str, Any]:
@@ -139,7 +140,7 @@ def make_session(
             body["fork"]["adapter_version"] = version
     if not with_house:
         body["house"] = False
-    return Call("POST", "/sessions", body, done=409)
+    return Call("POST", "/sessions", body, done=409, done_after_503=session_id is None)
 
 
 def make_token(session_id: str, expires_in_s: int, scopes: Sequence[str] | None) -> Call:
@@ -160,6 +161,7 @@ def import_session(session_id: str | None, content: bytes) -> Call:
         query={"session_id": name},
         content=content,
         done=409,
+        done_after_503=session_id is None,
     )
 
 
@@ -213,11 +215,19 @@ def asks_to_come_again(response: httpx.Response) -> bool:
     return response.status_code == 503
 
 
-def may_have_arrived(response: httpx.Response | None, failure: httpx.TransportError | None) -> bool:
-    """Whether an attempt that is made again may have come through: not if it was held up (429),
-    and not if there was no connection to send it by."""
+def may_have_arrived(
+    call: Call, response: httpx.Response | None, failure: httpx.TransportError | None
+) -> bool:
+    """Whether an attempt that is made again is taken for one that may have come through: not if it
+    was held up (429), and not if there was no connection to send it by.
+
+    What is answered with 503 was mostly not done, but it may have been: Redis did not confirm it in
+    time, or a replica or proxy was lost under it. So it counts where ``done`` is no claim that may
+    be false: what was to be deleted is gone, and an id that was drawn here is nobody else's. A
+    session of an id that the caller chose may be another's, with other things taught.
+    """
     if response is not None:
-        return response.status_code != 429
+        return response.status_code != 429 and call.done_after_503
     return not isinstance(failure, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout)
 
 

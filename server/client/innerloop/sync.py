@@ -48,7 +48,8 @@ class Client:
         without ``house`` it does without the tenant's house.
 
         Raises:
-            Conflict: there is one of that id. NotFound: nothing to fork from.
+            Conflict: there is one of that id; where an earlier attempt was answered with 503 it may
+                be this call's own. NotFound: nothing to fork from.
         """
         call = calls.make_session(session_id, fork, version, house)
         self.call(call)
@@ -58,7 +59,7 @@ class Client:
         """Make a session that is served with the adapter in a PEFT zip, and is not taught.
 
         Raises:
-            Invalid: the server refuses the zip. Conflict: there is one of that id.
+            Invalid: the server refuses the zip. Conflict: as of `new_session`.
         """
         call = calls.import_session(session_id, content)
         self.call(call)
@@ -98,7 +99,7 @@ class Client:
                     return response
             except httpx.TransportError as error:
                 failure = error
-            arrived = arrived or calls.may_have_arrived(response, failure)
+            arrived = arrived or calls.may_have_arrived(call, response, failure)
             if attempt < self._retries:
                 time.sleep(calls.pause_s(attempt, response))
         if response is not None:

@@ -157,6 +157,24 @@ def test_the_same_correction_is_taught_once_while_it_counts(
     assert ask(http, session)["text"] == "One."
 
 
+@pytest.mark.parametrize("undo", ["reset", "rollback"])
+def test_a_correction_that_was_undone_is_taken_anew(
+    http: httpx.Client, session: str, undo: str
+) -> None:
+    body = {"completion_id": ask(http, session)["id"], "correction": ANSWER}
+    keyed = {"Idempotency-Key": "k"}
+    with_key = ok(http.post("/feedback", json=body, headers=keyed))
+    first = ok(http.post("/feedback", json=body))
+    assert first["items"] == [2]
+    untaught = {"adapter_version": 0} if undo == "rollback" else None
+    ok(http.post(f"/admin/sessions/{session}/{undo}", json=untaught))
+    again = ok(http.post("/feedback", json=body))
+    assert (again["accepted"], again["adapter_version"], again["items"]) == (True, 3, [3])
+    assert ok(http.post("/feedback", json=body)) == again
+    assert ask(http, session)["text"] == ANSWER
+    assert ok(http.post("/feedback", json=body, headers=keyed)) == with_key, "what a key is for"
+
+
 def test_completions_have_a_life(
     live: LiveServer, http: httpx.Client, new_session: Callable[[], str]
 ) -> None:

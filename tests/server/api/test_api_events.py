@@ -94,6 +94,35 @@ def test_a_life_is_told(http: httpx.Client, session: str) -> None:
     assert gone.status_code == 204
 
 
+def test_a_session_that_was_brought_along_and_its_fork(
+    http: httpx.Client, new_session: Callable[[], str]
+) -> None:
+    source, brought, copy = new_session(), new_session(), new_session()
+    teach(http, source)
+    content = http.get(f"/admin/sessions/{source}/export").content
+    with listening(http, brought) as read:
+        read()
+        zipped = {"Content-Type": "application/zip"}
+        url = f"/sessions?session_id={brought}"
+        ok(http.post(url, content=content, headers=zipped), 201)
+        told = read()
+        assert told is not None
+        _, name, data = told
+        assert (name, data["adapter_version"]) == ("imported", 1)
+        assert data["from"] == f"an export of session {source!r}, version 1"
+        ok(http.post(f"/admin/sessions/{brought}/reset"))
+        told = read()
+        assert told is not None
+        assert (told[1], told[2]["adapter_version"], told[2]["from_version"]) == ("reset", 0, 1)
+    fork = {"session_id": brought, "adapter_version": 1}
+    ok(http.post("/sessions", json={"session_id": copy, "fork": fork}), 201)
+    with listening(http, copy, "0-0") as read:
+        read()
+        told = read()
+        assert told is not None
+        assert (told[1], told[2]["from"]) == ("imported", f"version 1 of session {brought}")
+
+
 def test_other_sessions_and_other_replicas(
     live: LiveServer, http: httpx.Client, new_session: Callable[[], str]
 ) -> None:

@@ -1,6 +1,7 @@
 """Bad input: each a problem document with the field's path, nothing changed, the server alive."""
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -9,6 +10,8 @@ from api_calls import EXAMPLES, QUESTION, ask, ok, problem, teach
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from server_harness import LiveServer
+
+from server.engine import EngineFailed
 
 CONTROL = "<|user|>"
 LONG = "where is my parcel " * 60  # more than the context of 192 tokens
@@ -216,6 +219,45 @@ def test_no_such_route(http: httpx.Client) -> None:
     response = http.put("/generate", json={})
     problem(response, 405)
     assert response.headers["allow"] == "POST"
+
+
+def failing(error: Exception) -> Callable[..., Any]:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise error
+
+    return fail
+
+
+def test_a_failure_of_the_engine_says_what_to_do(
+    live: LiveServer, http: httpx.Client, session: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, advice = live.runtime.engine, "it is not finite: roll the session back"
+    monkeypatch.setattr(engine, "generate", failing(EngineFailed(advice)))
+    monkeypatch.setattr(engine, "adapt", failing(EngineFailed(advice)))
+    question = {"session_id": session, "prompt": QUESTION}
+    assert problem(http.post("/generate", json=question), 500)["detail"] == advice
+    streamed = http.post("/generate", json={**question, "stream": True})
+    assert streamed.json()["detail"] == advice
+    lesson = {"session_id": session, "examples": EXAMPLES}
+    dry = http.post("/adapt", json={**lesson, "dry_run": True})
+    assert problem(dry, 500)["detail"] == advice
+    detail = problem(http.post("/adapt", json=lesson), 500)["detail"]
+    assert detail.startswith(advice)
+    assert f"GET /jobs/{session}~1-2" in detail
+    ok(http.get(f"/jobs/{session}~1-2"))
+    monkeypatch.undo()
+    assert teach(http, session)["accepted"] is True
+
+
+def test_what_nobody_foresaw_promises_nothing_and_tells_no_secret(
+    live: LiveServer, http: httpx.Client, session: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live.runtime.engine, "adapt", failing(RuntimeError("a secret")))
+    lesson = {"session_id": session, "examples": EXAMPLES}
+    detail = problem(http.post("/adapt", json=lesson), 500)["detail"]
+    assert "secret" not in detail
+    assert "whether anything was done is not known" in detail
+    assert ok(http.get(f"/sessions/{session}"))["pending_items"] == 2
 
 
 def test_every_type_is_explained(http: httpx.Client) -> None:

@@ -1,9 +1,12 @@
 """/sessions and their feedback: create, read, forget, delete."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
+import pytest
 from api_calls import ANSWER, EXAMPLES, QUESTION, ask, ok, problem, teach
+from server_harness import LiveServer
 
 
 def test_create_read_delete(http: httpx.Client, session: str) -> None:
@@ -31,6 +34,26 @@ def test_deleted_session_begins_anew(http: httpx.Client, session: str) -> None:
     teach(http, session, [{"prompt": QUESTION, "completion": "Look at the barn."}])
     taught = ask(http, session)
     assert (taught["text"], taught["adapter_version"]) == ("Look at the barn.", 1)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_an_answer_under_way_when_its_session_is_deleted_leaves_nothing(
+    live: LiveServer, http: httpx.Client, session: str, again: bool
+) -> None:
+    first = ask(http, session)["id"]
+    with ThreadPoolExecutor(1) as pool:
+        with live.held_after(0) as still:
+            late = pool.submit(ask, http, session)
+            still.wait()
+            assert http.delete(f"/sessions/{session}").status_code == 204
+            if again:
+                ok(http.post("/sessions", json={"session_id": session}), 201)
+        answer = late.result()
+    assert answer["text"] is not None
+    for completion in (first, answer["id"]):
+        body = {"completion_id": completion, "correction": ANSWER}
+        problem(http.post("/feedback", json=body), 404)
+    assert http.get(f"/sessions/{session}").status_code == (200 if again else 404)
 
 
 def test_feedback_by_page(http: httpx.Client, session: str) -> None:

@@ -32,8 +32,9 @@ from innerloop import (
     Session,
     Unauthorized,
     Unavailable,
+    calls,
 )
-from innerloop.calls import Call, adapt, generate, may_have_arrived
+from innerloop.calls import Call, adapt, generate, make_session, may_have_arrived
 
 ROOT = Path(__file__).parents[3]
 BOT = ROOT / "docs" / "examples" / "service_bot.py"
@@ -335,9 +336,35 @@ def test_a_call_that_was_held_up_did_nothing() -> None:
         client.new_session("another's")
     failure = caught.value.__cause__
     assert isinstance(failure, httpx.ConnectError)
-    assert not may_have_arrived(None, failure)
-    assert may_have_arrived(None, httpx.ReadTimeout("no reply"))
-    assert may_have_arrived(httpx.Response(503), None)
+    call = make_session("another's", None, None, True)
+    assert not may_have_arrived(call, None, failure)
+    assert may_have_arrived(call, None, httpx.ReadTimeout("no reply"))
+
+
+def test_an_answer_of_503_makes_no_session_of_another_ones_own() -> None:
+    """It may have been made all the same, and then the caller is to look."""
+
+    def answer(number: int, _: dict[str, str]) -> tuple[int, Any]:
+        return (503 if number % 2 else 409), {"detail": "there is one already"}
+
+    async def awaited() -> None:
+        async with AsyncClient(url) as client:
+            with pytest.raises(Conflict):
+                await client.new_session("shop", fork="template")
+            with pytest.raises(Conflict):
+                await client.import_session(b"zip", "shop")
+            assert (await client.new_session()).id
+
+    with scripted(answer) as url, Client(url) as client:
+        with pytest.raises(Conflict):
+            client.new_session("shop", fork="template")
+        with pytest.raises(Conflict):
+            client.import_session(b"zip", "shop")
+        # Ids that are drawn here are nobody else's, and what was deleted is gone.
+        assert client.new_session().id
+        assert client.import_session(b"zip").id
+        asyncio.run(awaited())
+    assert may_have_arrived(calls.session("DELETE", "shop"), httpx.Response(503), None)
 
 
 @pytest.mark.parametrize(("timeout_s", "read_s"), [(50.0, 60.0), (90.0, 90.0)])

@@ -1,8 +1,10 @@
 """Teaching on a real engine and a real Redis: races, refusals, crashes, other replicas."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -12,8 +14,8 @@ from adapters.artifact import Artifact
 from adapters.chat import ChatEncoder
 from adapters.config import InnerRule
 from server.engine import Engine, EngineLimits
-from server.flows import teaching
-from server.flows.deriving import Deriver
+from server.flows import fullness
+from server.flows.deriving import Derived, Deriver
 from server.flows.encoding import Encoding
 from server.flows.housing import Houses
 from server.flows.loading import Loader
@@ -22,7 +24,15 @@ from server.flows.outcome import Lesson, LessonError, SessionFull
 from server.flows.rebuilding import Rebuilder
 from server.flows.spending import Spending, budgets
 from server.flows.teaching import Teacher
-from server.sessions import ItemNotFound, NewItem, SessionStore, VersionRecord, prompt_key
+from server.sessions import (
+    IdempotencyConflict,
+    Item,
+    NewItem,
+    SessionNotFound,
+    SessionStore,
+    VersionRecord,
+    prompt_key,
+)
 from server.settings import Settings
 
 pytestmark = pytest.mark.anyio
@@ -158,6 +168,23 @@ async def test_refusal_changes_no_version(
     assert await teacher.outcome(TENANT, "s", [2]) is not None
 
 
+async def test_what_was_refused_is_taken_anew(
+    deriver: Deriver, wild: Deriver, store: SessionStore
+) -> None:
+    for teacher, accepted in (
+        (teacher_of(wild, store), False),
+        (teacher_of(wild, store), False),
+        (teacher_of(deriver, store), True),
+    ):
+        appended = await teacher.append_once(TENANT, "s", lesson(), "digest")
+        assert not appended.repeated
+        outcome = await teacher.teach(TENANT, "s", appended.items, key=appended.key)
+        assert outcome.accepted is accepted
+    assert await statuses(store, "s") == ["refused", "refused", "applied"]
+    again = await teacher_of(deriver, store).append_once(TENANT, "s", lesson(), "digest")
+    assert (again.items, again.outcome) == ((3,), outcome)
+
+
 async def test_a_part_of_an_update_is_taken_and_its_scale_kept(
     hasty: Deriver, hasty_and_strict: Deriver, store: SessionStore
 ) -> None:
@@ -237,6 +264,36 @@ async def test_the_guard_cannot_block_forgetting(
     assert await statuses(store, "s") == ["refused", "forgotten"]
 
 
+async def test_forgetting_refuses_what_was_judged_and_nothing_else(
+    deriver: Deriver, wild: Deriver, store: SessionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What waits, and what comes while the rest is derived over, is judged in its own time."""
+    teacher, forgetful = teacher_of(deriver, store), rebuilder(wild, store)
+    derive = wild.derive
+
+    async def slowly(*args: Any, **named: Any) -> Derived:
+        derived = await derive(*args, **named)
+        await teacher.append(TENANT, session, [lesson("Cash?", "No.")], None, "")
+        return derived
+
+    monkeypatch.setattr(wild, "derive", slowly)
+    for session in ("forgotten", "purged"):
+        await taught(teacher, session, lesson(), lesson("Hello", "Hi."))
+        later = replace(lesson("Dogs?", "Yes."), extra={"deferred": True})
+        await teacher.append(TENANT, session, [later], None, "")
+        if session == "forgotten":
+            assert (await forgetful.forget(TENANT, session, 2)).adapter_version == 0
+        else:
+            await store.forget(TENANT, session, 2)
+            await forgetful.purge(await store.pointer(TENANT, session))
+        assert await statuses(store, session) == ["refused", "forgotten", "pending", "pending"]
+        assert await store.versions(TENANT, session) == ()
+        pointer = await store.pointer(TENANT, session)
+        assert (pointer.version, pointer.unpurged) == (0, False)
+        assert await teacher.finish(pointer)
+        assert await statuses(store, session) == ["refused", "forgotten", "applied", "applied"]
+
+
 async def test_mending_that_is_refused_leaves_the_version_for_its_own_base(
     deriver: Deriver, wild: Deriver, store: SessionStore
 ) -> None:
@@ -311,7 +368,7 @@ async def test_a_lesson_that_cannot_be_taught_is_not_kept(
 async def test_a_full_session_takes_no_more(
     deriver: Deriver, store: SessionStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(teaching, "MAX_ITEMS", 2)
+    monkeypatch.setattr(fullness, "MAX_ITEMS", 2)
     teacher = teacher_of(deriver, store)
     both = [lesson(), lesson("Hello", "Hi.")]
     await teacher.append(TENANT, "s", both, "key", "hash")
@@ -321,13 +378,93 @@ async def test_a_full_session_takes_no_more(
     assert (await store.pointer(TENANT, "s")).items == 2
 
 
+async def test_a_full_session_answers_what_it_took_before(
+    deriver: Deriver, store: SessionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher, first = teacher_of(deriver, store), [lesson()]
+    appended = await teacher.append(TENANT, "s", first, "key", "hash")
+    outcome = await teacher.teach(TENANT, "s", appended.items, key="key")
+    await teacher.append(TENANT, "s", [lesson(completion="Here.")], None, "")
+    await teacher.append(TENANT, "s", [lesson("Hello", "Hi."), lesson("Bye", "Bye.")], None, "")
+    monkeypatch.setattr(fullness, "MAX_ITEMS", 2)
+    again = await teacher.append(TENANT, "s", [*first, lesson("More?", "No.")], "key", "hash")
+    assert (again.items, again.repeated, again.outcome) == ((1,), True, outcome)
+    with pytest.raises(IdempotencyConflict):
+        await teacher.append(TENANT, "s", [lesson("More?", "No.")], "key", "another hash")
+    await _age(store, "key")
+    with pytest.raises(SessionFull):
+        await teacher.append(TENANT, "s", [lesson("More?", "No.")], "key", "hash")
+
+
+async def _age(store: SessionStore, key: str) -> None:
+    """Have a day go by for an idempotency record."""
+    place = store._room.keys.session(TENANT, "s").idempotency
+    record = json.loads(await store._room.connection.read("HGET", place, key))
+    record["at"] -= 24 * 3600 * 1000
+    await store._room.connection.write("HSET", place, key, json.dumps(record))
+
+
+async def test_what_supersedes_an_item_finds_room_in_a_full_session(
+    deriver: Deriver, store: SessionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fullness, "MAX_ITEMS", 2)
+    teacher = teacher_of(deriver, store)
+    rated = Lesson([{"role": "user", "content": "Hello"}], "Hi.", "rating", rating=1)
+    await teacher.append(TENANT, "s", [lesson(), rated], None, "")
+    await teacher.append(
+        TENANT, "s", [lesson(completion="Here."), replace(rated, rating=-1)], None, ""
+    )
+    await teacher.append(TENANT, "s", [lesson("Hello", "Hi there.")], None, "")
+    for more in (
+        [replace(rated, turns=lesson().turns)],  # weaker than what is there
+        [lesson("Bye", "Bye.")],
+        [lesson(), lesson("Bye", "Bye.")],
+    ):
+        with pytest.raises(SessionFull):
+            await teacher.append(TENANT, "s", more, None, "")
+    live = await store.derivable(TENANT, "s")
+    assert [item.payload["completion"] for item in live] == ["Here.", "Hi there."]
+
+
 async def test_a_session_deleted_meanwhile(deriver: Deriver, store: SessionStore) -> None:
     teacher = teacher_of(deriver, store)
-    appended = await teacher.append(TENANT, "s", [lesson()], None, "")
+    appended = await teacher.append(TENANT, "s", [lesson()], "key", "hash")
     await store.delete(TENANT, "s")
-    with pytest.raises(ItemNotFound):
+    with pytest.raises(SessionNotFound):
         await teacher.teach(TENANT, "s", appended.items)
     assert not (await store.pointer(TENANT, "s")).exists
+    # Made again: its items are others, whatever they are called.
+    await teacher.append(TENANT, "s", [lesson("Hello", "Hi.")], "key", "another hash")
+    with pytest.raises(SessionNotFound):
+        await teacher.teach(
+            TENANT, "s", appended.items, key="key", incarnation=appended.incarnation
+        )
+    assert await statuses(store, "s") == ["pending"]
+    (pointer,) = await store.pending_sessions()
+    assert await teacher.finish(pointer)
+    with pytest.raises(SessionNotFound):
+        await teacher.teach(
+            TENANT, "s", appended.items, key="key", incarnation=appended.incarnation
+        )
+
+
+@pytest.mark.parametrize("again", [False, True])
+async def test_a_session_deleted_while_its_items_are_looked_up(
+    deriver: Deriver, store: SessionStore, monkeypatch: pytest.MonkeyPatch, again: bool
+) -> None:
+    teacher, read = teacher_of(deriver, store), store.item
+    appended = await teacher.append(TENANT, "s", [lesson()], None, "")
+    await teacher.teach(TENANT, "s", appended.items)
+
+    async def too_late(tenant: str, session_id: str, number: int) -> Item:
+        await store.delete(tenant, session_id)
+        if again:
+            await teacher.append(tenant, session_id, [lesson("Hello", "Hi.")], None, "")
+        return await read(tenant, session_id, number)
+
+    monkeypatch.setattr(store, "item", too_late)
+    with pytest.raises(SessionNotFound):
+        await teacher.teach(TENANT, "s", appended.items, incarnation=appended.incarnation)
 
 
 async def test_the_record_says_what_a_version_came_from(

@@ -109,6 +109,24 @@ async def test_delete_leaves_nothing_behind(
     assert keys_of(store) == empty
 
 
+@pytest.mark.parametrize("again", [False, True])
+async def test_no_completion_is_kept_for_a_session_that_is_gone(
+    store: SessionStore, dump_of: Callable[[SessionStore], dict[str, object]], again: bool
+) -> None:
+    """An answer that was under way comes after the deletion, and maybe to the next of that name."""
+    known = (await store.create("t", "s")).incarnation
+    assert await store.save_completion("t", "s", "c1", {"text": "x"}, incarnation=known)
+    await store.delete("t", "s")
+    if again:
+        await store.create("t", "s")
+    before = dump_of(store)
+    assert not await store.save_completion("t", "s", "c2", {"text": "y"}, incarnation=known)
+    assert dump_of(store) == before
+    for completion_id in ("c1", "c2"):
+        with pytest.raises(CompletionNotFound):
+            await store.completion("t", completion_id)
+
+
 async def test_deleting_one_session_leaves_the_others(store: SessionStore) -> None:
     for session_id in ("a", "b"):
         await teach(store, "t", session_id)

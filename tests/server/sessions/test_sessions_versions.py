@@ -361,6 +361,32 @@ async def test_forgetting_everything_goes_to_version_0(store: SessionStore) -> N
     assert await teach(store, "b") == 2
 
 
+async def test_what_was_derived_over_in_vain_is_refused_alone(store: SessionStore) -> None:
+    await teach(store, "a")
+    await teach(store, "a", "b")
+    await store.append("t", "s", [about("c")])
+    read = await store.derivation("t", "s")
+    with pytest.raises(VersionConflict, match="has 1 items to derive from"):
+        await store.promote_untaught(read.pointer, refused_ids=[2])
+    await store.promote_untaught(read.pointer, refused_ids=[2, 3], refused_reason="too far")
+    assert await statuses(store) == ["refused", "refused", "refused", "pending"]
+    items = await store.items("t", "s")
+    assert [item.reason for item in items] == ["too far"] * 3 + [None]
+    pointer = await store.pointer("t", "s")
+    assert (pointer.version, pointer.applied, pointer.pending) == (0, 0, 1)
+    (event, *_) = await store.events("t", "s")
+    assert (event.type, event.fields["refused"], event.fields["reason"]) == (
+        "promote",
+        "2,3",
+        "too far",
+    )
+    with pytest.raises(VersionConflict, match="at version 0, not 2"):
+        await store.promote_untaught(read.pointer, refused_ids=[4])
+    # As after a reset, a kept version can be gone forward to.
+    assert (await store.rollback("t", "s", 2)).applied == 2
+    assert await statuses(store) == ["superseded", "applied", "applied", "refused"]
+
+
 async def test_going_back_from_a_tainted_version_deletes_it(store: SessionStore) -> None:
     await teach(store, "a")
     await teach(store, "b")
