@@ -1,6 +1,7 @@
-"""Whether a session has room for more feedback.
+"""What more feedback would leave of a session's, and whether there is room for it.
 
-It knows the store's items and how many may derive, not how they get into the log.
+It knows the store's items, who supersedes whom and how many may derive, not how they get into the
+log; there `regroup` in `server.sessions.prelude` decides.
 """
 
 from collections.abc import Sequence
@@ -26,11 +27,7 @@ async def check_room(
     if pointer.pending + pointer.applied + len(new) <= MAX_ITEMS:
         return
     derivable = await store.derivable(tenant, session_id)
-    left: list[Item | NewItem] = list(derivable)
-    for item in new:
-        left = [earlier for earlier in left if not _supersedes(item, earlier)]
-        left.append(item)
-    if len(left) <= max(MAX_ITEMS, len(derivable)):
+    if len(left_by(derivable, new)) <= max(MAX_ITEMS, len(derivable)):
         return
     place = "/house" if session_id == HOUSE else f"/sessions/{session_id}"
     raise SessionFull(
@@ -39,11 +36,18 @@ async def check_room(
     )
 
 
+def left_by(derivable: Sequence[Item], new: Sequence[NewItem]) -> list[Item | NewItem]:
+    """What would derive if ``new`` were appended to what derives now."""
+    left: list[Item | NewItem] = list(derivable)
+    for item in new:
+        left = [earlier for earlier in left if not _supersedes(item, earlier)]
+        left.append(item)
+    return left
+
+
 def _supersedes(later: NewItem, earlier: Item | NewItem) -> bool:
-    """Whether it does so for certain: of ratings only those of the same answer are counted, as the
-    store may keep others."""
     if later.prompt_key != earlier.prompt_key or not later.prompt_key:
         return False
-    if later.kind == "rating" and later.payload["completion"] != earlier.payload["completion"]:
-        return False
+    if later.rated.startswith("-"):
+        return later.rated[1:] == earlier.rated[1:]
     return STRENGTHS[later.kind] >= STRENGTHS[earlier.kind]

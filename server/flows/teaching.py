@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 from server import logs
 from server.flows.deriving import UNTEACHABLE, Derived, Deriver
-from server.flows.fullness import check_room
+from server.flows.fullness import check_room, left_by
 from server.flows.housing import Houses
 from server.flows.locks import SessionLocks
 from server.flows.outcome import (
@@ -38,6 +38,7 @@ from server.sessions import (
 
 logger = logging.getLogger(__name__)
 
+WOULD_WAIT = "the session is pinned at its version: nothing is learned before it is unpinned"
 PINNED = (
     "the session is pinned at its version: the feedback is in its log, and is learned when it is "
     "unpinned"
@@ -177,26 +178,31 @@ class Teacher:
     async def dry_run(
         self, tenant: str, session_id: str, lessons: Sequence[Lesson], steps: int | None
     ) -> Outcome:
-        """Derive over the session's items and ``lessons`` and keep nothing.
+        """What teaching ``lessons`` would do, keeping nothing.
 
         Raises:
-            LessonError, EngineError, SessionStoreError.
+            LessonError, SessionFull, EngineError, SessionStoreError.
         """
         logs.note(session_id=session_id)
         derivation = await self._store.derivation(tenant, session_id)
         if derivation.pointer.imported:
             raise not_taught(session_id)
+        new = [lesson.item(0) for lesson in lessons]
+        await check_room(self._store, tenant, session_id, new)
+        if derivation.pointer.pinned:
+            return of_refusal(session_id, (), derivation.pointer.version, WOULD_WAIT)
+        left = left_by(derivation.items, new)
+        items = [item for item in left if isinstance(item, Item)]
+        ids = set(map(id, left))
+        kept = [lesson for lesson, item in zip(lessons, new, strict=True) if id(item) in ids]
         house = await self._houses.start(tenant, session_id)
-        derived = await self._deriver.try_out(
-            tenant, session_id, derivation.items, lessons, steps, house
-        )
+        derived = await self._deriver.try_out(tenant, session_id, items, kept, steps, house)
         if derived.failure is not None:
             raise derived.failure
         version = derivation.pointer.version
         if derived.candidate is None:
             return of_refusal(session_id, (), version, derived.reason or "refused")
-        used = len(derivation.items) + len(lessons)
-        return of_candidate(session_id, (), version, used, derived.candidate)
+        return of_candidate(session_id, (), version, len(left), derived.candidate)
 
     async def finish(self, pointer: Pointer) -> bool:
         """Bring in what a crash left pending in a session, request by request.

@@ -110,6 +110,7 @@ async function write(side, context) {
       if (session === current) node.scrollIntoView({ block: "nearest" });
     });
     finish(side, context, { question: turn.question, ...answer });
+    keep(session);
   } catch (error) {
     shout(error);
     by.textContent = text.textContent ? `${title}: broke off` : `${title}: no answer`;
@@ -124,7 +125,7 @@ async function write(side, context) {
 /** Show a whole answer, as the server gave it or as it was kept. */
 function finish(side, context, said) {
   const { node, version } = side;
-  const { session, turn } = context;
+  const { turn } = context;
   node.querySelector(".text").textContent = said.text || "(an empty answer)";
   node.classList.toggle("learned", said.adapter_used);
   if (version !== undefined) return;
@@ -133,7 +134,6 @@ function finish(side, context, said) {
   turn.said = { question, text, id, adapter_used, adapter_version };
   node.querySelector(".by").textContent = author(said);
   offerFeedback(side, context);
-  keep(session);
 }
 
 function writing(node, now) {

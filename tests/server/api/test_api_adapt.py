@@ -57,6 +57,21 @@ def test_dry_run_keeps_nothing(http: httpx.Client, session: str) -> None:
     assert ok(http.get(f"/sessions/{session}")) == before
 
 
+def test_dry_run_says_what_the_call_would_do(http: httpx.Client, session: str) -> None:
+    """Also where an answer is replaced, twice in one call, or nothing is learned now."""
+    teach(http, session)
+    prompt = EXAMPLES[0]["prompt"]
+    other = [{"prompt": prompt, "completion": text} for text in ("At nine.", "At nine.", "At ten.")]
+    figures = ("accepted", "steps", "examples_used", "loss_before", "loss_after", "update_norm")
+    dry, real = (teach(http, session, other, dry_run=dry) for dry in (True, False))
+    assert [dry[name] for name in figures] == pytest.approx([real[name] for name in figures])
+    assert real["examples_used"] == 2
+    ok(http.post(f"/admin/sessions/{session}/pin", json={"pinned": True}))
+    for dry_run in (True, False):
+        told = teach(http, session, other, dry_run=dry_run)
+        assert (told["accepted"], "pinned" in told["reason"]) == (False, True)
+
+
 def test_idempotency_key_teaches_once(http: httpx.Client, session: str) -> None:
     body = {"session_id": session, "examples": EXAMPLES}
     key = {"Idempotency-Key": "one try"}
