@@ -153,7 +153,7 @@ async def caller(
     key = credentials.credentials if credentials else None
     try:
         found = await keyring.caller(key, running.store.access)
-    except StoreUnavailable as error:  # its words say where Redis is, and this may be anybody
+    except StoreUnavailable as error:  # a valid key does not help: that is worth saying
         logger.warning("nobody can come in: %s", error)
         raise Problem("unavailable", "Redis is away, and with it the keys: try again") from error
     if found.name == LOOPBACK:

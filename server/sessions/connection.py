@@ -23,6 +23,7 @@ from server.sessions.confirmation import CONFIRMATION_WAIT_S, Confirmation
 from server.sessions.errors import StoreCorrupt, StoreRefused, StoreUnavailable
 from server.sessions.keys import Keys
 from server.sessions.link import Argument, Command, Link, SingleLink
+from server.sessions.outage import OutageLog, told_to_callers, without, without_command
 
 logger = logging.getLogger(__name__)
 
@@ -88,6 +89,7 @@ class Connection:
                 self.link = SingleLink(self.address, timeout_s=timeout_s)
         except (TypeError, redis_errors.RedisError, redis_errors.RedisClusterException) as error:
             raise StoreRefused(f"Redis URL: {error}") from error
+        self._outages = OutageLog(self.address.passwords)
         self.ahead_s = 0.0
         """How far the clock of Redis is before ours, as `check_clock` found it last."""
 
@@ -115,7 +117,7 @@ class Connection:
 
     async def write(self, *command: Argument) -> Any:
         """Run a command once. Raises StoreUnavailable, StoreCorrupt."""
-        with translated():
+        with self._told(), translated():
             return await self._one(command)
 
     async def run(
@@ -143,7 +145,7 @@ class Connection:
                 return self.link.together(commands, atomic=False)
             return self.link.after(before, command)
 
-        with translated():
+        with self._told(), translated():
             reply = await self._traced(commands, send)
         if not waits:
             return cast(Sequence[Any], reply)
@@ -155,20 +157,21 @@ class Connection:
         StoreUnavailable."""
         if not self._confirmation.fsync:
             return
-        try:
-            await self.link.one(("WAITAOF", 1, 0, 1))
-        except (redis_errors.ResponseError, redis_errors.NoPermissionError) as error:
-            hint = "this Redis cannot be asked for it"
-            if "unknown command" in str(error):
-                hint = "WAITAOF came with Redis 7.2 and Valkey 7.2, and this one is older"
-            elif "appendonly" in str(error):
-                hint = "this Redis has no append-only file: set appendonly yes"
-            raise StoreRefused(
-                f"INNERLOOP_REDIS_FSYNC: {hint} ({error}). Without it set appendfsync always for "
-                "the same"
-            ) from error
-        except _UNAVAILABLE as error:
-            raise _unavailable(error) from error
+        with self._told():
+            try:
+                await self.link.one(("WAITAOF", 1, 0, 1))
+            except (redis_errors.ResponseError, redis_errors.NoPermissionError) as error:
+                hint = "this Redis cannot be asked for it"
+                if "unknown command" in str(error):
+                    hint = "WAITAOF came with Redis 7.2 and Valkey 7.2, and this one is older"
+                elif "appendonly" in str(error):
+                    hint = "this Redis has no append-only file: set appendonly yes"
+                raise StoreRefused(
+                    f"INNERLOOP_REDIS_FSYNC: {hint} ({error}). Without it set appendfsync always "
+                    "for the same"
+                ) from error
+            except _UNAVAILABLE as error:
+                raise _unavailable(error) from error
         for config in await self.asked("CONFIG", "GET", "appendfsync") or ():
             if b"no" in config:
                 raise StoreRefused(
@@ -177,16 +180,17 @@ class Connection:
                 )
 
     async def _patiently(self, command: Callable[[], Awaitable[Any]]) -> Any:
-        for pause_s in READ_RETRY_PAUSES_S:
-            try:
-                with translated():
-                    return await command()
-            except StoreUnavailable as error:
-                if _timed_out(error.__cause__):
-                    raise  # it has had its time
-                await asyncio.sleep(pause_s)
-        with translated():
-            return await command()
+        with self._told():
+            for pause_s in READ_RETRY_PAUSES_S:
+                try:
+                    with translated():
+                        return await command()
+                except StoreUnavailable as error:
+                    if _timed_out(error.__cause__):
+                        raise  # it has had its time
+                    await asyncio.sleep(pause_s)
+            with translated():
+                return await command()
 
     async def _one(self, command: Command) -> Any:
         return await self._traced([command], lambda: self.link.one(command))
@@ -219,7 +223,7 @@ class Connection:
 
     async def ping(self) -> None:
         """Return when Redis answers, in a Cluster every node. Raises StoreUnavailable."""
-        with translated():
+        with self._told(), translated():
             await self.link.each_node(("PING",))
 
     async def asked(self, *command: Argument) -> list[Any] | None:
@@ -227,12 +231,19 @@ class Connection:
 
         Raises StoreUnavailable, StoreCorrupt.
         """
-        try:
-            with translated():
+        with self._told(), translated():
+            try:
                 return await self.link.each_node(command)
-        except StoreUnavailable as error:
-            if isinstance(error.__cause__, redis_errors.NoPermissionError):
+            except redis_errors.NoPermissionError:
                 return None
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Log what makes Redis unavailable: whoever asked is told no details."""
+        try:
+            yield
+        except StoreUnavailable as error:
+            self._outages.tell(error.__cause__ or error)
             raise
 
     async def aclose(self) -> None:
@@ -251,12 +262,11 @@ async def silence(url: str, *, timeout_s: float) -> str | None:
     except StoreRefused:
         return unread
     try:
-        await connection.ping()
+        with translated():  # not `ping`: whoever asks for the reason is its log
+            await connection.link.each_node(("PING",))
     except (StoreUnavailable, StoreCorrupt) as error:
         told = str(error.__cause__) or type(error.__cause__).__name__
-        for password in connection.address.passwords:
-            told = told.replace(password, "***")  # what answers there may repeat what it was sent
-        return told
+        return without(connection.address.passwords, told)
     finally:
         await connection.aclose()
     return None
@@ -294,7 +304,8 @@ def translated() -> Iterator[None]:
         if "WRONGTYPE" not in text and _AWAY.search(text):
             raise _unavailable(error) from error
         raise StoreCorrupt(
-            f"Redis holds under one of our keys what this server never writes ({text}); "
+            "Redis holds under one of our keys what this server never writes "
+            f"({without_command(error)}); "
             "delete the session, or restore Redis from a copy"
         ) from error
     except redis_errors.RedisError as error:
@@ -302,6 +313,4 @@ def translated() -> Iterator[None]:
 
 
 def _unavailable(error: Exception) -> StoreUnavailable:
-    return StoreUnavailable(
-        f"Redis cannot answer now ({type(error).__name__}: {error}); try again in a moment"
-    )
+    return StoreUnavailable(told_to_callers(error))

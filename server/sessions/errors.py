@@ -33,7 +33,10 @@ class SessionStoreError(Exception):
 
 
 class StoreUnavailable(SessionStoreError, ConnectionError):
-    """Redis cannot answer now. Whether a write under way was done is unknown: ask with its key."""
+    """Redis cannot answer now. Whether a write under way was done is unknown: ask with its key.
+
+    Its message is for anybody who asks; which key and which address, only the log says.
+    """
 
 
 class StoreCorrupt(SessionStoreError, RuntimeError):

@@ -98,6 +98,20 @@ def test_redis_away_and_back(redis: PlainRedis, settings: Settings) -> None:
         assert (answer["text"], answer["adapter_version"]) == (ANSWER, 1)
 
 
+def test_a_full_redis_says_so_and_quotes_no_key(redis: PlainRedis, settings: Settings) -> None:
+    with LiveServer(settings) as live, live.client() as http:
+        teach(http, "secret-name")
+        redis.client.config_set("maxmemory", 1)
+        try:
+            body = {"session_id": "secret-name", "examples": EXAMPLES}
+            told = problem(http.post("/adapt", json=body), 503)["detail"]
+        finally:
+            redis.client.config_set("maxmemory", 0)
+        assert "is full" in told
+        assert "secret-name" not in told
+        assert "innerloop:" not in told
+
+
 def test_engine_that_stops_in_the_middle_of_a_stream(settings: Settings) -> None:
     with LiveServer(settings) as live, live.client() as http:
         body = {"session_id": "cut", "prompt": QUESTION, "max_tokens": 170, "temperature": 1.0}

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import signal
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ from server.sessions import (
     StoreUnavailable,
     VersionRecord,
 )
+from server.sessions.connection import Connection
 
 pytestmark = pytest.mark.anyio
 
@@ -147,22 +149,60 @@ async def test_a_payload_that_is_gone_is_not_an_empty_one(store: SessionStore, r
         await store.derivable("t", "s")
 
 
-async def test_a_full_redis(own_redis: EmbeddedRedis) -> None:
+async def test_a_full_redis(own_redis: EmbeddedRedis, caplog: pytest.LogCaptureFixture) -> None:
     async with await SessionStore.open(own_redis.url) as store:
         await store.append("t", "s", [ITEM])
         before = await store.pointer("t", "s")
         with Redis.from_url(own_redis.url) as raw:
             raw.config_set("maxmemory", 1)
-            with pytest.raises(StoreUnavailable, match="memory"):
+            with pytest.raises(StoreUnavailable, match="is full") as told:
                 await store.append("t", "s", [NewItem("rating", {})])
-            with pytest.raises(StoreUnavailable, match="memory"):
+            with pytest.raises(StoreUnavailable, match="is full") as again:
                 await store.promote(before, b"x", VersionRecord("init", (1,), "r", "b"))
             assert await store.pointer("t", "s") == before
             raw.config_set("maxmemory", 0)
         assert await store.promote(before, b"x", VersionRecord("init", (1,), "r", "b")) == 1
+    for error in (told, again):
+        assert "innerloop:" not in str(error.value)
+    (line,) = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert "raise its maxmemory" in line.getMessage()
 
 
-async def test_a_read_only_redis(own_redis: EmbeddedRedis) -> None:
+async def test_what_is_logged_of_a_pipeline_is_no_key_and_no_text(
+    own_redis: EmbeddedRedis, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with await SessionStore.open(own_redis.url) as store:
+        await store.append("t", "whose", [ITEM])
+        before = await store.pointer("t", "whose")
+        with Redis.from_url(own_redis.url) as raw:
+            raw.config_set("maxmemory", 1)
+            with pytest.raises(StoreUnavailable):
+                await store.promote(before, b"secret", VersionRecord("init", (1,), "r", "b"))
+            raw.config_set("maxmemory", 0)
+    assert "OutOfMemoryError: SET: " in caplog.text
+    assert "whose" not in caplog.text
+    assert "secret" not in caplog.text
+
+
+async def test_a_redis_that_is_away_is_told_to_the_log_and_not_to_callers(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    nowhere = "redis://:hush-hush@127.0.0.1:1"
+    connection = Connection(nowhere, timeout_s=1)
+    for call in (connection.read("GET", "k"), connection.write("SET", "k", 1), connection.ping()):
+        with pytest.raises(StoreUnavailable, match="try again in a moment") as caught:
+            await call
+        assert "127.0.0.1" not in str(caught.value)
+    await connection.aclose()
+    (line,) = [record for record in caplog.records if record.name == "server.sessions.outage"]
+    assert line.levelname == "WARNING"
+    assert "127.0.0.1:1" in line.getMessage()
+    assert "hush-hush" not in line.getMessage()
+
+
+async def test_a_read_only_redis(
+    own_redis: EmbeddedRedis, caplog: pytest.LogCaptureFixture
+) -> None:
     async with await SessionStore.open(own_redis.url) as store:
         await store.append("t", "s", [ITEM])
         with Redis.from_url(own_redis.url) as raw:
@@ -174,8 +214,9 @@ async def test_a_read_only_redis(own_redis: EmbeddedRedis) -> None:
                 store.save_completion("t", "s", "c", {}),
                 store.delete("t", "s"),
             ):
-                with pytest.raises(StoreUnavailable, match=r"(?i)read only"):
+                with pytest.raises(StoreUnavailable, match="try again"):
                     await call
+            assert "read only" in caplog.text
             assert (await store.pointer("t", "s")).items == 1
             raw.replicaof("NO", "ONE")
         await store.append("t", "s", [ITEM])
@@ -256,7 +297,9 @@ async def test_another_schema_is_refused(
     raw.delete("schema:schema", "schema:deployment")
 
 
-async def test_a_redis_that_evicts_is_refused(own_redis: EmbeddedRedis) -> None:
+async def test_a_redis_that_evicts_is_refused(
+    own_redis: EmbeddedRedis, caplog: pytest.LogCaptureFixture
+) -> None:
     with Redis.from_url(own_redis.url) as raw:
         raw.config_set("maxmemory-policy", "allkeys-lru")
         with pytest.raises(StoreRefused, match="set it to noeviction"):
@@ -268,8 +311,9 @@ async def test_a_redis_that_evicts_is_refused(own_redis: EmbeddedRedis) -> None:
     url = own_redis.url.replace("unix://", "unix://app:pw@")
     async with await SessionStore.open(url) as store:
         await store.append("t", "s", [ITEM])
-    with pytest.raises(StoreUnavailable, match=r"(?i)invalid|wrong"):
+    with pytest.raises(StoreUnavailable, match="cannot answer"):
         await SessionStore.open(url.replace("pw@", "other@"))
+    assert re.search(r"(?i)invalid|wrong", caplog.text)
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:1", "nonsense", ""])
