@@ -4,9 +4,7 @@ from typing import Annotated
 
 from fastapi import Depends, Path, Request
 
-from server.api.schemas import (
-    SESSION_ID_PATTERN,
-)
+from server.api.schemas import MORE_THAN_DOTS, SESSION_ID_PATTERN, SESSION_ID_RULE
 from server.runtime import Runtime
 
 
@@ -18,6 +16,6 @@ def runtime(request: Request) -> Runtime:
 
 Running = Annotated[Runtime, Depends(runtime)]
 SessionPath = Annotated[
-    str, Path(pattern=SESSION_ID_PATTERN, description="1 to 128 of letters, digits and . _ : @ -")
+    str, Path(pattern=SESSION_ID_PATTERN, description=SESSION_ID_RULE), MORE_THAN_DOTS
 ]
 VersionPath = Annotated[int, Path(ge=1, lt=2**53, description="a kept version")]

@@ -21,7 +21,7 @@ from server.api.openai_schemas import (
 )
 from server.api.openai_shapes import ChatLayout, Chunks, Labels, Layout, TextLayout, whole_object
 from server.api.problems import RESPONSES, Problem, invalid
-from server.api.schemas import DEFAULT_MAX_TOKENS, SESSION_ID_PATTERN
+from server.api.schemas import DEFAULT_MAX_TOKENS, MORE_THAN_DOTS, SESSION_ID_PATTERN
 from server.api.streams import connected, event, respond
 from server.engine import Delta, Sampling
 from server.flows.answering import Answer, Question, new_completion_id, tokens_of
@@ -30,7 +30,9 @@ from server.runtime import Runtime
 router = APIRouter(prefix="/v1", tags=["openai"], responses=RESPONSES)
 
 SessionHeader = Annotated[
-    str | None, Header(alias="X-Session-ID", pattern=SESSION_ID_PATTERN, description="the session")
+    str | None,
+    Header(alias="X-Session-ID", pattern=SESSION_ID_PATTERN, description="the session"),
+    MORE_THAN_DOTS,
 ]
 Pieces = AsyncGenerator[tuple[int, Delta | Answer], None]
 

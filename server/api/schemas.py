@@ -17,6 +17,7 @@ MAX_TEXT_CHARS = 200_000
 MAX_MESSAGES = 256
 DEFAULT_MAX_TOKENS = 128
 SESSION_ID_PATTERN = r"^[A-Za-z0-9._:@-]{1,128}$"
+SESSION_ID_RULE = "1 to 128 of letters, digits and . _ : @ -, not all of them dots"
 
 
 def _not_blank(text: str) -> str:
@@ -31,13 +32,19 @@ def _distinct(texts: list[str]) -> list[str]:
     return texts
 
 
+def _more_than_dots(session_id: str) -> str:
+    """Refuse what clients take for a step in a URL's path, and so could never name in one."""
+    if not session_id.strip("."):
+        raise ValueError("must not be of dots only: URLs take `.` and `..` for other folders")
+    return session_id
+
+
+MORE_THAN_DOTS = AfterValidator(_more_than_dots)
+"""With the pattern: for an id in a path, a query or a header too."""
 SessionId = Annotated[
     str,
-    Field(
-        pattern=SESSION_ID_PATTERN,
-        description="1 to 128 of letters, digits and . _ : @ -",
-        examples=["customer-17"],
-    ),
+    Field(pattern=SESSION_ID_PATTERN, description=SESSION_ID_RULE, examples=["customer-17"]),
+    MORE_THAN_DOTS,
 ]
 MaybeSessionId = Annotated[
     SessionId | None, Field(description="only with a session token it may be left out")

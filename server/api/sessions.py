@@ -21,6 +21,7 @@ from server.api.feedback_schemas import (
 )
 from server.api.problems import RESPONSES, Problem, invalid
 from server.api.schemas import (
+    MORE_THAN_DOTS,
     SESSION_ID_PATTERN,
     SessionAnswer,
     SessionBody,
@@ -40,6 +41,7 @@ ImportedId = Annotated[
         pattern=SESSION_ID_PATTERN,
         description="only with a zip, which has no fields: the session's id, drawn when left out",
     ),
+    MORE_THAN_DOTS,
 ]
 _ZIP_BODY = {
     "requestBody": {"content": {ZIP_TYPE: {"schema": {"type": "string", "format": "binary"}}}}

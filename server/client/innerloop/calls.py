@@ -12,12 +12,12 @@ from urllib.parse import quote
 
 import httpx
 
-from innerloop.errors import InnerloopError, Unavailable, error_of
+from innerloop.errors import InnerloopError, Invalid, Unavailable, error_of
 from innerloop.types import Answer, Event, Lesson, Prompt, lesson_fields, prompt_fields
 
 FIRST_PAUSE_S = 0.25
 LONGEST_PAUSE_S = 8.0
-SESSION_ID = re.compile(r"[A-Za-z0-9._:@-]{1,128}")
+SESSION_ID = re.compile(r"(?!\.+$)[A-Za-z0-9._:@-]{1,128}")
 PAGE = 500  # items read at once
 LEAST_SILENCE_S = 60.0  # of events: the server gives a sign of life every 15 s
 
@@ -89,7 +89,7 @@ def feedback(
 
 def session(method: str, session_id: str, *rest: str | int, **query: Any) -> Call:
     """A call of ``/sessions/{id}`` or below."""
-    path = "/".join(["/sessions", quote(session_id, safe=""), *map(str, rest)])
+    path = "/".join(["/sessions", _in_path(session_id), *map(str, rest)])
     return Call(method, path, query=query, done=404 if method == "DELETE" else 0)
 
 
@@ -148,7 +148,7 @@ def make_token(session_id: str, expires_in_s: int, scopes: Sequence[str] | None)
     body: dict[str, Any] = {"expires_in_s": expires_in_s}
     if scopes is not None:
         body["scopes"] = list(scopes)
-    return Call("POST", f"/sessions/{quote(session_id, safe='')}/tokens", body)
+    return Call("POST", f"/sessions/{_in_path(session_id)}/tokens", body)
 
 
 def import_session(session_id: str | None, content: bytes) -> Call:
@@ -169,10 +169,21 @@ def export(session_id: str, version: int | None, tenant: str | None) -> Call:
     """``GET /admin/sessions/{id}/export``, for operators."""
     return Call(
         "GET",
-        f"/admin/sessions/{quote(session_id, safe='')}/export",
+        f"/admin/sessions/{_in_path(session_id)}/export",
         headers=_acting(tenant),
         query={} if version is None else {"adapter_version": version},
     )
+
+
+def _in_path(session_id: str) -> str:
+    """A session's id as a part of a path.
+
+    Raises:
+        Invalid: it would lead to another path, and the call to something else.
+    """
+    if not session_id.strip("."):
+        raise Invalid(f"a session cannot be called {session_id!r}: URLs take it for no name")
+    return quote(session_id, safe="")
 
 
 def _acting(tenant: str | None) -> dict[str, str]:

@@ -158,14 +158,36 @@ def test_a_refused_question_makes_no_session(http: httpx.Client, session: str) -
         problem(http.get(f"/sessions/{session}"), 404)
 
 
-@pytest.mark.parametrize("name", ["", "x" * 129, "a b", "a/b", "ü", "a\n", "a{b}", "*"])
+@pytest.mark.parametrize(
+    "name", ["", "x" * 129, "a b", "a/b", "ü", "a\n", "a{b}", "*", ".", "..", "..."]
+)
 def test_session_names(http: httpx.Client, name: str) -> None:
     problem(http.post("/generate", json={"session_id": name, "prompt": "a"}), 422)
     problem(http.post("/adapt", json={"session_id": name, "examples": EXAMPLES}), 422)
     problem(http.post("/sessions", json={"session_id": name}), 422)
 
 
-@pytest.mark.parametrize("path", ["/sessions/a b", "/sessions/%FF", "/sessions/" + "x" * 129])
+def test_a_session_is_not_named_by_dots_in_any_door(http: httpx.Client) -> None:
+    """Clients resolve `..` in a path before they send it: nobody could delete the session."""
+    chat = {
+        "messages": [{"role": "user", "content": "a"}],
+        "model": http.get("/readyz").json()["model"],
+    }
+    doors = (
+        http.post("/v1/chat/completions", json={**chat, "session_id": ".."}),
+        http.post("/v1/chat/completions", json=chat, headers={"X-Session-ID": ".."}),
+        http.post("/sessions", json={"fork": {"session_id": ".."}}),
+        http.post(
+            "/sessions?session_id=..", content=b"", headers={"Content-Type": "application/zip"}
+        ),
+    )
+    for response in doors:
+        assert "dots" in problem(response, 422)["detail"]
+
+
+@pytest.mark.parametrize(
+    "path", ["/sessions/a b", "/sessions/%FF", "/sessions/" + "x" * 129, "/sessions/%2e%2e"]
+)
 def test_session_names_in_paths(http: httpx.Client, path: str) -> None:
     document = problem(http.get(path), 422)
     assert document["errors"][0] == {

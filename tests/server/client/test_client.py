@@ -453,7 +453,19 @@ def test_the_service_bot(live: LiveServer, tmp_path: Path) -> None:
     assert "key" in away.stderr
 
 
-@pytest.mark.parametrize(("name", "told"), [("a:1@x", True), ("ü", False), ("a\n", False)])
+@pytest.mark.parametrize("name", ["", ".", ".."])
+def test_a_name_that_leads_elsewhere_is_refused_before_it_is_sent(
+    client: Client, name: str
+) -> None:
+    session = client.session(name)
+    for call in (session.info, session.delete, session.token, lambda: client.export(name)):
+        with pytest.raises(Invalid, match="cannot be called"):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("name", "told"), [("a:1@x", True), (".a", True), ("..", False), ("ü", False), ("a\n", False)]
+)
 def test_proxies_are_told_which_session_it_is(name: str, told: bool) -> None:
     for call in (generate(name, "Hello", False, {}), adapt(name, [], None, False, None)):
         assert call.headers.get("X-Session-ID") == (name if told else None)
