@@ -24,7 +24,7 @@ LEAST_SILENCE_S = 60.0  # of events: the server gives a sign of life every 15 s
 
 @dataclass(frozen=True)
 class Call:
-    """A request that may be sent again as it is: what it teaches has a key."""
+    """A request that may be sent again as it is: what it teaches has a key, or counts once so."""
 
     method: str
     path: str
@@ -80,11 +80,12 @@ def feedback(
     correction: str | None,
     comment: str | None,
 ) -> Call:
-    """``POST /feedback``."""
+    """``POST /feedback``. Without a key the server takes the same feedback on a completion once, in
+    this call or a later one; a key of this call's own would make it another feedback each time."""
     named = completion.id if isinstance(completion, Answer) else completion
     known = {"rating": rating, "correction": correction, "comment": comment}
     body = {"completion_id": named} | {k: v for k, v in known.items() if v is not None}
-    return Call("POST", "/feedback", body, _keyed(None))
+    return Call("POST", "/feedback", body)
 
 
 def session(method: str, session_id: str, *rest: str | int, **query: Any) -> Call:

@@ -131,6 +131,28 @@ def test_a_key_teaches_once(client: Client) -> None:
         shop.adapt([(QUESTION, "Else.")], idempotency_key="k")
 
 
+def test_the_same_feedback_counts_once(live: LiveServer, client: Client) -> None:
+    session = client.session("impatient")
+    answer = session.generate(QUESTION)
+    session.correct(answer, ANSWER)
+    for _ in range(3):
+        session.rate(answer, -1)
+    session.correct(answer, ANSWER)
+
+    async def awaited() -> None:
+        async with AsyncClient(live.urls[0]) as other:
+            await other.session("impatient").rate(answer, -1)
+
+    asyncio.run(awaited())
+    assert [item.kind for item in session.items()] == ["correction", "rating"]
+    assert session.rate(answer, 1).items == [3]  # another word about it is not the same one
+    house = client.house()
+    for _ in range(2):
+        house.correct(answer, ANSWER)
+    assert len(list(house.items())) == 1
+    house.delete()
+
+
 def test_refusals_have_types_and_the_servers_words(live: LiveServer, client: Client) -> None:
     shop = client.session("client-refused")
     with pytest.raises(Invalid, match="prompt") as caught:
