@@ -11,8 +11,8 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Path
 from fastapi.responses import JSONResponse
 
-from server.api.auth import AnyDoor, Door
-from server.api.context import Running
+from server.api.auth import AnyDoor, Door, one_session
+from server.api.context import Running, SessionHeader
 from server.api.feedback_schemas import (
     MAX_EXAMPLES,
     AdaptAnswer,
@@ -57,6 +57,7 @@ async def adapt(
     door: AnyDoor,
     running: Running,
     idempotency_key: IdempotencyKey = None,
+    x_session_id: SessionHeader = None,
 ) -> AdaptAnswer | JSONResponse:
     """Teach a session with examples of what it should answer.
 
@@ -65,7 +66,7 @@ async def adapt(
     the version stays as it is and `reason` says why. An update that goes too far is taken at a half
     or a quarter of its length where that will do; `reason` says so.
     """
-    entry = await door.enter(body.session_id, "teach")
+    entry = await door.enter(one_session(x_session_id, body.session_id), "teach")
     await entry.teach(len(body.examples))
     tenant, session_id = entry.tenant, entry.session_id
     body = body.model_copy(update={"session_id": session_id})
@@ -100,6 +101,7 @@ async def feedback(
     door: AnyDoor,
     running: Running,
     idempotency_key: IdempotencyKey = None,
+    x_session_id: SessionHeader = None,
 ) -> AdaptAnswer | JSONResponse:
     """Say how good a completion was, or what it should have been: its session learns from it.
 
@@ -109,7 +111,7 @@ async def feedback(
     taken back by rollback or reset). Ratings alone teach little: all of a session's together weigh
     at most half of what its corrections do.
     """
-    session_id, appended = await tell(running, door, body, idempotency_key)
+    session_id, appended = await tell(running, door, body, idempotency_key, x_session_id)
     if not body.adapt:
         return _accepted(session_id, appended)
     return await taught(running, door.who.tenant, session_id, appended, None)
@@ -133,9 +135,13 @@ async def job(
 
 
 async def tell(
-    running: Runtime, door: Door, body: FeedbackBody, idempotency_key: str | None
+    running: Runtime,
+    door: Door,
+    body: FeedbackBody,
+    idempotency_key: str | None,
+    of_session: str | None = None,
 ) -> tuple[str, Appended]:
-    """Put feedback on a completion into its session's log.
+    """Put feedback on a completion into its session's log; ``of_session`` is whose it should be.
 
     Returns:
         The session's id, and what was appended.
@@ -144,8 +150,10 @@ async def tell(
         Problem, SessionStoreError, SessionFull: nothing was kept.
     """
     entry, completion = await door.enter_completion(running.store, body.completion_id, "teach")
-    await entry.teach(1)
     tenant, session_id = entry.tenant, entry.session_id
+    if of_session not in (None, session_id):
+        raise invalid("X-Session-ID", "the completion is of another session", location="header")
+    await entry.teach(1)
     lesson = feedback_lesson(body, completion.payload)
     digest = digest_of(body, "completion_id", "rating", "correction", "adapt")
     key = stored_key(idempotency_key)

@@ -97,6 +97,17 @@ class Entry:
         await self.door.count(self.session_id, "feedback", items)
 
 
+def one_session(header: str | None, in_body: str | None) -> str | None:
+    """The session that a request names, in the header `X-Session-ID` or in its body.
+
+    Raises:
+        Problem: it names two.
+    """
+    if header is not None and in_body not in (None, header):
+        raise invalid("session_id", "differs from the header X-Session-ID: send one of them")
+    return header or in_body
+
+
 class Door:
     """What a caller may enter. Every call of it counts one request, and raises Problem."""
 
@@ -117,7 +128,7 @@ class Door:
         """A session by its id; a token knows its session without one."""
         entry = await self.enter_any(session_id, scope)
         if entry is None:
-            raise invalid("session_id", "Field required")
+            raise invalid("session_id", "Field required, or the header X-Session-ID")
         return entry
 
     async def enter_any(

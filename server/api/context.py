@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from fastapi import Depends, Path, Request
+from fastapi import Depends, Header, Path, Request
 
 from server.api.schemas import MORE_THAN_DOTS, SESSION_ID_PATTERN, SESSION_ID_RULE
 from server.runtime import Runtime
@@ -19,3 +19,12 @@ SessionPath = Annotated[
     str, Path(pattern=SESSION_ID_PATTERN, description=SESSION_ID_RULE), MORE_THAN_DOTS
 ]
 VersionPath = Annotated[int, Path(ge=1, lt=2**53, description="a kept version")]
+SessionHeader = Annotated[
+    str | None,
+    Header(
+        alias="X-Session-ID",
+        pattern=SESSION_ID_PATTERN,
+        description="the session, for clients and proxies that set no field of the body",
+    ),
+    MORE_THAN_DOTS,
+]

@@ -8,8 +8,8 @@ from fastapi import APIRouter, Request
 from fastapi.responses import StreamingResponse
 
 from adapters.chat import PromptError
-from server.api.auth import AnyDoor, Entry
-from server.api.context import Running
+from server.api.auth import AnyDoor, Entry, one_session
+from server.api.context import Running, SessionHeader
 from server.api.problems import RESPONSES, FieldError, Problem, invalid
 from server.api.schemas import (
     DEFAULT_MAX_TOKENS,
@@ -45,7 +45,11 @@ router = APIRouter(tags=["generate"], responses=RESPONSES)
     },
 )
 async def generate(
-    body: GenerateBody, request: Request, door: AnyDoor, running: Running
+    body: GenerateBody,
+    request: Request,
+    door: AnyDoor,
+    running: Running,
+    x_session_id: SessionHeader = None,
 ) -> GenerateAnswer | StreamingResponse:
     """Answer a prompt or a chat as this session has learned to.
 
@@ -53,7 +57,7 @@ async def generate(
     events: `delta` with the next piece of text, at last `done` with the same object that a plain
     call answers, or `error` with a problem document.
     """
-    entry = await door.enter(body.session_id, "generate")
+    entry = await door.enter(one_session(x_session_id, body.session_id), "generate")
     pieces = _pieces(running, body, _question(body, entry))
     if body.stream:
         return await respond(request, _events(pieces))

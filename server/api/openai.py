@@ -3,13 +3,13 @@
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Header, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import StreamingResponse
 
-from server.api.auth import AnyDoor, Door
-from server.api.context import Running
+from server.api.auth import AnyDoor, Door, one_session
+from server.api.context import Running, SessionHeader
 from server.api.generate import naming
 from server.api.openai_schemas import (
     COMPLETION_TOKENS,
@@ -20,8 +20,8 @@ from server.api.openai_schemas import (
     ModelList,
 )
 from server.api.openai_shapes import ChatLayout, Chunks, Labels, Layout, TextLayout, whole_object
-from server.api.problems import RESPONSES, Problem, invalid
-from server.api.schemas import DEFAULT_MAX_TOKENS, MORE_THAN_DOTS, SESSION_ID_PATTERN
+from server.api.problems import RESPONSES, Problem
+from server.api.schemas import DEFAULT_MAX_TOKENS
 from server.api.streams import connected, event, respond
 from server.engine import Delta, Sampling
 from server.flows.answering import Answer, Question, new_completion_id, tokens_of
@@ -29,11 +29,6 @@ from server.runtime import Runtime
 
 router = APIRouter(prefix="/v1", tags=["openai"], responses=RESPONSES)
 
-SessionHeader = Annotated[
-    str | None,
-    Header(alias="X-Session-ID", pattern=SESSION_ID_PATTERN, description="the session"),
-    MORE_THAN_DOTS,
-]
 Pieces = AsyncGenerator[tuple[int, Delta | Answer], None]
 
 
@@ -189,9 +184,8 @@ def _sampling(body: Completing, max_tokens: int, logprobs: bool, top: int) -> Sa
 
 async def _enter(door: Door, body: Completing, header: str | None) -> str | None:
     """The session that answers; None for the base alone."""
-    if header is not None and body.session_id not in (None, header):
-        raise invalid("session_id", "differs from the header X-Session-ID: send one of them")
-    entry = await door.enter_any(header or body.session_id, "generate", body.n or 1)
+    named = one_session(header, body.session_id)
+    entry = await door.enter_any(named, "generate", body.n or 1)
     return None if entry is None else entry.session_id
 
 

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
-from api_calls import ANSWER, QUESTION, ask, events, ok, problem, teach
+from api_calls import ANSWER, EXAMPLES, QUESTION, ask, events, ok, problem, teach
 from server_harness import LiveServer
 
 
@@ -36,6 +36,23 @@ def test_taught_answer_and_the_version_it_came_from(http: httpx.Client, session:
         http.post("/generate", json={"session_id": session, "prompt": "x", "adapter_version": 9}),
         404,
     )
+
+
+def test_the_header_names_the_session_as_the_body_does(http: httpx.Client, session: str) -> None:
+    named, other = {"X-Session-ID": session}, {"X-Session-ID": "another"}
+    told = ok(http.post("/adapt", json={"examples": EXAMPLES}, headers=named))
+    assert told["session_id"] == session
+    answer = ok(http.post("/generate", json={"prompt": QUESTION, "max_tokens": 20}, headers=named))
+    assert (answer["session_id"], answer["text"]) == (session, ANSWER)
+    rated = {"completion_id": answer["id"], "rating": 1}
+    for path, body in (
+        ("/generate", {"session_id": session, "prompt": QUESTION}),
+        ("/adapt", {"session_id": session, "examples": EXAMPLES}),
+        ("/feedback", rated),
+    ):
+        assert "X-Session-ID" in problem(http.post(path, json=body, headers=other), 422)["detail"]
+    assert ok(http.post("/feedback", json=rated, headers=named))["session_id"] == session
+    assert ok(http.get(f"/sessions/{session}"))["items"] == 3
 
 
 def test_old_versions_still_answer(http: httpx.Client, session: str) -> None:

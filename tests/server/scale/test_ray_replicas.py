@@ -104,11 +104,13 @@ def test_what_one_learned_the_other_answers(server: Server) -> None:
     told = teach(server.http, "shared", [{"prompt": "Where is it?", "completion": "In the barn."}])
     assert told["accepted"]
     seen = set()
-    while len(seen) < 2:  # the header, which decides nothing else here, sends it to both
+    while len(seen) < 2:  # the header, which decides nothing else on this route, sends it to both
         elsewhere = {"X-Session-ID": f"other-{time.monotonic_ns()}"}
-        body = {"session_id": "shared", "prompt": "Where is it?", "max_tokens": 16}
-        answer = server.http.post("/generate", json=body, headers=elsewhere)
-        assert (answer.json()["text"], answer.json()["adapter_version"]) == ("In the barn.", 1)
+        body = {"prompt": "Where is it?", "max_tokens": 16}
+        path = "/admin/sessions/shared/compare"
+        answer = server.http.post(path, json=body, headers=elsewhere)
+        told = answer.json()
+        assert (told["session"]["text"], told["adapter_version"]) == ("In the barn.", 1)
         seen.add(answer.headers[RANK])
 
 
