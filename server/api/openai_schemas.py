@@ -4,9 +4,17 @@ A field that would change the answer and is not served is refused by name; one t
 its neutral value is taken at that value only. https://platform.openai.com/docs/api-reference/chat
 """
 
+import json
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    model_validator,
+)
 
 from server.api.schemas import (
     MAX_MESSAGES,
@@ -23,6 +31,8 @@ from server.api.schemas import (
 MAX_CHOICES = 8
 """Each answer takes a row of the batch."""
 COMPLETION_TOKENS = 16
+_UNUSED = "taken, and not used"
+_NEUTRAL = "taken at null and at the value that changes nothing"
 
 
 class TextPart(Wire):
@@ -59,7 +69,7 @@ class ChatMessage(Wire):
         Field(max_length=MAX_TEXT_CHARS),
         BeforeValidator(_join_parts, json_schema_input_type=str | list[TextPart]),
     ]
-    name: str | None = Field(None, max_length=1000, description="taken, and not used")
+    name: str | None = Field(None, max_length=1000, description=_UNUSED)
     refusal: None = None
     audio: None = None
     function_call: None = None
@@ -76,6 +86,20 @@ class StreamOptions(Wire):
     """What a stream tells besides text."""
 
     include_usage: bool = False
+
+
+def _neutral(*values: Any) -> AfterValidator:
+    """Take a field only where it changes nothing: at null or one of ``values``."""
+
+    def check(value: Any) -> Any:
+        if value is not None and value not in values:
+            others = "".join(f" or {json.dumps(one)}" for one in values)
+            raise ValueError(
+                f"a known field, but not supported: leave it out, or send null{others}"
+            )
+        return value
+
+    return AfterValidator(check)
 
 
 class Completing(Wire):
@@ -97,7 +121,12 @@ class Completing(Wire):
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    user: str | None = Field(None, max_length=1000, description="taken, and not used")
+    user: str | None = Field(None, max_length=1000, description=_UNUSED)
+    safety_identifier: str | None = Field(None, max_length=1000, description=_UNUSED)
+    prompt_cache_key: str | None = Field(None, max_length=1000, description=_UNUSED)
+    metadata: dict[str, Any] | None = Field(None, description=_UNUSED)
+    service_tier: Annotated[Any, _neutral("auto", "default")] = Field(None, description=_NEUTRAL)
+    logit_bias: Annotated[Any, _neutral({})] = Field(None, description=_NEUTRAL)
     frequency_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
     presence_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
 
@@ -131,6 +160,13 @@ class ChatBody(Completing):
         None, description="hold the answer to JSON, or to a JSON schema"
     )
     store: Literal[False] | None = None
+    tools: Annotated[Any, _neutral([])] = Field(None, description=_NEUTRAL)
+    tool_choice: Annotated[Any, _neutral("none")] = Field(None, description=_NEUTRAL)
+    parallel_tool_calls: bool | None = Field(None, description=_UNUSED)
+    functions: Annotated[Any, _neutral([])] = Field(None, description=_NEUTRAL)
+    function_call: Annotated[Any, _neutral("none")] = Field(None, description=_NEUTRAL)
+    reasoning_effort: Annotated[Any, _neutral()] = Field(None, description=_NEUTRAL)
+    modalities: Annotated[Any, _neutral(["text"])] = Field(None, description=_NEUTRAL)
     in_context: InContextCount = None
 
     @model_validator(mode="after")

@@ -17,6 +17,20 @@ from server.api.streams import event, respond
 
 MODEL = "tiny-test"
 CHAT: Any = [{"role": "user", "content": QUESTION}]
+NEUTRAL = {
+    "tools": [],
+    "tool_choice": "none",
+    "parallel_tool_calls": True,
+    "functions": [],
+    "function_call": "none",
+    "logit_bias": {},
+    "metadata": {"run": "7"},
+    "service_tier": "auto",
+    "reasoning_effort": None,
+    "modalities": ["text"],
+    "safety_identifier": "somebody",
+    "prompt_cache_key": "shop",
+}
 
 
 def test_models(client: openai.OpenAI) -> None:
@@ -134,7 +148,13 @@ def test_logprobs_and_parts(client: openai.OpenAI, http: httpx.Client, session: 
     [
         ({"n": 9}, "n"),
         ({"n": 0}, "n"),
-        ({"tools": []}, "tools"),
+        ({"tools": [{"type": "function"}]}, "tools"),
+        ({"tool_choice": "auto"}, "tool_choice"),
+        ({"functions": [{}]}, "functions"),
+        ({"function_call": "auto"}, "function_call"),
+        ({"reasoning_effort": "low"}, "reasoning_effort"),
+        ({"modalities": ["text", "audio"]}, "modalities"),
+        ({"service_tier": "flex"}, "service_tier"),
         ({"frequency_penalty": 0.5}, "frequency_penalty"),
         ({"logit_bias": {"1": 5}}, "logit_bias"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
@@ -163,6 +183,27 @@ def test_what_is_not_served_is_refused_by_name(
     # Where OpenAI's clients look for it.
     assert document["error"]["message"] == document["detail"]
     assert document["error"]["code"] == "invalid"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        dict.fromkeys(NEUTRAL),
+        NEUTRAL,
+        {"service_tier": "default", "parallel_tool_calls": False},
+    ],
+)
+def test_what_changes_nothing_is_taken(http: httpx.Client, fields: dict[str, Any]) -> None:
+    body = {"model": MODEL, "messages": CHAT, "max_tokens": 2, **fields}
+    ok(http.post("/v1/chat/completions", json=body))
+
+
+def test_a_field_that_is_not_supported_is_told_from_one_that_is_none(http: httpx.Client) -> None:
+    body = {"model": MODEL, "messages": CHAT, "tools": [{}], "colour": "red"}
+    errors = problem(http.post("/v1/chat/completions", json=body), 422)["errors"]
+    said = {error["path"]: error["message"] for error in errors}
+    assert said["tools"].endswith("not supported: leave it out, or send null or []")
+    assert said["colour"] == "there is no such field"
 
 
 def test_contradictions(http: httpx.Client, session: str) -> None:
