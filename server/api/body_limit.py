@@ -1,4 +1,5 @@
-"""Refuses request bodies that are too long, before they fill the memory."""
+"""Refuses request bodies that are too long, before they fill the memory, and adapters that come as
+something else than a zip, before they are taken for JSON that is too long."""
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -33,6 +34,8 @@ class BodyLimit:
         async def counted() -> Message:
             nonlocal seen_bytes
             message = await receive()
+            if not seen_bytes and message.get("body"):
+                _check_type(scope)
             seen_bytes += len(message.get("body", b""))
             if seen_bytes > max_bytes:
                 # FastAPI reads the body inside its own error handling, and lets this one pass.
@@ -46,9 +49,31 @@ class BodyLimit:
         await self._app(scope, counted, send)
 
 
+def _check_type(scope: Scope) -> None:
+    """See that a body for `POST /sessions`, which takes two kinds, is declared as one of them.
+
+    Raises:
+        HTTPException: 415.
+    """
+    if (scope["method"], scope["path"]) != ("POST", IMPORT_PATH) or is_import(scope):
+        return
+    sent = _media_type(scope)
+    if "json" in sent:
+        return
+    raise HTTPException(
+        415,
+        f"the body came as {sent or 'nothing in particular'}: send an adapter's zip, and nothing "
+        f"around it, with Content-Type: {ZIP_TYPE}, and JSON with Content-Type: application/json",
+    )
+
+
 def is_import(scope: Scope) -> bool:
     """Whether a request brings an adapter to `POST /sessions`, as a zip instead of JSON."""
     if (scope["method"], scope["path"]) != ("POST", IMPORT_PATH):
         return False
+    return _media_type(scope) in ZIP_TYPES
+
+
+def _media_type(scope: Scope) -> str:
     sent = Headers(scope=scope).get("content-type", "")
-    return sent.partition(";")[0].strip().lower() in ZIP_TYPES
+    return sent.partition(";")[0].strip().lower()

@@ -72,7 +72,7 @@ _NAMES: Sequence[tuple[type[Exception], str]] = (
     (TooManyWatchers, "busy"),
     (PeftFormatError, "conflict"),
 )
-_STATUS_NAMES = {404: "not-found", 405: "method-not-allowed", 413: "too-large"}
+_STATUS_NAMES = {404: "not-found", 405: "method-not-allowed", 413: "too-large", 415: "media-type"}
 
 
 def install(app: FastAPI) -> None:

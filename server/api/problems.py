@@ -35,7 +35,7 @@ KINDS: Mapping[str, Kind] = {
     "method-not-allowed": Kind(405, "Method not allowed", "`Allow` lists what the route takes."),
     "conflict": Kind(409, "Conflict", "The request does not fit what is stored; nothing changed."),
     "too-large": Kind(413, "Body too large", "The request body is longer than the server takes."),
-    "media-type": Kind(415, "Not JSON", "Send `Content-Type: application/json`."),
+    "media-type": Kind(415, "Wrong kind of body", "`detail` says which `Content-Type` to send."),
     "invalid": Kind(422, "Invalid request", "`errors` names each wrong field and what is wrong."),
     "rate-limited": Kind(429, "Too many requests", "Come again after the seconds of Retry-After."),
     "busy": Kind(503, "Busy", "More requests wait than the server has room for; retry later."),

@@ -326,3 +326,14 @@ def _keys(live: LiveServer, *sessions: str) -> list[bytes]:
     names = [session.replace(":", "%3A").encode() for session in sessions]
     found = live.call(live.runtime.store._room.connection.read("KEYS", "*"))
     return [key for key in found if any(name + b"}" in key for name in names)]
+
+
+@pytest.mark.parametrize(
+    "kind", ["application/octet-stream", "", "multipart/form-data; boundary=x"]
+)
+def test_a_zip_that_is_not_called_one(http: httpx.Client, kind: str) -> None:
+    large = b"x" * 3_000_000  # more than JSON may have
+    headers = {"Content-Type": kind}
+    document = problem(http.post("/sessions", content=large, headers=headers), 415)
+    assert "application/zip" in document["detail"]
+    assert kind.partition(";")[0] in document["detail"]
