@@ -82,7 +82,7 @@ async def session(session_id: SessionPath, who: Operator, running: Running) -> S
 
     The tenant is the header `X-Tenant`, `default` without it.
     """
-    pointer = await existing(running, who.tenant, session_id)
+    pointer = await existing(running, who, session_id)
     store, name = running.store, (who.tenant, session_id)
     start = max(0, pointer.items - ITEMS_SHOWN)
     return SessionDetail(
@@ -102,7 +102,7 @@ async def rollback(
     body: RollbackBody, session_id: SessionPath, who: Operator, running: Running
 ) -> SessionAnswer:
     """Make a kept version the one in force again; feedback that it lacks is refused."""
-    await existing(running, who.tenant, session_id)
+    await existing(running, who, session_id)
     version = body.adapter_version
     async with audited(running, who, "rollback", session_id, adapter_version=version):
         return wire(await running.store.rollback(who.tenant, session_id, version))
@@ -111,7 +111,7 @@ async def rollback(
 @router.post("/sessions/{session_id}/reset", response_model=SessionAnswer)
 async def reset(session_id: SessionPath, who: Operator, running: Running) -> SessionAnswer:
     """Make a session untaught; its feedback is refused, and kept versions can be gone back to."""
-    await existing(running, who.tenant, session_id)
+    await existing(running, who, session_id)
     async with audited(running, who, "reset", session_id):
         return wire(await running.store.reset(who.tenant, session_id))
 
@@ -124,7 +124,7 @@ async def pin(
 
     Forgetting, rollback and reset change it all the same.
     """
-    await existing(running, who.tenant, session_id)
+    await existing(running, who, session_id)
     async with audited(running, who, "pin" if body.pinned else "unpin", session_id):
         pointer = await running.houses.pin(who.tenant, session_id, body.pinned)
     if pointer.pending and not pointer.pinned:
@@ -150,7 +150,7 @@ async def export(
     The tenant's house is in it: an untaught session's is the house's, and a taught one's is derived
     anew over both their items where they answer side by side here.
     """
-    await existing(running, who.tenant, session_id)
+    await existing(running, who, session_id)
     chosen, state = await running.chooser.exported(who.tenant, session_id, adapter_version)
     number = chosen.adapter_version
     about: dict[str, Any] = {"session_id": session_id, "adapter_version": number}
@@ -176,7 +176,7 @@ async def compare_answers(
     running: Running,
 ) -> CompareAnswer:
     """Answer a prompt by the base and by the session, and have both score both answers."""
-    await existing(running, who.tenant, session_id)
+    await existing(running, who, session_id)
     with naming(body.place):
         comparing = compare(
             running.answering,

@@ -38,7 +38,7 @@ async def influence(
     without each, so it takes as many derivations as there are items, 16 at most. Nothing changes,
     and the tenant's budget does not pay. The tenant is the header `X-Tenant`, `default` without it.
     """
-    await existing(running, who.tenant, session_id)
+    await existing(running, who, session_id)
     chosen, state = await running.chooser.adapter(who.tenant, session_id, version)
     try:
         found = await running.influences.of(chosen.pointer, chosen.number, state)

@@ -42,7 +42,7 @@ async def norms(
     A version whose bytes are not stored any more is derived again first. The tenant is the header
     `X-Tenant`, `default` without it.
     """
-    await existing(running, who.tenant, session_id)
+    await existing(running, who, session_id)
     chosen, state = await running.chooser.adapter(who.tenant, session_id, version)
     start, scale = running.artifact.start.tensors, state.spec.scale
     found = await asyncio.to_thread(weight_changes, state.tensors, start, scale)

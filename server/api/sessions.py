@@ -19,6 +19,7 @@ from server.api.feedback_schemas import (
     ItemAnswer,
     ItemsAnswer,
 )
+from server.api.keyring import Caller
 from server.api.problems import RESPONSES, Problem, invalid
 from server.api.schemas import (
     MORE_THAN_DOTS,
@@ -33,6 +34,8 @@ from server.runtime import Runtime
 from server.sessions import Item, Pointer
 
 router = APIRouter(prefix="/sessions", tags=["sessions"], responses=RESPONSES)
+
+TENANTS_TOLD = 3
 
 ItemPath = Annotated[int, Path(ge=1, lt=2**53, description="id of the feedback item")]
 ImportedId = Annotated[
@@ -138,7 +141,7 @@ async def _fork(running: Runtime, tenant: str, session_id: str, body: SessionBod
 @router.get("/{session_id}", response_model=SessionAnswer)
 async def read(entry: ReadSession, running: Running) -> SessionAnswer:
     """Where a session stands."""
-    return wire(await existing(running, entry.tenant, entry.session_id))
+    return wire(await existing(running, entry.who, entry.session_id))
 
 
 @router.delete("/{session_id}", status_code=204)
@@ -149,7 +152,7 @@ async def delete(entry: DeleteSession, running: Running) -> None:
     """
     async with audited(running, entry.who, "delete", entry.session_id):
         if not await running.store.delete(entry.tenant, entry.session_id):
-            raise no_session(entry.session_id)
+            raise await _no_session(running, entry.who, entry.session_id)
 
 
 @router.get("/{session_id}/feedback", response_model=ItemsAnswer, response_model_exclude_none=True)
@@ -160,7 +163,7 @@ async def items(
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> ItemsAnswer:
     """What the session was taught and what became of it, by id."""
-    pointer = await existing(running, entry.tenant, entry.session_id)
+    pointer = await existing(running, entry.who, entry.session_id)
     found = await running.store.items(entry.tenant, entry.session_id, offset=offset, limit=limit)
     return ItemsAnswer(
         session_id=entry.session_id,
@@ -192,23 +195,29 @@ async def forget(entry: TeachSession, item: ItemPath, running: Running) -> Forge
     return ForgetAnswer(**asdict(forgotten))
 
 
-async def existing(running: Runtime, tenant: str, session_id: str) -> Pointer:
-    """The pointer of a session.
+async def existing(running: Runtime, who: Caller, session_id: str) -> Pointer:
+    """The pointer of a session of the tenant that the caller acts for.
 
     Raises:
         Problem: there is no such session.
     """
-    pointer = await running.store.pointer(tenant, session_id)
+    pointer = await running.store.pointer(who.tenant, session_id)
     if not pointer.exists:
-        raise no_session(session_id)
+        raise await _no_session(running, who, session_id)
     return pointer
 
 
-def no_session(session_id: str) -> Problem:
-    """The problem of a session that is not there."""
+async def _no_session(running: Runtime, who: Caller, session_id: str) -> Problem:
+    """The problem of a session that is not there; operators are told where there is one."""
+    others = await running.store.tenants_of(session_id) if who.operator else ()
+    if not others:
+        begins = "it begins with its first /generate or /adapt"
+        return Problem("not-found", f"there is no session {session_id!r}: {begins}")
     return Problem(
         "not-found",
-        f"there is no session {session_id!r}: it begins with its first /generate or /adapt",
+        f"the tenant {who.tenant!r} has no session {session_id!r}, but "
+        f"{', '.join(map(repr, others[:TENANTS_TOLD]))} has: say for which tenant, with the header "
+        "X-Tenant (commands: --tenant)",
     )
 
 

@@ -72,7 +72,9 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 def add_tenant(parser: argparse.ArgumentParser) -> None:
     """For whom an operator acts."""
     parser.add_argument(
-        "--tenant", help="for operators: whose sessions (default: those of the key's own tenant)"
+        "--tenant",
+        help="for operators: whose sessions (default: the key's own tenant, which is 'default' "
+        "unless the key was made for another; a list has all)",
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from urllib.parse import quote
 
 from innerloop import Client
+from innerloop.calls import Call
 from server.commands import (
     DONE,
     FAILED,
@@ -85,6 +86,7 @@ def _list(client: Client, args: argparse.Namespace) -> None:
         for row in _rows(client, args):
             emit(row)
         return
+    rows = list(_rows(client, args))
     table(
         ("session", "tenant", "version", "items", "waiting", "updated"),
         [
@@ -96,28 +98,28 @@ def _list(client: Client, args: argparse.Namespace) -> None:
                 row["pending_items"],
                 when(row["updated_at"]),
             )
-            for row in _rows(client, args)
+            for row in rows
         ],
     )
+    if not args.tenant and len({row["tenant"] for row in rows}) > 1:
+        note("an operator's key acts for one tenant at a time: say which with --tenant")
 
 
 def _rows(client: Client, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Sessions page by page. One that changes meanwhile may come twice, or not at all."""
     left, offset = args.limit, 0
     while left is None or left > 0:
-        call = operators_call(
-            "GET",
-            "/admin/sessions",
-            tenant=None,
-            contains=args.contains,
-            taught=args.taught,
-            sort=args.sort,
-            order="asc" if args.asc else "desc",
-            offset=offset,
-            limit=PAGE if left is None else min(left, PAGE),
-            **({"tenant": args.tenant} if args.tenant else {}),
-        )
-        page = client.call(call)
+        query = {
+            "tenant": args.tenant,  # a filter here, not whom to act for
+            "contains": args.contains,
+            "taught": args.taught,
+            "sort": args.sort,
+            "order": "asc" if args.asc else "desc",
+            "offset": offset,
+            "limit": PAGE if left is None else min(left, PAGE),
+        }
+        given = {name: value for name, value in query.items() if value is not None}
+        page = client.call(Call("GET", "/admin/sessions", query=given))
         yield from page["sessions"]
         offset += len(page["sessions"])
         left = None if left is None else left - len(page["sessions"])

@@ -199,6 +199,13 @@ async def tenant_sessions(room: Room, tenant: str) -> list[str]:
     return [session_id for _, session_id in await _indexed(room, tenant)]
 
 
+async def tenants_of(room: Room, session_id: str) -> tuple[str, ...]:
+    """Find the tenants that have a session of that name."""
+    tenants = sorted(await _tenants(room, None))
+    found = await timeline.pointers(room, [(tenant, session_id) for tenant in tenants])
+    return tuple(pointer.tenant for pointer in found)
+
+
 async def _tenants(room: Room, tenant: str | None) -> list[str]:
     if tenant is not None:
         return [tenant]

@@ -441,6 +441,10 @@ class SessionStore:
             descending=descending,
         )
 
+    async def tenants_of(self, session_id: str) -> tuple[str, ...]:
+        """Find the tenants that have a session of that name."""
+        return await directory.tenants_of(self._room, session_id)
+
     async def pending_sessions(self, *, idle_s: float = 0.0) -> tuple[Pointer, ...]:
         """Find sessions with work that a crash left half done: pending items, or a forgotten item
         in the active version. With `idle_s`, only those that nothing was appended to for so long.

@@ -44,7 +44,7 @@ def test_tenants_do_not_see_each_other(
     completion = ask(acme, session)
     assert completion["text"] == ANSWER
     assert ask(second, session)["text"] == ANSWER
-    problem(globex.get(f"/sessions/{session}"), 404)
+    assert "acme" not in problem(globex.get(f"/sessions/{session}"), 404)["detail"]
     problem(globex.delete(f"/sessions/{session}"), 404)
     problem(globex.get(f"/jobs/{session}~1-2"), 404)
     body = {"completion_id": completion["id"], "correction": "Mine now."}
@@ -58,7 +58,13 @@ def test_tenants_do_not_see_each_other(
 def test_operators(as_caller: Callable[..., httpx.Client], session: str) -> None:
     teach(as_caller("acme-key"), session)
     operator = as_caller("operator-key")
-    problem(operator.get(f"/admin/sessions/{session}"), 404)
+    for told in (
+        problem(operator.get(f"/admin/sessions/{session}"), 404),
+        problem(operator.get(f"/sessions/{session}"), 404),
+        problem(operator.delete(f"/sessions/{session}"), 404),
+    ):
+        assert "'acme' has: say for which tenant, with the header X-Tenant" in told["detail"]
+    assert "acme" not in problem(operator.get("/sessions/nobodys"), 404)["detail"]
     acting = as_caller("operator-key", **{"X-Tenant": "acme"})
     assert ok(acting.get(f"/admin/sessions/{session}"))["tenant"] == "acme"
     assert ok(acting.get(f"/sessions/{session}"))["adapter_version"] == 1

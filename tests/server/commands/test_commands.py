@@ -282,7 +282,13 @@ def test_who_may_do_what(run: Run, live: LiveServer) -> None:
     assert run("generate", "-s", "cmd-k", "Hello", "--key", "acme-key", url=keyed)[0] == 0
     code, _, err = run("sessions", "list", "--key", "acme-key", url=keyed)
     assert (code, "operator" in err) == (1, True)
-    operator = ["--key", "operator-key", "--tenant", "acme"]
+    alone = ["--key", "operator-key"]
+    code, _, err = run("sessions", "show", "cmd-k", *alone, url=keyed)
+    assert (code, "'acme' has" in err, "--tenant" in err) == (1, True, True)
+    run("generate", "-s", "cmd-k2", "Hello", *alone, url=keyed)
+    assert "--tenant" in run("sessions", *alone, url=keyed)[2]
+    operator = [*alone, "--tenant", "acme"]
+    assert "--tenant" not in run("sessions", "list", *operator, url=keyed)[2]
     assert "cmd-k" in run("sessions", "show", "cmd-k", *operator, url=keyed)[1]
     assert run("sessions", "delete", "cmd-k", "-y", *operator, url=keyed)[0] == 0
 
