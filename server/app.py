@@ -29,6 +29,7 @@ from server.api import (
 from server.api.auth import Limits
 from server.api.body_limit import BodyLimit
 from server.api.documented import DocumentedApp
+from server.api.heads import HeadAsGet
 from server.api.keyring import Keyring
 from server.api.observed import Observed
 from server.api.queries import refuse_unknown
@@ -94,6 +95,7 @@ def _routes(settings: Settings) -> FastAPI:
             expose_headers=["Location", "Retry-After"],
         )
     app.add_middleware(Observed)
+    app.add_middleware(HeadAsGet)
     handlers.install(app)
     for room in (
         *(generate, adapt, feedback_batch, sessions, house, events, tokens, openai),

@@ -282,6 +282,22 @@ def test_what_nobody_foresaw_promises_nothing_and_tells_no_secret(
     assert ok(http.get(f"/sessions/{session}"))["pending_items"] == 2
 
 
+@pytest.mark.parametrize(
+    "path", ["/healthz", "/readyz", "/", "/admin", "/web/admin.js", "/v1/models", "/openapi.json"]
+)
+def test_head_is_get_without_its_body(http: httpx.Client, path: str) -> None:
+    got, head = http.get(path), http.head(path)
+    assert (head.status_code, head.content) == (200, b"")
+    for name in ("content-type", "content-length"):
+        assert head.headers[name] == got.headers[name]
+
+
+def test_head_of_what_is_not_there_or_has_no_get(http: httpx.Client, taught: str) -> None:
+    assert http.head("/sessions/nobody").status_code == 404
+    assert http.head("/generate").status_code == 405
+    assert http.head(f"/sessions/{taught}/events").status_code == 405
+
+
 def test_every_type_is_explained(http: httpx.Client) -> None:
     document = problem(http.get("/nowhere"), 404)
     assert ok(http.get(document["type"]))["status"] == 404
