@@ -28,6 +28,7 @@ from server.api.schemas import (
 )
 from server.engine import EngineBusy, EngineFailed, EngineStopped
 from server.flows.outcome import Appended, Lesson, LessonError, Outcome
+from server.flows.teaching import PINNED
 from server.runtime import Runtime
 
 router = APIRouter(tags=["adapt"], responses=RESPONSES)
@@ -249,7 +250,8 @@ def learned_later(where: str, asked_at: str) -> Iterator[None]:
 
 
 def _wire(outcome: Outcome) -> AdaptAnswer:
-    return AdaptAnswer(**asdict(outcome))
+    waiting = True if outcome.reason == PINNED else None  # what is left out is so by far the most
+    return AdaptAnswer(**asdict(outcome), waiting=waiting)
 
 
 def job_answer(session_id: str, items: Sequence[int], outcome: Outcome | None) -> JobAnswer:

@@ -127,6 +127,9 @@ class AdaptAnswer(Learned):
     """What became of a session's feedback."""
 
     session_id: str
+    waiting: bool | None = Field(
+        None, description="true beside `accepted` false: kept, and learned when it is unpinned"
+    )
 
 
 class JobAnswer(BaseModel):

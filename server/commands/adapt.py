@@ -29,7 +29,8 @@ DESCRIPTION = (
     "file. Each line is an object with `prompt` (a "
     "text) or `messages` (a chat that ends with a user's turn), and `completion`, or `chosen` and "
     "`rejected`. All lines are checked before anything is sent. Exit code 1: the server's guard "
-    "refused some, or the server a line after others were learned."
+    "refused some, or the server a line after others were learned. What waits because the "
+    "session is pinned is kept, and no failure."
 )
 EXAMPLES = """\
   innerloop adapt shop.jsonl --session shop-1
@@ -78,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
         raise CommandError(
             f"a dry run takes {size} examples, which are {len(lines)}: try fewer", WRONG
         )
-    refused = 0
+    refused = waiting = 0
     learned: list[str] = []
     with connected(args) as client, tqdm(total=len(lines), unit=" examples", disable=None) as bar:
         for batch in batches:
@@ -95,8 +96,12 @@ def run(args: argparse.Namespace) -> int:
             _tell(args.json, outcome, batch)
             if outcome.accepted:
                 learned.append(f"{batch[0].number} to {batch[-1].number}")
+            elif isinstance(outcome, Adapted) and outcome.waiting:
+                waiting += len(batch)
             else:
                 refused += len(batch)
+    if waiting:
+        note(f"innerloop: {waiting} of {len(lines)} examples wait until the session is unpinned")
     if refused:
         note(f"innerloop: {refused} of {len(lines)} examples were refused and changed nothing")
     return FAILED if refused else DONE

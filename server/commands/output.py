@@ -53,6 +53,8 @@ def losses(found: Mapping[str, Any]) -> str:
 
 def lesson_line(found: Mapping[str, Any]) -> str:
     """What became of feedback, in a line."""
+    if found.get("waiting"):
+        return f"waiting: {found['reason']}"
     if not found["accepted"]:
         return f"refused: {found.get('reason') or 'no reason given'}"
     count = found["examples_used"]

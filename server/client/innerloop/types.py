@@ -78,7 +78,7 @@ class Learned(_Read):
 @dataclass(frozen=True)
 class Adapted(_Read):
     """What became of feedback. Losses in nats per token; ``reason`` says why it was refused, or
-    taken in part."""
+    taken in part; ``waiting`` that it is kept, and learned when the session is unpinned."""
 
     session_id: str
     adapter_version: int
@@ -91,6 +91,7 @@ class Adapted(_Read):
     loss_after: float | None = None
     update_norm: float | None = None
     duration_ms: float | None = None
+    waiting: bool = False
 
 
 @dataclass(frozen=True)

@@ -104,6 +104,21 @@ def test_batches_and_refusals(run: Run) -> None:
     assert "line 4: " in err
 
 
+def test_what_a_pinned_session_is_taught_waits(run: Run) -> None:
+    lesson = jsonl(LINES[0])
+    assert run("adapt", "-", "-s", "cmd-p", stdin=jsonl(LINES[1]))[0] == 0
+    run("sessions", "pin", "cmd-p")
+    code, out, err = run("adapt", "-", "-s", "cmd-p", stdin=lesson)
+    assert (code, out.startswith("waiting: the session is pinned")) == (0, True)
+    assert "1 of 1 examples wait until the session is unpinned" in err
+    code, out, _ = run(
+        "adapt", "-", "-s", "cmd-p", "--json", stdin=jsonl({**LINES[0], "prompt": "?"})
+    )
+    [told] = documents(out)
+    assert (code, told["accepted"], told["waiting"]) == (0, False, True)
+    run("sessions", "unpin", "cmd-p")
+
+
 @pytest.mark.parametrize(
     ("line", "told"),
     [
