@@ -1,5 +1,5 @@
-"""Refuses request bodies that are too long, before they fill the memory, and adapters that come as
-something else than a zip, before they are taken for JSON that is too long."""
+"""Refuses request bodies that are too long, before they fill the memory, and those that are
+compressed or no zip where one is taken, before they pass for JSON that is malformed or too long."""
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -50,11 +50,19 @@ class BodyLimit:
 
 
 def _check_type(scope: Scope) -> None:
-    """See that a body for `POST /sessions`, which takes two kinds, is declared as one of them.
+    """See that a body is not compressed and, for `POST /sessions`, that it is declared as one of
+    the two kinds that it takes.
 
     Raises:
         HTTPException: 415.
     """
+    packed = Headers(scope=scope).get("content-encoding", "identity")
+    if packed.strip().lower() != "identity":
+        raise HTTPException(
+            415,
+            f"the body is compressed ({packed}), which is not supported: send it as it is, without "
+            "Content-Encoding",
+        )
     if (scope["method"], scope["path"]) != ("POST", IMPORT_PATH) or is_import(scope):
         return
     sent = _media_type(scope)

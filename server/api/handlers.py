@@ -72,6 +72,7 @@ _NAMES: Sequence[tuple[type[Exception], str]] = (
     (TooManyWatchers, "busy"),
     (PeftFormatError, "conflict"),
 )
+_NO_OBJECT = ("missing", "model_attributes_type")
 _STATUS_NAMES = {404: "not-found", 405: "method-not-allowed", 413: "too-large", 415: "media-type"}
 
 
@@ -113,6 +114,8 @@ def to_problem(error: Exception, request: Request | None = None) -> Problem:
         return _from_validation(error, request)
     if isinstance(error, HTTPException):
         name = _STATUS_NAMES.get(error.status_code, "malformed")
+        if (unread := _unread(error)) is not None:
+            return Problem(name, unread)
         return Problem(name, _detail(error, request), headers=error.headers)
     for kind, name in _NAMES:
         if isinstance(error, kind):
@@ -140,6 +143,15 @@ def _detail(error: HTTPException, request: Request | None) -> str:
     return f"there is no {what} {request.url.path}: /openapi.json lists all routes"
 
 
+def _unread(error: HTTPException) -> str | None:
+    """Why FastAPI could not read a body as JSON, where it says no more than that it could not."""
+    if isinstance(error.__cause__, UnicodeDecodeError):
+        return "the body is not UTF-8, as JSON has to be"
+    if isinstance(error.__cause__, RecursionError):
+        return "the body's JSON is nested too deep"
+    return None
+
+
 def _from_validation(error: RequestValidationError, request: Request | None) -> Problem:
     found = error.errors()
     if any(item["type"] == "json_invalid" for item in found):
@@ -165,4 +177,6 @@ def _field_error(item: Any) -> FieldError:
     message = str(item["msg"]).removeprefix("Value error, ")
     if item["type"] == "extra_forbidden":
         message = "there is no such field"
+    elif item["loc"] == ("body",) and item["type"] in _NO_OBJECT:
+        message = "send a JSON object with this route's fields: the body is none, or empty"
     return FieldError(location=str(location), path=path, message=message)

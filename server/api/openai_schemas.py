@@ -25,7 +25,7 @@ from server.api.schemas import (
     SessionId,
     Stops,
     Wire,
-    check_turns,
+    ending_with_a_question,
 )
 
 MAX_CHOICES = 8
@@ -150,7 +150,11 @@ class ChatBody(Completing):
         }
     )
 
-    messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
+    messages: Annotated[
+        list[ChatMessage],
+        Field(min_length=1, max_length=MAX_MESSAGES),
+        AfterValidator(ending_with_a_question),
+    ]
     max_completion_tokens: int | None = Field(None, ge=1, le=1_000_000)
     logprobs: bool | None = Field(None, description="of the sampled tokens")
     top_logprobs: int | None = Field(
@@ -171,7 +175,6 @@ class ChatBody(Completing):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        check_turns([message.plain() for message in self.messages])
         if self.top_logprobs and not self.logprobs:
             raise ValueError("top_logprobs needs logprobs: true")
         if self.max_tokens is not None and self.max_completion_tokens is not None:

@@ -132,7 +132,7 @@ def document_for(request: Request, problem: Problem) -> dict[str, Any]:
     """
     document = problem.document()
     if request.url.path.startswith("/v1/"):
-        parameter = problem.errors[0].path if problem.errors else None
+        parameter = problem.errors[0].path or None if problem.errors else None
         document["error"] = {
             "message": problem.detail,
             "type": problem.name,

@@ -6,7 +6,7 @@ of the three changes for its own reasons. Unknown fields are refused by name.
 
 import json
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -18,6 +18,9 @@ MAX_MESSAGES = 256
 DEFAULT_MAX_TOKENS = 128
 SESSION_ID_PATTERN = r"^[A-Za-z0-9._:@-]{1,128}$"
 SESSION_ID_RULE = "1 to 128 of letters, digits and . _ : @ -, not all of them dots"
+
+
+Turns = TypeVar("Turns", bound=Sequence[Any])
 
 
 def _not_blank(text: str) -> str:
@@ -90,20 +93,36 @@ class Message(Wire):
     content: str = Field(max_length=MAX_TEXT_CHARS)
 
 
+def ending_with_a_question(messages: Turns) -> Turns:
+    """Refuse a chat, of turns of any kind, that does not end with a user's question.
+
+    Raises:
+        ValueError: the last turn is not a user's, or is blank.
+    """
+    if messages[-1].role != "user":
+        raise ValueError("the last turn must have the role user")
+    if not messages[-1].content.strip():
+        raise ValueError("the last turn must contain more than white space")
+    return messages
+
+
 class Prompted(Wire):
     """Either one user turn (`prompt`) or a chat that ends with one (`messages`)."""
 
     prompt: Text | None = Field(None, description="one user turn", examples=["Do you ship abroad?"])
-    messages: list[Message] | None = Field(
-        None, min_length=1, max_length=MAX_MESSAGES, description="a chat that ends with a user turn"
-    )
+    messages: (
+        Annotated[
+            list[Message],
+            Field(min_length=1, max_length=MAX_MESSAGES),
+            AfterValidator(ending_with_a_question),
+        ]
+        | None
+    ) = Field(None, description="a chat that ends with a user turn")
 
     @model_validator(mode="after")
     def _one_of_both(self) -> Self:
         if (self.prompt is None) == (self.messages is None):
             raise ValueError("send either `prompt` or `messages`")
-        if self.messages is not None:
-            check_turns(self.messages)
         return self
 
     @property
@@ -117,17 +136,6 @@ class Prompted(Wire):
     def place(self) -> str:
         """The field that the turns came in."""
         return "prompt" if self.messages is None else "messages"
-
-
-def check_turns(messages: Sequence[Message]) -> None:
-    """Refuse a chat that does not end with a user's question.
-
-    Raises:
-        ValueError: the last turn is not a user's, or is blank.
-    """
-    if messages[-1].role != "user":
-        raise ValueError("the last of `messages` must have the role user")
-    _not_blank(messages[-1].content)
 
 
 class NamedSchema(Wire):

@@ -67,7 +67,7 @@ async def append(
     if word == b"imported":
         raise not_taught(session_id)
     if word == b"conflict":
-        raise _another_request(idempotency_key)
+        raise _another_request()
     if word == b"repeat":
         return _earlier(codec.load(rest[0]), rest[1])
     first, last, made, incarnation = rest
@@ -96,7 +96,7 @@ async def repeated(
     if await room.connection.now(session.meta) - record["at"] / 1000 >= IDEMPOTENCY_LIFETIME_S:
         return None
     if record["hash"] != request_hash:
-        raise _another_request(idempotency_key)
+        raise _another_request()
     return _earlier(record, incarnation)
 
 
@@ -231,9 +231,9 @@ def _earlier(record: Mapping[str, Any], incarnation: bytes) -> AppendResult:
     return AppendResult(ids, incarnation.decode(), repeated=True, answer=codec.answer(record))
 
 
-def _another_request(idempotency_key: str | None) -> IdempotencyConflict:
-    return IdempotencyConflict(
-        f"idempotency key {idempotency_key!r} was used for another request: "
+def _another_request() -> IdempotencyConflict:
+    return IdempotencyConflict(  # our key is a hash of the caller's, which it knows
+        "this idempotency key was used for another request: "
         "repeat that request unchanged, or take a new key"
     )
 

@@ -164,6 +164,7 @@ def test_logprobs_and_parts(client: openai.OpenAI, http: httpx.Client, session: 
         ({"temperature": 3}, "temperature"),
         ({"session_id": "a b"}, "session_id"),
         ({"messages": []}, "messages"),
+        ({"messages": [{"role": "user", "content": " "}]}, "messages"),
         ({"messages": [{"role": "user", "content": "<|end|>"}]}, "messages"),
         ({"messages": [{"role": "user", "content": "parcel " * 200}]}, "messages"),
         (

@@ -1,5 +1,6 @@
 """Bad input: each a problem document with the field's path, nothing changed, the server alive."""
 
+import gzip
 import json
 from collections.abc import Callable
 from typing import Any
@@ -29,7 +30,8 @@ GENERATE: list[Case] = [
     ("control token", {"prompt": f"hi {CONTROL} hi"}, "prompt"),
     ("control in chat", {"messages": [{"role": "user", "content": CONTROL}]}, "messages"),
     ("no messages", {"messages": []}, "messages"),
-    ("assistant last", {"messages": [{"role": "assistant", "content": "a"}]}, ""),
+    ("assistant last", {"messages": [{"role": "assistant", "content": "a"}]}, "messages"),
+    ("blank last turn", {"messages": [{"role": "user", "content": " "}]}, "messages"),
     ("role", {"messages": [{"role": "tool", "content": "a"}]}, "messages[0].role"),
     ("message field", {"messages": [{"role": "user", "content": "a", "x": 1}]}, "messages[0].x"),
     ("unknown field", {"prompt": "a", "colour": "red"}, "colour"),
@@ -214,6 +216,34 @@ def test_json_of_another_kind(http: httpx.Client, content: bytes) -> None:
     problem(http.post("/generate", content=content, headers=headers), 422)
 
 
+@pytest.mark.parametrize(
+    ("content", "status", "told"),
+    [
+        (b"", 422, "send a JSON object"),
+        (b"[1]", 422, "send a JSON object"),
+        (b'{"prompt": "\xe9"}', 400, "not UTF-8"),
+        (b"[" * 100_000, 400, "nested too deep"),
+    ],
+)
+def test_what_is_wrong_with_a_body(
+    http: httpx.Client, content: bytes, status: int, told: str
+) -> None:
+    headers = {"Content-Type": "application/json"}
+    for path in ("/generate", "/v1/chat/completions"):
+        document = problem(http.post(path, content=content, headers=headers), status)
+        assert told in document["detail"]
+        assert path == "/generate" or document["error"]["param"] is None
+
+
+def test_a_compressed_body(http: httpx.Client) -> None:
+    headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+    response = http.post("/generate", content=gzip.compress(b"{}"), headers=headers)
+    assert "compressed" in problem(response, 415)["detail"]
+    plain = {**headers, "Content-Encoding": "identity"}
+    body = json.dumps({"session_id": "plain", "prompt": QUESTION}).encode()
+    ok(http.post("/generate", content=body, headers=plain))
+
+
 def test_half_a_character(http: httpx.Client, session: str) -> None:
     """A lone surrogate is legal JSON and no text."""
     body = b'{"session_id": "%s", "prompt": "a\\ud800b"}' % session.encode()
@@ -309,6 +339,16 @@ def test_idempotency_key_header(http: httpx.Client, session: str) -> None:
     response = http.post("/adapt", json=body, headers={"Idempotency-Key": "x" * 256})
     assert problem(response, 422)["errors"][0]["in"] == "header"
     problem(http.get(f"/sessions/{session}"), 404)
+
+
+def test_a_key_with_another_body_quotes_no_key(http: httpx.Client, session: str) -> None:
+    headers = {"Idempotency-Key": "mine"}
+    for status, examples in ((200, EXAMPLES), (409, EXAMPLES[:1])):
+        body = {"session_id": session, "examples": examples}
+        answer = http.post("/adapt", json=body, headers=headers)
+        assert answer.status_code == status
+    assert problem(answer, 409)["detail"].startswith("this idempotency key was used for another")
+    assert "client-" not in answer.text
 
 
 JSON = st.recursive(

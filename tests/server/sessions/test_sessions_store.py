@@ -122,7 +122,7 @@ async def test_key_with_another_body_is_a_conflict(
     keys = store._room.keys
     moving = (keys.pending, keys.updated("t"))  # their times move with every attempt
     before = {key: value for key, value in dump_of(store).items() if key not in moving}
-    with pytest.raises(IdempotencyConflict, match="'key' was used for another request"):
+    with pytest.raises(IdempotencyConflict, match="key was used for another request"):
         await store.append("t", "s", [about("b")], "key", "other hash")
     assert {key: value for key, value in dump_of(store).items() if key not in moving} == before
     # Keys belong to a session, and sessions to a tenant.
