@@ -48,6 +48,17 @@ class Call:
         }
 
 
+def checked_address(base_url: str) -> str:
+    """A server's address.
+
+    Raises:
+        Invalid: nothing could be reached there.
+    """
+    if not base_url.startswith(("http://", "https://")):
+        raise Invalid(f"base_url {base_url!r}: an address begins with http:// or https://")
+    return base_url
+
+
 def generate(session_id: str, prompt: Prompt, stream: bool, options: Mapping[str, Any]) -> Call:
     """``POST /generate``."""
     body = {"session_id": session_id, **prompt_fields(prompt), **options}

@@ -23,9 +23,14 @@ class Client:
         timeout_s: float = 60.0,
         retries: int = 4,
     ) -> None:
-        """``timeout_s`` bounds each attempt; a server that is away or busy is asked again."""
+        """``timeout_s`` bounds each attempt; a server that is away or busy is asked again.
+
+        Raises:
+            Invalid: the address has no ``http://`` or ``https://`` before it.
+        """
+        address = calls.checked_address(base_url)
         headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
-        self._http = httpx.Client(base_url=base_url, headers=headers, timeout=timeout_s)
+        self._http = httpx.Client(base_url=address, headers=headers, timeout=timeout_s)
         self._retries = retries
 
     def session(self, session_id: str) -> "Session":

@@ -29,7 +29,8 @@ class Preference:
     rejected: str
 
 
-Lesson = Example | Preference | tuple[str, str]
+Lesson = Example | Preference | tuple[str, str] | Mapping[str, Any]
+"""The last is one of the `examples` of ``POST /adapt``, as it is."""
 
 
 class _Read:
@@ -174,9 +175,20 @@ def prompt_fields(prompt: Prompt) -> dict[str, Any]:
 
 
 def lesson_fields(lesson: Lesson) -> dict[str, Any]:
-    """A lesson as the contract's object."""
+    """A lesson as the contract's object.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if isinstance(lesson, Mapping):
+        return dict(lesson)
     if isinstance(lesson, tuple):
         lesson = Example(*lesson)
+    if not isinstance(lesson, Example | Preference):
+        raise TypeError(
+            "a lesson is an Example, a Preference, a (prompt, completion) pair or a dict as "
+            f"POST /adapt takes it, not {type(lesson).__name__}"
+        )
     found = prompt_fields(lesson.prompt)
     if isinstance(lesson, Preference):
         return found | {"chosen": lesson.chosen, "rejected": lesson.rejected}

@@ -131,6 +131,22 @@ def test_a_key_teaches_once(client: Client) -> None:
         shop.adapt([(QUESTION, "Else.")], idempotency_key="k")
 
 
+def test_lessons_may_be_the_objects_of_the_contract(client: Client) -> None:
+    session = client.session("dicts")
+    chat = {"messages": [{"role": "user", "content": "Hello"}], "chosen": "Hi.", "rejected": "No."}
+    assert len(session.adapt([{"prompt": QUESTION, "completion": ANSWER}, chat]).items) == 2
+    with pytest.raises(Invalid, match="there is no such field"):
+        session.adapt([{"prompt": QUESTION, "answer": ANSWER}])
+    with pytest.raises(TypeError, match=r"a lesson is an Example.*, not str"):
+        session.adapt((QUESTION, ANSWER))  # type: ignore[arg-type]
+
+
+def test_an_address_without_a_scheme_is_refused_at_once() -> None:
+    for kind in (Client, AsyncClient):
+        with pytest.raises(Invalid, match="begins with http://"):
+            kind("127.0.0.1:8811")
+
+
 def test_the_same_feedback_counts_once(live: LiveServer, client: Client) -> None:
     session = client.session("impatient")
     answer = session.generate(QUESTION)
