@@ -63,7 +63,7 @@ async def running(settings: Settings) -> AsyncIterator[Runtime]:
     """Start Redis, the model and the engine; stop them in reverse order.
 
     Raises:
-        SettingsError: no such model or device.
+        SettingsError: no such model or device, or memory in which nothing can be answered.
         SessionStoreError: Redis cannot be started or reached, or the data folder is in use.
         ArtifactError, EngineError: the model cannot be served.
     """
@@ -96,6 +96,7 @@ async def running(settings: Settings) -> AsyncIterator[Runtime]:
             await replica.join(allow_mixed=settings.allow_mixed)
             stack.push_async_callback(replica.leave)
         engine = Engine(artifact, engine_limits(settings, artifact))
+        check_kv(settings.kv_bytes, engine, artifact.context_tokens)
         engine.start()
         stack.push_async_callback(engine.stop, 0.0)  # whoever asked it something is gone by then
         runtime = assemble(settings, artifact, store, engine)
@@ -187,6 +188,29 @@ def device_of(settings: Settings) -> torch.device:
         return pick_device(settings.device)
     except DeviceError as error:
         raise SettingsError(f"INNERLOOP_DEVICE={error}") from error
+
+
+def check_kv(kv_bytes: int, engine: Engine, context_tokens: int) -> None:
+    """See that answers can be written in the KV memory, and say so where long ones cannot.
+
+    Raises:
+        SettingsError: not even the shortest.
+    """
+    least, whole = engine.kv_bytes_of(1), engine.kv_bytes_of(context_tokens)
+    if kv_bytes < least:
+        raise SettingsError(
+            f"INNERLOOP_KV_BYTES={kv_bytes}: nothing can be answered in that, a short sequence "
+            f"takes {least} bytes, and one of the model's context of {context_tokens} tokens "
+            f"{whole}"
+        )
+    if kv_bytes < whole:
+        logger.warning(
+            "INNERLOOP_KV_BYTES=%d: requests that need the model's whole context of %d tokens are "
+            "refused, they take %d bytes",
+            kv_bytes,
+            context_tokens,
+            whole,
+        )
 
 
 def engine_limits(settings: Settings, artifact: Artifact) -> EngineLimits:

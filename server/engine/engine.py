@@ -179,6 +179,10 @@ class Engine:
         """Whether a sequence of so many tokens can be answered: by the context, and in memory."""
         return tokens <= self._base.context_tokens and self._worker.fits(tokens)
 
+    def kv_bytes_of(self, tokens: int) -> int:
+        """KV memory that a sequence of so many tokens takes alone."""
+        return self._worker.kv_bytes_of(tokens)
+
     def _check_generate(self, request: GenerateRequest) -> list[Tokens]:
         """Check what can be checked without the model; returns the tokens of the choices."""
         prompt, sampling = request.prompt.ids, request.sampling

@@ -73,8 +73,12 @@ class BatchKV:
 
     def can_hold(self, rows: int, columns: int) -> bool:
         """Whether ``hold`` stays within the budget."""
+        return self.bytes_of(rows, columns) <= self._budget_bytes
+
+    def bytes_of(self, rows: int, columns: int) -> int:
+        """Bytes that ``hold`` takes from nothing."""
         rows, columns = self._rounded(rows, columns)
-        return rows * columns * self._token_bytes <= self._budget_bytes
+        return rows * columns * self._token_bytes
 
     def hold(self, rows: int, columns: int) -> None:
         """Make room for ``rows`` sequences of ``columns`` tokens; what fits stays as it was."""

@@ -114,6 +114,10 @@ class Worker:
         """Whether the KV memory has room for a sequence of ``columns`` tokens at all."""
         return self._traffic.kv.can_hold(1, columns)
 
+    def kv_bytes_of(self, columns: int) -> int:
+        """KV memory that a sequence of ``columns`` tokens takes alone."""
+        return self._traffic.kv.bytes_of(1, columns)
+
     def detach(self) -> None:
         """Take the places where lessons pause off the model. Once the thread is over."""
         self._points.remove()

@@ -1,5 +1,6 @@
 """`uvicorn server.app:create_app --factory`: the application starts and stops what it owns."""
 
+import re
 from pathlib import Path
 
 import httpx
@@ -9,6 +10,7 @@ from server_harness import make_settings
 
 from server.app import create_app
 from server.sessions import DataFolderLocked
+from server.settings import Settings, SettingsError
 
 
 @pytest.mark.anyio
@@ -25,4 +27,26 @@ async def test_lifespan_owns_redis_and_engine(model_folder: Path, tmp_path: Path
         assert response.status_code == 503
     again = create_app(make_settings(model_folder, tmp_path))
     async with again.router.lifespan_context(again):
+        pass
+
+
+@pytest.mark.anyio
+async def test_kv_memory_that_holds_no_answer_stops_the_start(
+    model_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(SettingsError, match="nothing can be answered in that") as caught:
+        await _started(make_settings(model_folder, tmp_path, kv_bytes=10))
+    found = re.search(r"takes (\d+) bytes, .* of 192 tokens (\d+)$", str(caught.value))
+    assert found is not None
+    short, whole = int(found[1]), int(found[2])
+    await _started(make_settings(model_folder, tmp_path, kv_bytes=short))
+    assert "whole context of 192 tokens are refused" in caplog.text
+    caplog.clear()
+    await _started(make_settings(model_folder, tmp_path, kv_bytes=whole))
+    assert "KV_BYTES" not in caplog.text
+
+
+async def _started(settings: Settings) -> None:
+    app = create_app(settings)
+    async with app.router.lifespan_context(app):
         pass
