@@ -31,7 +31,13 @@ from server.flows.spending import Spending, budgets
 from server.flows.teaching import Teacher
 from server.flows.watching import Watching
 from server.sessions import EmbeddedRedis, Fit, Replica, SessionStore
-from server.settings import Settings, SettingsError, model_folder, package_version
+from server.settings import (
+    SAFE_KEY_CHARS,
+    Settings,
+    SettingsError,
+    model_folder,
+    package_version,
+)
 from server.telemetry import Telemetry
 
 logger = logging.getLogger(__name__)
@@ -68,6 +74,14 @@ async def running(settings: Settings) -> AsyncIterator[Runtime]:
         ArtifactError, EngineError: the model cannot be served.
     """
     folder, device = model_folder(settings.model), device_of(settings)
+    if settings.guessable_keys:
+        logger.warning(
+            "%d of the environment's keys have fewer than %d characters, and other machines can "
+            "reach %s: whoever tries many may find them; draw longer ones (openssl rand -hex 32)",
+            settings.guessable_keys,
+            SAFE_KEY_CHARS,
+            settings.host,
+        )
     async with AsyncExitStack() as stack:
         if spans.wanted():
             try:

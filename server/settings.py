@@ -49,6 +49,10 @@ OptionalRate = Annotated[
 ]
 
 
+SAFE_KEY_CHARS = 16
+"""Drawn at random, so many are beyond guessing."""
+
+
 class SettingsError(ValueError):
     """The server cannot start like this; the message names the setting and what it takes."""
 
@@ -340,6 +344,13 @@ class Settings(BaseSettings):
     def has_keys(self) -> bool:
         """Whether the environment has keys; others may be stored, see `server.api.keyring`."""
         return bool(self.api_keys or self.operator_keys)
+
+    @property
+    def guessable_keys(self) -> int:
+        """How many of the environment's keys are short, where other machines may try them."""
+        keys = [key.key for key in self.api_keys] + list(self.operator_keys)
+        short = [key for key in keys if len(key.get_secret_value()) < SAFE_KEY_CHARS]
+        return 0 if is_loopback(self.host) else len(short)
 
 
 def is_loopback(host: str) -> bool:

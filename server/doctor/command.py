@@ -7,7 +7,7 @@ from dataclasses import asdict
 from server.commands import DONE, FAILED, add_connection, add_json
 from server.commands.output import emit, note, shown
 from server.doctor import Finding, machine, storage
-from server.settings import Settings, SettingsError, load_settings
+from server.settings import SAFE_KEY_CHARS, Settings, SettingsError, load_settings
 
 DESCRIPTION = (
     "Look at everything that a server needs on this machine, under the settings of the "
@@ -57,6 +57,7 @@ def _findings(args: argparse.Namespace) -> Iterator[Finding]:
         settings = Settings.model_construct()
     else:
         yield Finding("settings", "ok", f"{len(settings.model_fields_set)} in the environment")
+        yield from _keys(settings)
     yield from _guarded("redis", lambda: storage.redis(settings.redis_url))
     yield from _guarded(
         "data folder", lambda: storage.data_folder(settings.data_dir, settings.redis_url)
@@ -68,6 +69,13 @@ def _findings(args: argparse.Namespace) -> Iterator[Finding]:
     findings, server = serving.running(args.url, args.key)
     yield from _guarded("port", lambda: serving.port(settings, server))
     yield from findings
+
+
+def _keys(settings: Settings) -> Iterator[Finding]:
+    if settings.guessable_keys:
+        told = f"{settings.guessable_keys} have fewer than {SAFE_KEY_CHARS} characters, and other "
+        told += f"machines can reach {settings.host}"
+        yield Finding("keys", "warning", told, "draw longer ones: openssl rand -hex 32")
 
 
 def _guarded(check: str, look: Callable[[], Iterable[Finding]]) -> Iterator[Finding]:

@@ -46,6 +46,16 @@ async def test_kv_memory_that_holds_no_answer_stops_the_start(
     assert "KV_BYTES" not in caplog.text
 
 
+@pytest.mark.anyio
+async def test_short_keys_are_warned_of_where_others_may_try_them(
+    model_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    await _started(make_settings(model_folder, tmp_path, operator_keys="secret"))
+    assert "characters" not in caplog.text
+    await _started(make_settings(model_folder, tmp_path, operator_keys="secret", host="0.0.0.0"))
+    assert "1 of the environment's keys have fewer than 16 characters" in caplog.text
+
+
 async def _started(settings: Settings) -> None:
     app = create_app(settings)
     async with app.router.lifespan_context(app):

@@ -91,6 +91,15 @@ def test_settings(doctor: Doctor) -> None:
         assert found["redis"]["level"] == "ok", "the others are looked at all the same"
 
 
+def test_short_keys_on_an_address_that_others_reach(doctor: Doctor) -> None:
+    keys = {"api_keys": "acme:short,shop:" + 32 * "x", "operator_keys": "operator-secret-key"}
+    assert "keys" not in doctor(**keys)[1]
+    code, found = doctor(host="0.0.0.0", **keys)
+    assert (code, found["keys"]["level"]) == (0, "warning")
+    assert found["keys"]["detail"].startswith("1 have fewer than 16 characters")
+    assert "short" not in found["keys"]["detail"]
+
+
 def test_the_data_folder(doctor: Doctor, place: Place, tmp_path: Path) -> None:
     found = doctor(data_dir=str(place.data))[1]["data folder"]
     assert (found["level"], str(os.getpid()) in found["detail"]) == ("ok", True)
