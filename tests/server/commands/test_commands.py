@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
@@ -117,6 +118,22 @@ def test_what_a_pinned_session_is_taught_waits(run: Run) -> None:
     [told] = documents(out)
     assert (code, told["accepted"], told["waiting"]) == (0, False, True)
     run("sessions", "unpin", "cmd-p")
+
+
+def test_the_calls_of_the_page_on_commands(run: Run, live: LiveServer, tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+    for row in (LINES[0], LINES[1], {**LINES[0], "prompt": "Where?"}):
+        assert run("adapt", "-", "-s", "shop-1", stdin=jsonl(row))[0] == 0
+    assert run("export", "shop-1", "-o", "adapter.zip")[0] == 0
+    calls = [block for block in re.findall(r"```sh\n(.*?)```", page, re.DOTALL) if "curl" in block]
+    script = "\n".join(calls).replace("localhost:8000", live.urls[0])
+    done = subprocess.run(
+        ["bash", "-ec", script], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    assert '"session_id":"shop-2","adapter_version":1' in done.stdout  # its own numbers
+    assert '"pinned":true' in done.stdout
+    assert '"session_id":"imported","adapter_version":1' in done.stdout
+    run("sessions", "unpin", "shop-1")
 
 
 @pytest.mark.parametrize(
