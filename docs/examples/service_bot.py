@@ -33,7 +33,11 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():
-                yield number, json.loads(line)
+                try:
+                    row = json.loads(line)
+                except ValueError as error:
+                    raise ValueError(f"{path}:{number}: this line is no JSON: {error}") from None
+                yield number, row
 
 
 def read_answers(arguments: argparse.Namespace) -> list[tuple[str, str]]:

@@ -489,6 +489,9 @@ def test_the_service_bot(live: LiveServer, tmp_path: Path) -> None:
     away = bot(QUESTION, "--url", live.urls[1])
     assert away.returncode == 1
     assert "key" in away.stderr
+    answers.write_text(json.dumps(rows[0]) + "\nnot JSON\n")
+    cut = bot(QUESTION, "--url", live.urls[0])
+    assert (cut.returncode, f"{answers}:2: this line is no JSON" in cut.stderr) == (1, True)
 
 
 @pytest.mark.parametrize("name", ["", ".", ".."])
