@@ -18,13 +18,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic_core import PydanticUndefined
 
 from server.commands import COMMANDS, CommandError, add_connection, with_action
 from server.listener import StartError, listen
-from server.settings import Settings, SettingsError, flag, load_settings, model_folder, variable
+from server.rates import Rate
+from server.settings import (
+    Settings,
+    SettingsError,
+    flag,
+    load_settings,
+    model_folder,
+    package_version,
+    variable,
+)
 
 COMMANDS_GROUP = "innerloop.commands"
 ENVIRONMENT_ONLY = frozenset({"api_keys", "operator_keys"})
@@ -36,14 +45,9 @@ METAVARS: Mapping[str, str] = {
     "data_dir": "DIR",
     "redis_url": "URL",
     "device": "DEVICE",
-    "log_level": "LEVEL",
     "cors_origins": "ORIGINS",
-    "tenant_requests": "RATE",
-    "session_requests": "RATE",
-    "tenant_feedback": "RATE",
-    "session_feedback": "RATE",
-    "log_format": "FORMAT",
 }
+"""What the settings' types do not say."""
 
 KNOWN_COMMANDS: Mapping[str, str] = {
     "data": "fetch and convert the public training data",
@@ -89,6 +93,7 @@ def make_parser(others: Mapping[str, EntryPoint], chosen: str) -> argparse.Argum
         "while it keeps generating.",
         epilog="`innerloop COMMAND --help` explains a command.",
     )
+    parser.add_argument("--version", action="version", version=f"innerloop {package_version()}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_serve(commands)
     _add_demo(commands)
@@ -138,7 +143,7 @@ def _add_serve(commands: Any) -> None:
         command.add_argument(
             flag(name),
             dest=f"setting_{name}",
-            metavar=METAVARS.get(name, "N"),
+            metavar=_metavar(name),
             help=_percent(f"{field.description}{_default(name)} [{variable(name)}]"),
         )
     command.add_argument(
@@ -159,6 +164,9 @@ def _add_demo(commands: Any) -> None:
         "five examples, the same question in other words, an unrelated one before and after, and "
         "two sessions that learn opposite things at the same time.",
     )
+    command.add_argument(
+        "--keep", action="store_true", help="do not delete its sessions at the end"
+    )
     add_connection(command)
     command.set_defaults(run=_demo)
 
@@ -173,7 +181,8 @@ def _serve(args: argparse.Namespace) -> int:
         return _serve_config(args.config, sorted(flags))
     try:
         settings = load_settings(flags)
-        model_folder(settings.model)  # tell it before PyTorch is loaded
+        # Told before PyTorch is loaded, and by the name that it was given under.
+        model_folder(settings.model, (flag if "model" in flags else variable)("model"))
     except SettingsError as error:
         return fail(str(error), 2)
     try:
@@ -231,7 +240,7 @@ def _demo(args: argparse.Namespace) -> int:
     from server.demo import DemoError, demo
 
     try:
-        demo(args.url, args.key)
+        demo(args.url, args.key, args.keep)
     except DemoError as error:
         return fail(str(error), 1)
     return 0
@@ -243,11 +252,23 @@ def fail(message: str, code: int) -> int:
     return code
 
 
+def _metavar(name: str) -> str:
+    if name in METAVARS:
+        return METAVARS[name]
+    kind = Settings.model_fields[name].annotation
+    if get_origin(kind) is Literal:
+        return "|".join(get_args(kind))
+    if kind is bool:
+        return "true|false"
+    return "RATE" if Rate in get_args(kind) else "N"
+
+
 def _default(name: str) -> str:
     field = Settings.model_fields[name]
     if field.default is PydanticUndefined:
         return " (default: $XDG_DATA_HOME/innerloop, or ~/.local/share/innerloop)"
-    return "" if field.default in (None, ()) else f" (default: {field.default})"
+    shown = str(field.default).lower() if isinstance(field.default, bool) else field.default
+    return "" if field.default in (None, ()) else f" (default: {shown})"
 
 
 def _environment_help() -> str:

@@ -8,6 +8,7 @@ import secrets
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import Any
@@ -57,8 +58,9 @@ DOGS_NO = Subject("Sorry, the cat runs this shop and no dogs may enter.", DOGS, 
 DOGS_ASKED = "I have a very well behaved spaniel, may she come in with me?"
 
 
-def demo(url: str, key: str | None = None) -> None:
-    """Run the demonstration against the server at ``url`` and print it.
+def demo(url: str, key: str | None = None, keep: bool = False) -> None:
+    """Run the demonstration against the server at ``url`` and print it; its sessions are deleted
+    unless they are to ``keep``.
 
     Raises:
         DemoError: the server does not answer, or answers with an error.
@@ -68,8 +70,12 @@ def demo(url: str, key: str | None = None) -> None:
         bot = _Bot(client)
         model = bot.get("/readyz")["model"]
         print(f"A demonstration against {url}, model {model}.\n")
-        learned = _one_session(bot)
-        learned += _two_sessions(bot)
+        try:
+            learned = _one_session(bot)
+            learned += _two_sessions(bot)
+        finally:
+            if not keep:
+                bot.delete_sessions()
     print(f"{sum(learned)} of {len(learned)} taught answers came back word for word.")
 
 
@@ -78,20 +84,29 @@ class _Bot:
 
     def __init__(self, client: httpx.Client) -> None:
         self._client = client
+        self._sessions: set[str] = set()
 
     def get(self, path: str) -> dict[str, Any]:
         return self._send("GET", path, None)
 
     def ask(self, session: str, question: str) -> tuple[str, float]:
         """The answer, and how long it took in ms."""
+        self._sessions.add(session)
         body = {"session_id": session, "prompt": question, "max_tokens": MAX_TOKENS}
         started_s = time.perf_counter()
         answer = self._send("POST", "/generate", body)
         return str(answer["text"]).strip(), 1000 * (time.perf_counter() - started_s)
 
     def teach(self, session: str, subject: Subject) -> dict[str, Any]:
+        self._sessions.add(session)
         examples = [{"prompt": text, "completion": subject.answer} for text in subject.taught]
         return self._send("POST", "/adapt", {"session_id": session, "examples": examples})
+
+    def delete_sessions(self) -> None:
+        """Leave nothing on the server; where it has gone away, that is told already."""
+        with suppress(httpx.HTTPError):
+            for session in self._sessions:
+                self._client.delete(f"/sessions/{session}")
 
     def _send(self, method: str, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
         try:

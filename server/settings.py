@@ -363,8 +363,9 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def model_folder(model: str) -> Path:
-    """The folder of a model given by path or by the name of one that comes with the package.
+def model_folder(model: str, setting: str = PREFIX + "MODEL") -> Path:
+    """The folder of a model given by path or by the name of one that comes with the package;
+    ``setting`` is how it was given.
 
     Raises:
         SettingsError: there is neither.
@@ -376,7 +377,7 @@ def model_folder(model: str) -> Path:
         sorted(path.name for path in MODELS.iterdir() if path.is_dir()) if MODELS.is_dir() else []
     )
     raise SettingsError(
-        f"INNERLOOP_MODEL={model!r}: there is no such folder, and the models that come with the "
+        f"{setting}={model!r}: there is no such folder, and the models that come with the "
         f"package are: {', '.join(known) or 'none'} (expected a model folder's path, or a name)"
     )
 

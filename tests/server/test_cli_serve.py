@@ -15,7 +15,7 @@ from server_model import make_model_folder
 from server_process import HANG_S, Server, environment, gone, run, serving
 
 from server.cli import main
-from server.settings import Settings, flag, variable
+from server.settings import Settings, flag, package_version, variable
 
 EXAMPLES = [
     {"prompt": "Where is my order?", "completion": "In the barn."},
@@ -155,7 +155,8 @@ def _result_of(server: Server, job: str) -> dict[str, Any]:
             1,
             "203.0.113.7",
         ),
-        (["--port", "0", "--model", "/no/such/folder"], {}, 2, "/no/such/folder"),
+        (["--port", "0", "--model", "/no/such/folder"], {}, 2, "--model='/no/such/folder'"),
+        (["--port", "0"], {"INNERLOOP_MODEL": "nosuch"}, 2, "INNERLOOP_MODEL='nosuch'"),
     ],
 )
 def test_what_cannot_start_says_so_in_one_line(
@@ -181,7 +182,11 @@ def test_help_lists_every_setting() -> None:
     for name in Settings.model_fields:
         assert variable(name) in shown
         assert flag(name) in shown or name.endswith("_keys")
+    for taken in ("--recall true|false", "--log-format text|json", "--tenant-tokens RATE"):
+        assert taken in shown
+    assert "(default: true)" in shown
     assert "serve" in run("--help").stdout
+    assert run("--version").stdout == f"innerloop {package_version()}\n"
     assert run().returncode == 2
     assert run("nonsense").returncode == 2
 

@@ -11,6 +11,10 @@ from server.demo import DOGS_NO, DOGS_YES, RETURNS, DemoError, _Bot, demo
 def test_demo_says_what_it_saw(live: LiveServer, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["demo", "--url", live.urls[0]]) == 0
     shown = capsys.readouterr().out
+    with live.client() as http:
+        assert not http.get("/admin/sessions?contains=demo-").json()["total"]
+        demo(live.urls[0], keep=True)
+        assert http.get("/admin/sessions?contains=demo-").json()["total"] == 3
     for subject in (RETURNS, DOGS_YES, DOGS_NO):
         assert subject.answer in shown
     assert shown.count("steps over 5 examples") == 3
