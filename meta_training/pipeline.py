@@ -30,7 +30,7 @@ from meta_training.gating import calibrate_gate, calibrate_memory, gate_intents
 from meta_training.learner import Learner
 from meta_training.pretrain import TextRows, pretrain
 from meta_training.recipe import Recipe, RecipeError
-from meta_training.recipe_parts import InnerPart
+from meta_training.recipe_parts import InnerPart, OuterPart
 from meta_training.record import keep_record
 from meta_training.tasks.batches import UnrelatedPool
 from meta_training.tasks.difficulty import Difficulty
@@ -176,6 +176,7 @@ def build_outer_loop(
         difficulty,
     )
     part, seed = recipe.outer, further_seed(recipe)
+    _tell_unbounded(part, sampler)
     texts = TextRows(corpus, workshop.tokenizer, recipe.pretrain.row_tokens, seed + 1)
     folder = workshop.folder / recipe.outer.algorithm
     keep_record(recipe, folder, {"inner", "outer"})
@@ -225,6 +226,17 @@ def _tell_unjudged(recipe: Recipe, drawer: TaskDrawer) -> None:
         print(
             f"too little is held out to judge {', '.join(unjudged)} by: raise held_out of its "
             "data.tasks, or the report will not have it",
+            file=sys.stderr,
+        )
+
+
+def _tell_unbounded(part: OuterPart, sampler: EpisodeSampler) -> None:
+    unbounded = sampler.never_unrelated() if part.locality_weight else []
+    if unbounded:
+        print(
+            f"no training question is unrelated to an episode of {', '.join(unbounded)}: "
+            "outer.locality_weight does nothing there, and nobody learns to leave other answers "
+            "alone; more classes or tasks would change that",
             file=sys.stderr,
         )
 

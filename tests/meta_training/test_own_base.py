@@ -143,6 +143,22 @@ def test_what_the_report_will_not_have_is_told_before_training(
     assert "too little is held out to judge label by" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("held_out", "told"), [(0.5, False), (0.67, True)])
+def test_a_batch_that_teaches_all_classes_has_no_locality(
+    own_data: Path,
+    base: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    held_out: float,
+    told: bool,
+) -> None:
+    """Three classes can leave one untaught, two cannot, which is told before training."""
+    labels = {"tasks": [OWN[0] | {"held_out": held_out}]}
+    assert train(own_data, base, tmp_path, data=labels) == 0
+    said = "no training question is unrelated to an episode of label" in capsys.readouterr().err
+    assert said == told
+
+
 def test_it_is_judged_on_what_its_recipe_held_out(run: Path, own_data: Path) -> None:
     artifact = run / "maml" / "artifact"
     methods = ["--methods", "ours", "tfidf", "--episodes", 2]
