@@ -5,6 +5,7 @@ Knows the recipe and the sources; knows nothing about tokens or models.
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -51,6 +52,27 @@ class Corpus:
     validation_pairs: list[PairTask] = field(default_factory=list)
     held_out_pairs: list[PairTask] = field(default_factory=list)
 
+    @property
+    def held_out_digest(self) -> str:
+        """Of everything that held-out tasks are drawn from."""
+        return _digest(
+            self.held_out_intents,
+            self.test_replies,
+            self.held_out_personas,
+            self.held_out_pairs,
+            self.test_dialogues,
+        )
+
+    @property
+    def validation_digest(self) -> str:
+        """Of everything that validation tasks are drawn from."""
+        return _digest(
+            self.validation_intents,
+            self.train_replies,
+            self.train_personas,
+            self.validation_pairs,
+        )
+
     def own_texts(self) -> Iterator[str]:
         """Every text of pair tasks, and of what all families ask."""
         yield from texts_of([*self.train_pairs, *self.validation_pairs, *self.held_out_pairs])
@@ -84,6 +106,10 @@ def held_out_only(folder: Path, parts: Sequence[TaskPart], seed: int) -> Corpus:
     everything = {"held_out": 1.0, "validation": 0.0}
     own = load_tasks(folder, [part.model_copy(update=everything) for part in parts], seed)
     return _joined(Corpus(), own)
+
+
+def _digest(*material: Sequence[object]) -> str:
+    return hashlib.sha256(repr(material).encode()).hexdigest()[:16]
 
 
 def _joined(public: Corpus, own: dict[Use, Material]) -> Corpus:

@@ -7,7 +7,6 @@ Knows methods, cells and reports, and the command's arguments once they are chec
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import math
 import sys
@@ -22,10 +21,12 @@ from transformers import PreTrainedModel
 from adapters.artifact import Artifact, load_artifact
 from adapters.base_model import load_base
 from adapters.chat import ChatEncoder
+from adapters.state import fingerprint
 from meta_training.algorithms.metric import Matching, Prototypical, Siamese
 from meta_training.corpus import Corpus, held_out_only, load_corpus
 from meta_training.data.rows import replace_text
 from meta_training.device import use_device
+from meta_training.evaluate_command import METHODS, NEEDED
 from meta_training.evaluation.cells import (
     Cell,
     chosen_cells,
@@ -53,7 +54,12 @@ from meta_training.evaluation.report import (
     markdown,
     summarise,
 )
-from meta_training.evaluation.run import ResultsError, evaluate, read_results
+from meta_training.evaluation.run import (
+    ResultsError,
+    count_others,
+    evaluate,
+    read_with_controls,
+)
 from meta_training.evaluation.splits import (
     SplitsError,
     check_splits,
@@ -69,6 +75,7 @@ from meta_training.recipe_parts import InnerPart, OuterPart
 from meta_training.tasks.part import TaskPart
 
 WEIGHTS = torch.float32  # on a GPU too, where a server has 16 bits: figures of all devices compare
+TUNED = {"lora", "multitask-lora"}  # on validation tasks
 LABELS_ONLY = ("tfidf", "prototypical", "matching", "siamese", "frozen")
 
 
@@ -107,13 +114,13 @@ def _judge(arguments: argparse.Namespace, device: torch.device) -> Summary:
     cells = bench.cells()
     stem = "results" if own is None else f"results-{arguments.tasks.stem}"
     results = arguments.results or arguments.artifact.parent / f"{stem}.jsonl"
-    of = f"{artifact.fingerprint[:16]}/{artifact.rule_hash[:16]}/{arguments.seed}"
-    if own is not None:
-        of += "/" + hashlib.sha256(repr(own).encode()).hexdigest()[:16]
+    of = f"{identity(artifact)}/{arguments.seed}/{corpus.held_out_digest}"
+    _tell_others(results, f"{identity(artifact)}/{arguments.seed}", of)
     for name in arguments.methods:
         method, suited = bench.method(name), bench.cells_for(name, cells)
-        evaluate([method], suited, bench.drawer, arguments.episodes, results, of)
-    rows = read_results(results, of)
+        place = of + bench.control(name)
+        evaluate([method], suited, bench.drawer, arguments.episodes, results, place)
+    rows = read_with_controls(results, of, {of + bench.control(name) for name in METHODS})
     summary = summarise(rows)
     best = SERVED if any(row["method"] == SERVED for row in rows) else ADAPTER
     served = (best, f"{artifact.rule.steps} steps")
@@ -179,13 +186,28 @@ def read_tasks(path: Path) -> list[TaskPart]:
 
 
 def _own(arguments: argparse.Namespace, parts: list[TaskPart]) -> Corpus:
-    needed = {"lora", "multitask-lora"} & set(arguments.methods)
+    needed = TUNED & set(arguments.methods)
     if needed:
         raise EvaluationError(
             f"{' and '.join(sorted(needed))} is tuned on a recipe's validation tasks, which "
             "--tasks does not have: name other --methods"
         )
     return held_out_only(arguments.data, parts, arguments.seed)
+
+
+def identity(artifact: Artifact) -> str:
+    """What lines of results know an artifact by: its base, its start and its rule."""
+    return f"{artifact.fingerprint[:16]}/{artifact.rule_hash[:16]}"
+
+
+def _tell_others(results: Path, artifact: str, of: str) -> None:
+    others = count_others(results, artifact, of)
+    if others:
+        print(
+            f"{results}: {others} lines are of this artifact on other data than there is now, or "
+            "from before data was noted; they do not count",
+            file=sys.stderr,
+        )
 
 
 def _write(path: Path, report: dict[str, Any]) -> None:
@@ -257,6 +279,18 @@ class _Bench:
     def cells_for(self, name: str, cells: Sequence[Cell]) -> list[Cell]:
         """Cells a method can be judged on: some only pick labels."""
         return [cell for cell in cells if name not in LABELS_ONLY or self.drawer.picks(cell.family)]
+
+    def control(self, name: str) -> str:
+        """What a method's results depend on beside artifact and tasks, to go on with."""
+        needed = NEEDED.get(name)
+        if needed == "pretrained" and self._base is not None:
+            control = fingerprint(self._base.model)[:16]
+        elif needed == "multitask" and self._control is not None:
+            control = identity(self._control)
+        else:
+            return ""
+        tuned = f"/{self._corpus.validation_digest}" if name in TUNED else ""
+        return f"/{needed}={control}{tuned}"
 
     def costs(self, cells: Sequence[Cell]) -> dict[str, dict[str, Any]]:
         """What adapting to a task of each cell costs; see ``adaptation_costs``."""

@@ -22,6 +22,7 @@ from meta_training import evaluate_command, train_command
 from meta_training.evaluation.cells import Task
 from meta_training.evaluation.judge import Scores
 from meta_training.evaluation.methods import TfidfCentroid
+from meta_training.evaluation.run import read_with_controls
 from meta_training.recipe import Recipe, load_recipe
 
 ESCAPED = {ord(sign): f"\\u{ord(sign):04x}" for sign in "<>&"}  # as JSON in a page
@@ -157,6 +158,56 @@ def test_evaluating_again_only_adds_what_is_missing(
     assert results.read_bytes().startswith(before)
     (cell,) = (load_artifact(artifact).report or {})["cells"].values()
     assert cell["TF-IDF nearest centroid"]["-"]["tasks"] == 2
+
+
+def test_figures_of_other_data_or_another_control_do_not_count(
+    artifact: Path,
+    finished: Path,
+    data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """What was edited or trained again under the same name is judged again."""
+    results, changed = artifact.parent / "results.jsonl", tmp_path / "changed"
+    methods = ("--methods", "tfidf", "frozen", "--pretrained")
+
+    def lines(data: Path, *pretrained: object) -> int:
+        assert evaluate(artifact, data, *ONE_CELL, *methods, *pretrained) == 0
+        return len(results.read_bytes().splitlines())
+
+    assert lines(data, finished / "pretrained") == 4
+    assert lines(data, finished / "maml" / "artifact") == 6, "the control's tasks alone"
+    assert "do not count" not in errors(capsys)
+    rows = [json.loads(line) for line in results.read_bytes().splitlines()]
+    assert len({row["of"] for row in rows}) == 3
+
+    path = Path(shutil.copytree(data, changed)) / "clinc150.jsonl"
+    path.write_text(path.read_text("utf-8").replace("block a card", "block cards"), "utf-8")
+    assert lines(changed, finished / "pretrained") == 10
+    assert "6 lines are of this artifact on other data" in errors(capsys)
+    (cell,) = (load_artifact(artifact).report or {})["cells"].values()
+    assert {point["tasks"] for method in cell.values() for point in method.values()} == {2}
+
+
+def test_a_control_that_is_not_named_is_the_one_judged_last(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    names = ("a/1", "a/1/p=x", "a/1/p=y", "a/1/q=z", "a/10")
+    rows = [{"of": name, "method": name[4:5]} for name in names]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    assert [r["of"] for r in read_with_controls(path, "a/1", {"a/1"})] == [
+        "a/1",
+        "a/1/p=y",
+        "a/1/q=z",
+    ]
+    assert [r["of"] for r in read_with_controls(path, "a/1", {"a/1", "a/1/p=x"})] == [
+        "a/1",
+        "a/1/p=x",
+        "a/1/q=z",
+    ]
+    assert [r["of"] for r in read_with_controls(path, "a/1", {"a/1", "a/1/p=new"})] == [
+        "a/1",
+        "a/1/q=z",
+    ]
 
 
 def test_the_controls_are_tuned_and_scored(
