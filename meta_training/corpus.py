@@ -8,13 +8,13 @@ from __future__ import annotations
 import hashlib
 import random
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
 from meta_training.recipe_parts import DataPart
-from meta_training.tasks.own import LEAST_PAIRS, Material, Use, load_tasks, texts_of
+from meta_training.tasks.own import LEAST_PAIRS, Material, Use, as_typed, load_tasks, texts_of
 from meta_training.tasks.part import TaskPart
 from meta_training.tasks.sources import (
     DIALOGUE_FILES,
@@ -113,20 +113,30 @@ def _digest(*material: Sequence[object]) -> str:
 
 
 def _joined(public: Corpus, own: dict[Use, Material]) -> Corpus:
-    """Public and own material; what is held out loses the questions that own training has."""
+    """Public and own material; what is held out of either loses what training has by the other.
+
+    Texts that differ in capitals, punctuation or spaces are one here. (The public data's own split,
+    which published figures are about, is by exact texts.)
+    """
     train, validation, held_out = own["train"], own["validation"], own["held_out"]
-    seen = set(training_texts(train.dialogues, train.intents, [])) | set(texts_of(train.pairs))
     replies = _said(train)
-    test_replies = [*public.test_replies, *_said(held_out)]
+    ours = {*training_texts(train.dialogues, train.intents, []), *texts_of(train.pairs), *replies}
+    theirs = training_texts(public.train_dialogues, public.train_intents, public.train_personas)
+    ours_as_typed = {as_typed(text) for text in ours}
+    seen = ours_as_typed | {as_typed(text) for text in (*theirs, *public.train_replies)}
+    public_held_out = _unseen(public.held_out_intents, ours_as_typed, MINIMUM_QUESTIONS, as_typed)
+    test_replies = [text for text in public.test_replies if as_typed(text) not in ours_as_typed]
+    test_replies += [text for text in _said(held_out) if as_typed(text) not in seen]
     return replace(
         public,
         train_intents=public.train_intents + train.intents,
         validation_intents=public.validation_intents + validation.intents,
-        held_out_intents=public.held_out_intents + _unseen(held_out.intents, seen, LEAST_PAIRS),
+        held_out_intents=public_held_out + _unseen(held_out.intents, seen, LEAST_PAIRS, as_typed),
         train_dialogues=public.train_dialogues + train.dialogues,
         test_dialogues=public.test_dialogues + held_out.dialogues,
+        held_out_personas=_unseen(public.held_out_personas, ours_as_typed, 2, as_typed),
         train_replies=public.train_replies + replies,
-        test_replies=[reply for reply in dict.fromkeys(test_replies) if reply not in seen],
+        test_replies=list(dict.fromkeys(test_replies)),
         train_pairs=train.pairs,
         validation_pairs=validation.pairs,
         held_out_pairs=held_out.pairs,
@@ -187,10 +197,15 @@ def training_texts(
     return texts
 
 
-def _unseen(groups: Sequence[Group], seen: set[str], least: int) -> list[Group]:
-    """``groups`` without the questions in ``seen``, where ``least`` questions are left."""
+def _unseen(
+    groups: Sequence[Group],
+    seen: set[str],
+    least: int,
+    form: Callable[[str], str] = str,
+) -> list[Group]:
+    """``groups`` without the questions whose ``form`` is ``seen``, where ``least`` are left."""
     cleaned = [
-        replace(group, questions=tuple(q for q in group.questions if q not in seen))
+        replace(group, questions=tuple(q for q in group.questions if form(q) not in seen))
         for group in groups
     ]
     return [group for group in cleaned if len(group.questions) >= least]

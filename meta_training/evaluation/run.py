@@ -83,8 +83,8 @@ def read_results(path: Path, of: str) -> list[dict[str, Any]]:
 def read_with_controls(path: Path, of: str, controls: Collection[str]) -> list[dict[str, Any]]:
     """The lines of ``of``, and those of methods that need a control, whose ``of`` goes on with it.
 
-    A control is written as ``/what=which``. Lines of another than ``controls`` name do not count; of
-    what they do not name, those of the last that was judged count.
+    A control is written as ``/what=which``. Lines of another than ``controls`` name do not count;
+    of what they do not name, those of the last that was judged count.
 
     Raises:
         ResultsError: as of ``read_results``.

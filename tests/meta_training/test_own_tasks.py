@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -302,6 +303,48 @@ def test_public_and_own_tasks_stand_side_by_side(data: Path, recipe: Recipe) -> 
     assert not alone.train_dialogues
     everything = held_out_only(data, [own], seed=0)
     assert len(everything.held_out_intents) == 10
+
+
+def test_neither_own_nor_public_tasks_hold_out_what_the_other_trains_on(
+    data: Path, recipe: Recipe, tmp_path: Path
+) -> None:
+    """Texts differ in capitals and punctuation only, as two people type the same question."""
+    folder = Path(shutil.copytree(data, tmp_path / "data"))
+    public = load_corpus(folder, recipe.data, recipe.seed)
+    trained = [i.questions[0].upper() for i in public.train_intents[:2]]
+    kept, persona = public.held_out_intents[0], public.held_out_personas[0]
+    held_out = [kept.questions[0].upper(), persona.questions[0].strip("?"), public.test_replies[0]]
+    rows = [
+        {"text": text, "label": label}
+        for label, texts in {
+            "mine": ["one of mine", "two of mine", *held_out],
+            "judged": ["three of mine", "four of mine", *trained],
+        }.items()
+        for text in texts
+    ]
+    write_rows(folder / "own.jsonl", rows)
+    own = part(form="labels", held_out=["judged"], validation=0.0)
+    beside = DataPart(**{**recipe.data.model_dump(), "tasks": [own], "public": True})
+    both = load_corpus(folder, beside, recipe.seed)
+    assert both.held_out_intents[-1].questions == ("three of mine", "four of mine")
+    assert both.held_out_intents[0].questions == kept.questions[1:]
+    assert both.held_out_personas[0].questions == persona.questions[1:]
+    assert public.test_replies[0] not in both.test_replies
+
+
+def test_an_answer_of_training_is_no_reply_never_seen(tmp_path: Path) -> None:
+    answers = {"inn": ["Yes, we do.", "At noon."], "pub": ["yes we do", "At night."]}
+    rows = [
+        {"text": f"{wording} {place} {number}?", "answer": answer, "domain": place}
+        for place, said in answers.items()
+        for number, answer in enumerate(said)
+        for wording in ("what of", "how about")
+    ]
+    write_rows(tmp_path / "own.jsonl", rows)
+    own = part(form="replies", held_out=["pub"], validation=0.0)
+    corpus = load_corpus(tmp_path, DataPart(tasks=[own]), 0)
+    assert sorted(corpus.train_replies) == ["At noon.", "Yes, we do."]
+    assert corpus.test_replies == ["At night."]
 
 
 @pytest.mark.parametrize("form", list(FORMS))
