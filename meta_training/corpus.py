@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
+from meta_training.kept_out import KeptOut
 from meta_training.recipe_parts import DataPart
 from meta_training.tasks.own import LEAST_PAIRS, Material, Use, as_typed, load_tasks, texts_of
 from meta_training.tasks.part import TaskPart
@@ -51,6 +52,7 @@ class Corpus:
     train_pairs: list[PairTask] = field(default_factory=list)
     validation_pairs: list[PairTask] = field(default_factory=list)
     held_out_pairs: list[PairTask] = field(default_factory=list)
+    kept_out: KeptOut = field(default_factory=dict)  # of one's own tasks
 
     @property
     def held_out_digest(self) -> str:
@@ -140,7 +142,14 @@ def _joined(public: Corpus, own: dict[Use, Material]) -> Corpus:
         train_pairs=train.pairs,
         validation_pairs=validation.pairs,
         held_out_pairs=held_out.pairs,
+        kept_out=_kept_out(own),
     )
+
+
+def _kept_out(own: dict[Use, Material]) -> KeptOut:
+    files = {file: None for material in own.values() for file in material.names}
+    uses: tuple[Use, ...] = ("held_out", "validation")
+    return {file: {use: own[use].names.get(file, []) for use in uses} for file in files}
 
 
 def _public(folder: Path, part: DataPart, seed: int) -> Corpus:

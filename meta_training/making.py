@@ -14,6 +14,7 @@ from adapters.artifact import REPORT_FILE, load_artifact
 from meta_training.base_lora import merge_base
 from meta_training.exits import exit_code
 from meta_training.export import export
+from meta_training.kept_out import KEY, noted
 from meta_training.pipeline import (
     build_learner,
     build_outer_loop,
@@ -64,7 +65,8 @@ def meta_train(recipe: Recipe, data: Path, folder: Path, team: Team) -> None:
     merge_base(learner.model)
     if trained or not (target / REPORT_FILE).exists():
         learner.gate = make_gate(workshop, learner)
-        artifact = export(learner, target, {"recipe": recipe.model_dump(mode="json")})
+        report = {"recipe": recipe.model_dump(mode="json"), KEY: noted(workshop.corpus.kept_out)}
+        artifact = export(learner, target, report)
     else:  # what `innerloop evaluate` wrote into it stays
         artifact = load_artifact(target)
     print(json.dumps({"artifact": str(target), "base_fingerprint": artifact.fingerprint}))

@@ -27,6 +27,7 @@ from meta_training.embed import embed
 from meta_training.evaluation.cells import TaskDrawer, drawable_cells, held_out_questions
 from meta_training.further import check_split, further_learner, further_seed
 from meta_training.gating import calibrate_gate, calibrate_memory, gate_intents
+from meta_training.kept_out import keep_kept_out
 from meta_training.learner import Learner
 from meta_training.pretrain import TextRows, pretrain
 from meta_training.recipe import Recipe, RecipeError
@@ -84,7 +85,8 @@ def open_workshop(recipe: Recipe, data: Path, folder: Path, device: torch.device
     All stages run on ``device``: where the base is, everything is.
 
     Raises:
-        DataError: a file is missing or broken, or the data is too little for the recipe.
+        DataError: a file is missing or broken, the data is too little for the recipe, or it is
+            split in another way than when ``folder`` was made.
         RecipeError: ``folder`` was made with another recipe, or the recipe's artifact may have been
             trained on what it holds out.
         ArtifactError: that artifact is broken, or its report.
@@ -95,6 +97,7 @@ def open_workshop(recipe: Recipe, data: Path, folder: Path, device: torch.device
     if recipe.inner.gate:
         gate_intents(corpus)
     keep_record(recipe, folder, {"seed", "model", "data", "pretrain", "embed"})
+    keep_kept_out(corpus.kept_out, folder)
     model, tokenizer = pretrain(recipe, corpus, folder / "pretrained", device=device)
     _check_fit(recipe, corpus, tokenizer)
     turns = short_turns(corpus.train_dialogues)

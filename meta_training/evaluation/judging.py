@@ -67,6 +67,7 @@ from meta_training.evaluation.splits import (
     mean_over_splits,
 )
 from meta_training.exits import exit_code
+from meta_training.kept_out import KEY, check_kept_out
 from meta_training.learner import Learner
 from meta_training.pipeline import held_out_drawer, validation_drawer
 from meta_training.pretrain import TextRows, language_loss
@@ -146,11 +147,24 @@ def corpus_of(artifact: Artifact, data: Path) -> Corpus:
 
     Raises:
         EvaluationError: its report does not say what that was, or too little was held out.
+        DataError: something else was.
     """
-    name, recipe = artifact.name, recipe_of(artifact)
-    corpus = load_corpus(data, recipe.data, recipe.seed)
+    name, corpus = artifact.name, material_of(artifact, data)
     if not held_out_questions(corpus):
         raise EvaluationError(f"{name}: its recipe holds out nothing of {data} to judge it by")
+    return corpus
+
+
+def material_of(artifact: Artifact, data: Path) -> Corpus:
+    """The material that ``artifact`` was made from, split as it was then.
+
+    Raises:
+        EvaluationError: its report does not say what that was.
+        DataError: a file is missing, broken or split in another way.
+    """
+    recipe = recipe_of(artifact)
+    corpus = load_corpus(data, recipe.data, recipe.seed)
+    check_kept_out((artifact.report or {}).get(KEY), corpus.kept_out, artifact.name)
     return corpus
 
 

@@ -19,7 +19,7 @@ import torch
 
 from adapters.artifact import Artifact, load_artifact
 from adapters.chat import ChatEncoder
-from meta_training.corpus import Corpus, load_corpus
+from meta_training.corpus import Corpus
 from meta_training.device import use_device
 from meta_training.evaluation.cells import (
     COMPARED,
@@ -33,6 +33,7 @@ from meta_training.evaluation.judging import (
     EvaluationError,
     corpus_of,
     identity,
+    material_of,
     recipe_of,
 )
 from meta_training.evaluation.relative import (
@@ -76,7 +77,7 @@ def _select(arguments: argparse.Namespace) -> None:
     device = use_device(arguments.device)
     reference = load_artifact(arguments.reference, device, WEIGHTS)
     recipe = recipe_of(reference)
-    corpus, drawer = _drawer(arguments, reference, recipe)
+    corpus, drawer = _drawer(arguments, reference)
     cells = _cells(drawer, arguments.cells)
     results = arguments.results or arguments.reference.parent / "select.jsonl"
     folders = list(dict.fromkeys(arguments.artifacts))
@@ -112,14 +113,12 @@ def _select(arguments: argparse.Namespace) -> None:
         arguments.save.write_text(json.dumps(told, indent=1, allow_nan=False) + "\n", "utf-8")
 
 
-def _drawer(
-    arguments: argparse.Namespace, reference: Artifact, recipe: Recipe
-) -> tuple[Corpus, TaskDrawer]:
+def _drawer(arguments: argparse.Namespace, reference: Artifact) -> tuple[Corpus, TaskDrawer]:
     """The material and its tasks, in the reference's words, which are the same for all."""
     if arguments.held_out:
         corpus = corpus_of(reference, arguments.data)
         return corpus, held_out_drawer(corpus, reference.tokenizer, arguments.seed)
-    corpus = load_corpus(arguments.data, recipe.data, recipe.seed)
+    corpus = material_of(reference, arguments.data)
     if not corpus.validation_intents and not corpus.validation_pairs:
         raise EvaluationError(
             f"{arguments.reference}: its recipe names no data.validation, so there are no "

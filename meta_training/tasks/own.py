@@ -39,6 +39,7 @@ class Material:
     intents: list[Intent] = field(default_factory=list)
     pairs: list[PairTask] = field(default_factory=list)
     dialogues: list[Dialogue] = field(default_factory=list)
+    names: dict[str, list[str]] = field(default_factory=dict)  # by file, of what is its own
 
 
 def load_tasks(folder: Path, parts: Sequence[TaskPart], seed: int) -> dict[Use, Material]:
@@ -81,6 +82,9 @@ def _read_intents(
     uses = _split([(intent.name, intent.domain) for intent in intents], part, source, seed)
     for intent, use in zip(intents, uses, strict=True):
         found[use].intents.append(intent)
+        alone = intent.domain == source  # a part's own name is no part of the data
+        name = intent.name if alone else f"{intent.domain}/{intent.name}"
+        found[use].names.setdefault(part.place, []).append(name)
 
 
 def _read_pairs(
@@ -160,6 +164,7 @@ def _keep_pairs(
     uses = _split([(task.name, task.name) for task in made], part, source, seed)
     for task, use in zip(made, uses, strict=True):
         found[use].pairs.append(task)
+        found[use].names.setdefault(part.place, []).append(task.name)
     return list(zip(made, uses, strict=True))
 
 

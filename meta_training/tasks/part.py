@@ -6,6 +6,7 @@ Knows the form of that; knows nothing about files or episodes.
 from __future__ import annotations
 
 import re
+from pathlib import PurePath
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -64,8 +65,8 @@ class TaskPart(BaseModel):
 
     @property
     def place(self) -> str:
-        """What it is called in messages."""
-        return str(self.path or self.dataset)
+        """What it is called in messages and records."""
+        return str(PurePath(self.path or self.dataset or ""))
 
     @property
     def family_name(self) -> str:

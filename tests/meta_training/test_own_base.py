@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +182,37 @@ def test_it_is_judged_on_what_its_recipe_held_out(run: Path, own_data: Path) -> 
     assert cost["taught_tokens"] >= 10
     assert min(cost["steps_s"], cost["token_s"]) > 0
     assert "shout 1-way" in (artifact.parent / "report.html").read_text("utf-8")
+
+
+def test_a_file_that_is_split_anew_is_refused(
+    run: Path, own_data: Path, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Three more classes, and half of other ones are held out: some were trained on."""
+    edited = Path(shutil.copytree(own_data, tmp_path / "edited"))
+    with (edited / "shop.jsonl").open("a", encoding="utf-8") as file:
+        for verb, thing in product(("bend", "melt", "hide"), THINGS):
+            file.write(json.dumps({"text": f"please {verb} my {thing}", "label": verb}) + "\n")
+    methods = ["--methods", "tfidf", "--episodes", 2]
+    assert evaluate(run / "maml" / "artifact", edited, *methods) == 2
+    said = capsys.readouterr().err
+    assert "shop.jsonl: '" in said
+    assert "is held_out now and was not when artifact was made. The file was edited" in said
+    again = Path(shutil.copytree(run, tmp_path / "run"))
+    assert train(edited, base, again) == 2
+    assert "shop.jsonl: '" in capsys.readouterr().err
+    assert train(own_data, base, again) == 0
+    (again / "kept_out.json").unlink()  # as runs of before have none
+    assert train(own_data, base, again) == 0
+
+
+def test_a_report_names_no_text_of_ones_own(run: Path) -> None:
+    report = json.loads((run / "maml" / "artifact" / "report.json").read_text("utf-8"))
+    assert {file: len(uses["held_out"]) for file, uses in report["kept_out"].items()} == {
+        "shop.jsonl": 3,
+        "shouts.jsonl": 3,
+        "better.jsonl": 3,
+    }
+    assert not any(verb in json.dumps(report["kept_out"]["shop.jsonl"]) for verb in VERBS)
 
 
 def test_it_is_judged_on_tasks_that_somebody_brings(
