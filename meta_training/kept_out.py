@@ -68,12 +68,11 @@ def check_further(before: Mapping[str, Any] | None, now: KeptOut, whose: str) ->
     Raises:
         DataError: something is; names the file and the first.
     """
-    for file, uses in now.items():
-        noted_there = (before or {}).get(file)
-        for use, names in uses.items() if noted_there is not None else ():
-            allowed = [*noted_there.get("held_out", [])]
-            allowed += noted_there.get("validation", []) if use == "validation" else []
-            came = _unknown(names, allowed)
+    for file in now.keys() & (before or {}).keys():
+        there = (before or {})[file]
+        for use, names in now[file].items():
+            untaught = ("held_out", "validation") if use == "validation" else ("held_out",)
+            came = _unknown(names, [name for each in untaught for name in there.get(each, [])])
             if came:
                 raise DataError(
                     f"{file}: {came[0]!r} is kept out of training ({use}) now, and was not when "

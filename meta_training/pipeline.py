@@ -25,7 +25,7 @@ from meta_training.contrast import QuestionDraws
 from meta_training.corpus import Corpus, load_corpus
 from meta_training.embed import embed
 from meta_training.evaluation.cells import TaskDrawer, drawable_cells, held_out_questions
-from meta_training.further import check_split, further_learner, further_seed
+from meta_training.further import check_material, check_split, further_learner, further_seed
 from meta_training.gating import calibrate_gate, calibrate_memory, gate_intents
 from meta_training.kept_out import keep_kept_out
 from meta_training.learner import Learner
@@ -86,7 +86,7 @@ def open_workshop(recipe: Recipe, data: Path, folder: Path, device: torch.device
 
     Raises:
         DataError: a file is missing or broken, the data is too little for the recipe, or it is
-            split in another way than when ``folder`` was made.
+            split in another way than when ``folder`` or the recipe's artifact was made.
         RecipeError: ``folder`` was made with another recipe, or the recipe's artifact may have been
             trained on what it holds out.
         ArtifactError: that artifact is broken, or its report.
@@ -94,6 +94,7 @@ def open_workshop(recipe: Recipe, data: Path, folder: Path, device: torch.device
     """
     check_split(recipe)  # before minutes of reading
     corpus = load_corpus(data, recipe.data, recipe.seed)
+    check_material(recipe, corpus.kept_out)
     if recipe.inner.gate:
         gate_intents(corpus)
     keep_record(recipe, folder, {"seed", "model", "data", "pretrain", "embed"})

@@ -47,6 +47,7 @@ from meta_training.evaluation.relative import (
 )
 from meta_training.evaluation.run import ResultsError, evaluate, read_results
 from meta_training.exits import exit_code
+from meta_training.kept_out import KEY, check_kept_out
 from meta_training.learner import Learner
 from meta_training.pipeline import held_out_drawer, validation_drawer
 from meta_training.recipe import Recipe
@@ -82,7 +83,9 @@ def _select(arguments: argparse.Namespace) -> None:
     results = arguments.results or arguments.reference.parent / "select.jsonl"
     folders = list(dict.fromkeys(arguments.artifacts))
     for folder in folders:  # all of them before hours of work
-        _check_fair(folder, recipe_of(load_artifact(folder)), arguments.reference, recipe, cells)
+        artifact = load_artifact(folder)
+        _check_fair(folder, recipe_of(artifact), arguments.reference, recipe, cells)
+        check_kept_out((artifact.report or {}).get(KEY), corpus.kept_out, str(folder))
     counted = ChatEncoder(reference.tokenizer)
     kind = "held-out" if arguments.held_out else "validation"
     material = corpus.held_out_digest if arguments.held_out else corpus.validation_digest
@@ -148,6 +151,12 @@ def _check_fair(
                 "one may have been trained on what the other is judged by, so that nothing would "
                 "follow from a comparison"
             )
+    if recipe.data.tasks and recipe.seed != other.seed:
+        raise EvaluationError(
+            f"{folder}: its recipe's seed is {recipe.seed}, that of {reference} is {other.seed}: "
+            "own tasks are split by it, so that one may have been trained on what the other is "
+            "judged by"
+        )
     split = (recipe.seed, recipe.data.held_out_persona_share)
     personas = any(cell.family == "persona" for cell in cells)
     if personas and split != (other.seed, other.data.held_out_persona_share):

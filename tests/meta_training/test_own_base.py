@@ -18,7 +18,7 @@ from transformers import MistralConfig, MistralForCausalLM
 
 from adapters.artifact import load_artifact
 from adapters.base_model import load_base
-from meta_training import train_command
+from meta_training import select_command, train_command
 from meta_training.corpus import held_out_only
 from meta_training.evaluation.cells import Cell
 from meta_training.evaluation.relative import QueryLoss
@@ -203,6 +203,53 @@ def test_a_file_that_is_split_anew_is_refused(
     assert train(own_data, base, again) == 0
     (again / "kept_out.json").unlink()  # as runs of before have none
     assert train(own_data, base, again) == 0
+
+
+@pytest.mark.parametrize("noted", [True, False])
+@pytest.mark.parametrize(
+    "other",
+    [{"name": "store"}, {"where": {"label": ["send", "fix", "paint", "sell"]}}, {"held_out": 0.9}],
+)
+def test_going_on_with_a_file_that_is_split_otherwise_is_refused(
+    run: Path,
+    own_data: Path,
+    base: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    other: dict[str, Any],
+    noted: bool,
+) -> None:
+    """By the names that were kept out, or, of artifacts from before, by what the recipe says."""
+    before = Path(shutil.copytree(run / "maml" / "artifact", tmp_path / "before"))
+    report = json.loads((before / "report.json").read_text("utf-8"))
+    if not noted:
+        del report["kept_out"]
+    (before / "report.json").write_text(json.dumps(report), encoding="utf-8")
+    further = {"model": {"artifact": str(before)}, "inner": {"gate": False}}
+    same = further | {"data": {"tasks": [OWN[0] | {"path": "./shop.jsonl"}]}}
+    assert train(own_data, base, tmp_path / "same", **same) == 0
+    capsys.readouterr()
+    split = further | {"data": {"tasks": [OWN[0] | other]}}
+    assert train(own_data, base, tmp_path / "other", **split) == 2
+    said = capsys.readouterr().err
+    assert "may have been trained on" in said
+    assert ("shop.jsonl: '" if noted else "data.tasks.0: it was made with") in said
+
+
+def test_artifacts_of_another_split_are_not_compared(
+    run: Path, own_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Own tasks are split by the seed, whatever cells are compared."""
+    reference, twin = run / "maml" / "artifact", tmp_path / "twin"
+    shutil.copytree(reference, twin)
+    report = json.loads((twin / "report.json").read_text("utf-8"))
+    report["recipe"]["seed"] = 5
+    (twin / "report.json").write_text(json.dumps(report), encoding="utf-8")
+    judged = ("--reference", reference, "--data", own_data, "--held-out", "--tasks", 2)
+    judged = (*judged, "--cells", "shout", "1-shot", "--results", tmp_path / "select.jsonl")
+    assert call(select_command, reference, *judged) == 0
+    assert call(select_command, twin, *judged) == 2
+    assert f"{twin}: its recipe's seed is 5, that of {reference} is 0" in capsys.readouterr().err
 
 
 def test_a_report_names_no_text_of_ones_own(run: Path) -> None:
