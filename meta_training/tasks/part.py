@@ -74,6 +74,11 @@ class TaskPart(BaseModel):
         named = {"labels": "label", "dialogues": "domain"}
         return self.family or named.get(self.form, self.form)
 
+    @property
+    def is_pairs(self) -> bool:
+        """Whether its tasks are pairs of a prompt and an answer, no two of one question."""
+        return self.form not in ("labels", "replies")
+
     @model_validator(mode="after")
     def _usable(self) -> TaskPart:
         fields = [field.strip("[]") for field in FORMS[self.form]]

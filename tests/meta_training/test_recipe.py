@@ -77,6 +77,11 @@ def test_a_name_alone_is_a_recipe(tmp_path: Path) -> None:
             "name: a\nouter: {algorithm: siamese, base: frozen}\n",
             "outer.base: siamese learns nothing but the base",
         ),
+        (
+            "name: a\nouter: {algorithm: siamese}\ndata: {tasks: [{path: t.jsonl, form: pairs}]}\n",
+            "outer.families: siamese compares a question with examples of the same question, which "
+            "pairs does not have: set pairs to 0",
+        ),
         ("name: a\nouter: {first_order_share: 2}\n", "outer.first_order_share: Input should be"),
         ("name: a\ninner: {top_layers: 0}\n", "inner.top_layers: Input should be"),
         ("seed: 1\n", "name: Field required"),
