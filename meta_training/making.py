@@ -59,6 +59,12 @@ def meta_train(recipe: Recipe, data: Path, folder: Path, team: Team) -> None:
         embed_questions(workshop, learner)
         outer_loop = build_outer_loop(workshop, learner, team)
     trained = outer_loop.run()
+    if recipe.outer.steps and not outer_loop.has_moved:
+        raise RecipeError(
+            f"none of {recipe.outer.steps} outer steps was taken, as no gradient was a finite "
+            "number: the inner loop diverges. Nothing was learned and there is no artifact; lower "
+            "inner.first_step_size or inner.clip, and take another --out"
+        )
     if not team.leads:
         return
     target = folder / recipe.outer.algorithm / "artifact"

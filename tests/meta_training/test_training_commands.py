@@ -352,6 +352,24 @@ def test_meta_train_names_what_it_made(
     assert made["base_fingerprint"] == load_artifact(folder / "maml" / "artifact").fingerprint
 
 
+# PyTorch takes a first step that is left out for a mistake in the order of calls.
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step:UserWarning")
+def test_a_run_that_took_no_outer_step_makes_no_artifact(
+    finished: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its inner loop diverges at once; to start it again changes nothing."""
+    folder = Path(shutil.copytree(finished, tmp_path / "run"))
+    shutil.rmtree(folder / "maml")
+    diverging = {"inner": {"first_step_size": 1e30}}
+    for _ in range(2):
+        assert meta_train(data, folder, **diverging) == 2
+        assert "none of 4 outer steps was taken" in errors(capsys)
+    assert not (folder / "maml" / "artifact").exists()
+    (line,) = (folder / "maml" / "progress.jsonl").read_text("utf-8").splitlines()
+    assert "NaN" not in line
+    assert None in json.loads(line).values()
+
+
 def test_a_run_goes_below_runs_by_default(
     finished: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
