@@ -130,6 +130,7 @@ def _judge(arguments: argparse.Namespace, device: torch.device) -> Summary:
         report = {"tasks": [part.model_dump(mode="json") for part in own], "recipe": None}
     report |= {"cells": summary, "differences": differences(rows, served)}
     report |= {"seed": arguments.seed, "perplexity": bench.perplexities()}
+    report["drawn_from"] = bench.drawer.drawn_from
     report["cost"] = bench.costs([cell for cell in cells if not cell.wrong_percent])
     name = stem.replace("results", "report")
     _write((arguments.artifact if own is None else results.parent) / f"{name}.json", report)
