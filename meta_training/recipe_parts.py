@@ -159,7 +159,12 @@ class InnerPart(Part):
         description="names of modules with an adapter; empty: every linear layer of a model.base",
     )
     scope: Literal["activated", "full"] = "activated"
-    steps: int = Field(5, ge=1, description="inner steps K with a learned size each")
+    steps: int = Field(
+        5,
+        ge=1,
+        description="inner steps K with a learned size each; half of the outer steps train through "
+        "K, 40% through K - 2 (one at least), 10% through K + 3, which take the last size again",
+    )
     first_step_size: float = Field(0.2, gt=0, description="step size every tensor starts from")
     clip: float = Field(
         10.0, gt=0, description="bound on a session's gradient norm in one inner step"
