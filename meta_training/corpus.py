@@ -33,6 +33,7 @@ from meta_training.tasks.sources import (
 )
 from meta_training.tasks.split import Side, split_intents
 
+PERSONAS, FAQ = "style-chitchat-en.jsonl.gz", "faq-dstc9.jsonl.gz"
 Group = TypeVar("Group", Intent, PersonaGroup)
 
 
@@ -99,6 +100,12 @@ def load_corpus(folder: Path, part: DataPart, seed: int) -> Corpus:
     return _joined(public, own) if own else public
 
 
+def files_of(part: DataPart) -> set[str]:
+    """The files and datasets that a recipe reads, as ``TaskPart.place`` has them."""
+    public = {*INTENT_FILES, *DIALOGUE_FILES, PERSONAS, FAQ} if part.reads_public else set()
+    return public | {task.place for task in part.tasks}
+
+
 def held_out_only(folder: Path, parts: Sequence[TaskPart], seed: int) -> Corpus:
     """Tasks of which nothing was trained on, all of them for the report.
 
@@ -158,12 +165,12 @@ def _public(folder: Path, part: DataPart, seed: int) -> Corpus:
     dialogues = [d for name in DIALOGUE_FILES for d in load_dialogues(folder / name)]
     test = [d for i, d in enumerate(dialogues) if _is_test(d, i)]
     train = [d for i, d in enumerate(dialogues) if not _is_test(d, i)]
-    personas = load_personas(folder / "style-chitchat-en.jsonl.gz")
+    personas = load_personas(folder / PERSONAS)
     random.Random(seed).shuffle(personas)
     cut = round(len(personas) * part.held_out_persona_share)
     train_intents = sides["train"]
-    train_replies = _agent_turns(train) + load_faq_answers(folder / "faq-dstc9.jsonl.gz", "train")
-    test_replies = _agent_turns(test) + load_faq_answers(folder / "faq-dstc9.jsonl.gz", "test")
+    train_replies = _agent_turns(train) + load_faq_answers(folder / FAQ, "train")
+    test_replies = _agent_turns(test) + load_faq_answers(folder / FAQ, "test")
     seen = set(training_texts(train, train_intents, personas[cut:])) | set(train_replies)
     return Corpus(
         train_intents=train_intents,

@@ -23,7 +23,7 @@ from adapters.base_model import load_base
 from adapters.chat import ChatEncoder
 from adapters.state import fingerprint
 from meta_training.algorithms.metric import Matching, Prototypical, Siamese
-from meta_training.corpus import Corpus, held_out_only, load_corpus
+from meta_training.corpus import Corpus, files_of, held_out_only, load_corpus
 from meta_training.data.rows import replace_text
 from meta_training.device import use_device
 from meta_training.evaluate_command import METHODS, NEEDED
@@ -125,9 +125,7 @@ def _judge(arguments: argparse.Namespace, device: torch.device) -> Summary:
     summary = summarise(rows)
     best = SERVED if any(row["method"] == SERVED for row in rows) else ADAPTER
     served = (best, f"{artifact.rule.steps} steps")
-    report: dict[str, Any] = dict(artifact.report or {})
-    if own is not None:  # the recipe is not what these tasks come from
-        report = {"tasks": [part.model_dump(mode="json") for part in own], "recipe": None}
+    report = dict(artifact.report or {}) if own is None else _about(arguments.tasks, own, artifact)
     report |= {"cells": summary, "differences": differences(rows, served)}
     report |= {"seed": arguments.seed, "perplexity": bench.perplexities()}
     report["drawn_from"] = bench.drawer.drawn_from
@@ -141,6 +139,21 @@ def _judge(arguments: argparse.Namespace, device: torch.device) -> Summary:
     print(markdown(summary))
     print(json.dumps(report["perplexity"]))
     return summary
+
+
+def _about(tasks: Path, parts: Sequence[TaskPart], artifact: Artifact) -> dict[str, Any]:
+    """What a report on tasks that somebody brings begins with: the artifact's recipe is not theirs.
+
+    ``trained_on``: files of theirs that its recipe reads too.
+    """
+    told = told_recipe(artifact.report, artifact.name)
+    read = set() if told is None else files_of(told.data)
+    return {
+        "tasks": [part.model_dump(mode="json") for part in parts],
+        "tasks_file": tasks.name,
+        "trained_on": sorted({part.place for part in parts} & read),
+        "recipe": None,
+    }
 
 
 def corpus_of(artifact: Artifact, data: Path) -> Corpus:

@@ -86,7 +86,7 @@ def _plots(report: dict[str, Any]) -> list[Plot]:
     cells = report["cells"]
     if not cells:
         return []
-    about = "Means over held-out tasks; bars are 95% intervals."
+    about = "Means over tasks; bars are 95% intervals."
     drawn = [
         (
             "Quality against examples",

@@ -273,6 +273,11 @@ def test_it_is_judged_on_tasks_that_somebody_brings(
     assert evaluate(artifact, own_data, *arguments) == 0
     report = json.loads((artifact.parent / "report-mine.json").read_text("utf-8"))
     assert list(report["cells"]) == ["shout 1-way 3-shot"]
+    assert report["trained_on"] == ["shouts.jsonl"]
+    page = (artifact.parent / "report-mine.html").read_text("utf-8")
+    assert "Tasks from mine.yaml" in page
+    assert "its recipe reads shouts.jsonl too" in page
+    assert "held out of every stage" not in page
     assert (artifact / "report.json").read_bytes() == before
     tasks.write_text("- {path: a.jsonl, form: poems}\n", encoding="utf-8")
     assert evaluate(artifact, own_data, *arguments) == 2
