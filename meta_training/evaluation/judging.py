@@ -133,12 +133,18 @@ def _judge(arguments: argparse.Namespace, device: torch.device) -> Summary:
     name = stem.replace("results", "report")
     _write((arguments.artifact if own is None else results.parent) / f"{name}.json", report)
     page = arguments.page or results.with_name(f"{name}.html")
-    replace_text(page, render(report, artifact.name, served))
+    replace_text(page, render(report, _title(artifact), served))
     if arguments.plot is not None:
-        save(examples_figure(summary), arguments.plot)
+        save(examples_figure(summary, served[1]), arguments.plot)
     print(markdown(summary))
     print(json.dumps(report["perplexity"]))
     return summary
+
+
+def _title(artifact: Artifact) -> str:
+    """What a page calls the artifact, whose folder is mostly called artifact."""
+    told = told_recipe(artifact.report, artifact.name)
+    return artifact.name if told is None else f"{told.name}, {told.outer.algorithm}"
 
 
 def _about(tasks: Path, parts: Sequence[TaskPart], artifact: Artifact) -> dict[str, Any]:
@@ -178,7 +184,7 @@ def material_of(artifact: Artifact, data: Path) -> Corpus:
     """
     recipe = recipe_of(artifact)
     corpus = load_corpus(data, recipe.data, recipe.seed)
-    check_kept_out((artifact.report or {}).get(KEY), corpus.kept_out, artifact.name)
+    check_kept_out((artifact.report or {}).get(KEY), corpus.kept_out, recipe.name)
     return corpus
 
 

@@ -196,7 +196,7 @@ def test_a_file_that_is_split_anew_is_refused(
     assert evaluate(run / "maml" / "artifact", edited, *methods) == 2
     said = capsys.readouterr().err
     assert "shop.jsonl: '" in said
-    assert "is held_out now and was not when artifact was made. The file was edited" in said
+    assert "is held_out now and was not when own was made. The file was edited" in said
     again = Path(shutil.copytree(run, tmp_path / "run"))
     assert train(edited, base, again) == 2
     assert "shop.jsonl: '" in capsys.readouterr().err

@@ -98,6 +98,8 @@ def test_evaluate_writes_a_report_and_prints_tables(
     told = Page(page)
     counts = {"label": 11, "house_reply": 11, "persona": 4, "verdict": 4, "rating": 4}
     assert report["drawn_from"] == counts
+    assert "mini, maml: how well it adapts" in told.text
+    assert "innerloop's after 2 steps" in told.text
     assert all(f"{family} {count}" in told.text for family, count in counts.items())
     assert told.text.count("label 5-way 1-shot") >= 3  # two differences and a table
     differing = report["differences"]["label 5-way 1-shot"]
