@@ -82,7 +82,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--plot", type=Path, help="draw quality against examples here (.svg, .png or .pdf)"
     )
     parser.add_argument(
-        "--results", type=Path, help="lines per task (default ARTIFACT/../results.jsonl)"
+        "--results",
+        type=Path,
+        help="lines per task (default ARTIFACT/../results.jsonl); report.json is written beside "
+        "them then, and the artifact's stays as it is",
     )
 
 

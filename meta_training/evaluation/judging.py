@@ -122,23 +122,41 @@ def _judge(arguments: argparse.Namespace, device: torch.device) -> Summary:
         place = of + bench.control(name)
         evaluate([method], suited, bench.drawer, arguments.episodes, results, place)
     rows = read_with_controls(results, of, {of + bench.control(name) for name in METHODS})
-    summary = summarise(rows)
     best = SERVED if any(row["method"] == SERVED for row in rows) else ADAPTER
     served = (best, f"{artifact.rule.steps} steps")
     report = dict(artifact.report or {}) if own is None else _about(arguments.tasks, own, artifact)
-    report |= {"cells": summary, "differences": differences(rows, served)}
-    report |= {"seed": arguments.seed, "perplexity": bench.perplexities()}
-    report["drawn_from"] = bench.drawer.drawn_from
-    report["cost"] = bench.costs([cell for cell in cells if not cell.wrong_percent])
+    report |= _found(bench, cells, rows, served, report.get("cost", {}))
+    report["seed"] = arguments.seed
     name = stem.replace("results", "report")
-    _write((arguments.artifact if own is None else results.parent) / f"{name}.json", report)
+    aside = own is not None or arguments.results is not None
+    _write((results.parent if aside else arguments.artifact) / f"{name}.json", report)
     page = arguments.page or results.with_name(f"{name}.html")
     replace_text(page, render(report, _title(artifact), served))
+    summary: Summary = report["cells"]
     if arguments.plot is not None:
         save(examples_figure(summary, served[1]), arguments.plot)
     print(markdown(summary))
     print(json.dumps(report["perplexity"]))
     return summary
+
+
+def _found(
+    bench: _Bench,
+    cells: Sequence[Cell],
+    rows: Sequence[dict[str, Any]],
+    served: tuple[str, str],
+    costs_before: dict[str, Any],
+) -> dict[str, Any]:
+    """What a report has to tell; of ``rows``, which may be of more cells than ``cells``."""
+    summary = summarise(rows)
+    costs = {cell: cost for cell, cost in costs_before.items() if cell in summary}
+    return {
+        "cells": summary,
+        "differences": differences(rows, served),
+        "perplexity": bench.perplexities(),
+        "drawn_from": bench.drawer.drawn_from,
+        "cost": costs | bench.costs([cell for cell in cells if not cell.wrong_percent]),
+    }
 
 
 def _title(artifact: Artifact) -> str:

@@ -75,7 +75,7 @@ class Families:
 
     def size(self, family: str) -> int:
         """Classes, questions or tasks that episodes of the family are drawn from."""
-        free = {
+        free: dict[str, Sequence[object]] = {
             "house_reply": self._labelled.get("label", []),
             "persona": self._personas,
             **dict.fromkeys(("verdict", "rating"), self._debatable),

@@ -122,6 +122,26 @@ def test_a_page_of_nothing_says_so_and_draws_nothing(artifact: Path, data: Path)
     assert told.pictures == []
 
 
+def test_a_side_run_leaves_the_artifacts_report_as_it_is(
+    artifact: Path, data: Path, tmp_path: Path
+) -> None:
+    methods = ("--methods", "tfidf", "--episodes", 2)
+    assert evaluate(artifact, data, *methods, "--cells", "label", "5-way") == 0
+    report = json.loads((artifact / "report.json").read_text("utf-8"))
+    assert len(report["cells"]) == len(report["cost"]) == 3
+    assert evaluate(artifact, data, *methods, "--cells", "label", "5-way", "1-shot") == 0
+    again = json.loads((artifact / "report.json").read_text("utf-8"))
+    assert again["cells"] == report["cells"], "lines of before count"
+    assert again["cost"].keys() == report["cost"].keys()
+    before = (artifact / "report.json").read_bytes()
+    aside = ("--results", tmp_path / "aside" / "results.jsonl")
+    assert evaluate(artifact, data, *methods, "--cells", "label", "5-shot", *aside) == 0
+    assert (artifact / "report.json").read_bytes() == before
+    told = json.loads((tmp_path / "aside" / "report.json").read_text("utf-8"))
+    assert list(told["cells"]) == ["label 5-way 5-shot"]
+    assert (tmp_path / "aside" / "report.html").exists()
+
+
 def test_wrong_examples_are_cells_of_their_own(artifact: Path, data: Path) -> None:
     arguments = ("--cells", "label", "5-way", "1-shot", "--queries", 2, "--wrong", 60, 0)
     assert evaluate(artifact, data, *arguments, "--methods", "tfidf", "--episodes", 4) == 0
