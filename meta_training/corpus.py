@@ -76,6 +76,15 @@ class Corpus:
             self.validation_pairs,
         )
 
+    def own_turns(self) -> Iterator[tuple[str, str, str]]:
+        """(source, question, answer) of pair tasks and intents; no answer where it is drawn."""
+        for task in (*self.train_pairs, *self.validation_pairs, *self.held_out_pairs):
+            for pair in task.pairs:
+                yield task.source, pair.prompt, max(pair.completion, pair.rejected, key=len)
+        for intent in (*self.train_intents, *self.validation_intents, *self.held_out_intents):
+            for question in intent.questions:
+                yield intent.source, question, intent.answer or ""
+
     def own_texts(self) -> Iterator[str]:
         """Every text of pair tasks, and of what all families ask."""
         yield from texts_of([*self.train_pairs, *self.validation_pairs, *self.held_out_pairs])

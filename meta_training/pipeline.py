@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from adapters.base_model import input_embedding
-from adapters.chat import ChatEncoder, PromptError
+from adapters.chat import ChatEncoder, PromptError, user_turn
 from adapters.config import Anchor, Gate
 from adapters.device import CPU
 from adapters.plain import linear_targets
@@ -71,7 +71,7 @@ class Workshop:
     @property
     def context_tokens(self) -> int:
         """The longest sequence that the base is right for."""
-        return int(self.model.config.get_text_config().max_position_embeddings)
+        return _context_tokens(self.model)
 
     @property
     def kinds(self) -> list[Intent]:
@@ -100,7 +100,7 @@ def open_workshop(recipe: Recipe, data: Path, folder: Path, device: torch.device
     keep_record(recipe, folder, {"seed", "model", "data", "pretrain", "embed"})
     keep_kept_out(corpus.kept_out, folder)
     model, tokenizer = pretrain(recipe, corpus, folder / "pretrained", device=device)
-    _check_fit(recipe, corpus, tokenizer)
+    _check_fit(recipe, corpus, model, tokenizer)
     turns = short_turns(corpus.train_dialogues)
     neighbours = neighbour_intents(turns, recipe.data.neighbours, recipe.seed)
     intents = corpus.train_intents + neighbours
@@ -203,7 +203,13 @@ def make_gate(workshop: Workshop, learner: Learner) -> Gate | None:
         return gate
 
 
-def _check_fit(recipe: Recipe, corpus: Corpus, tokenizer: PreTrainedTokenizerBase) -> None:
+def _context_tokens(model: PreTrainedModel) -> int:
+    return int(model.config.get_text_config().max_position_embeddings)
+
+
+def _check_fit(
+    recipe: Recipe, corpus: Corpus, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
     """Refuse now what the export or an episode would stumble over after hours."""
     encoder = ChatEncoder(tokenizer)
     if recipe.inner.scope == "activated" and encoder.assistant_header() is None:
@@ -220,7 +226,24 @@ def _check_fit(recipe: Recipe, corpus: Corpus, tokenizer: PreTrainedTokenizerBas
         except PromptError as error:
             raise DataError(f"data.tasks: the text {text[:80]!r}: {error}") from error
     if recipe.data.tasks:
+        _check_lengths(corpus, encoder, _context_tokens(model))
         _tell_unjudged(recipe, held_out_drawer(corpus, tokenizer, recipe.seed))
+
+
+def _check_lengths(corpus: Corpus, encoder: ChatEncoder, context_tokens: int) -> None:
+    """Refuse turns for which the base has too few positions, in training or where it answers."""
+    turns = list(corpus.own_turns())
+    frame = encoder.example(user_turn("a"), "").tokens - 1  # what the chat template adds
+    asked = token_counts([question for _, question, _ in turns], encoder.tokenizer)
+    said = token_counts([answer for *_, answer in turns], encoder.tokenizer)
+    for (source, question, _), *counts in zip(turns, asked, said, strict=True):
+        tokens = frame + counts[0] + max(counts[1], ANSWER_TOKENS)
+        if tokens > context_tokens:
+            raise DataError(
+                f"data.tasks: {source}: {question[:60]!r} is {tokens} tokens with its answer, and "
+                f"the base has {context_tokens} positions: lower longest_words of its part, or "
+                "take a base with more"
+            )
 
 
 def _tell_unjudged(recipe: Recipe, drawer: TaskDrawer) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from itertools import product
@@ -182,6 +183,32 @@ def test_it_is_judged_on_what_its_recipe_held_out(run: Path, own_data: Path) -> 
     assert cost["taught_tokens"] >= 10
     assert min(cost["steps_s"], cost["token_s"]) > 0
     assert "shout 1-way" in (artifact.parent / "report.html").read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("file", "row"),
+    [
+        ("shop.jsonl", {"text": "please send it " + "x" * 200, "label": "send"}),
+        ("shouts.jsonl", {"task": "send it", "prompt": "a", "completion": "Ab" * 90}),
+        ("better.jsonl", {"task": "send politely", "chosen": "a", "rejected": "Ab" * 90}),
+    ],
+)
+def test_a_text_for_which_the_base_has_too_few_positions_is_refused(
+    own_data: Path,
+    base: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    file: str,
+    row: dict[str, str],
+) -> None:
+    """Few words, but many tokens."""
+    longer = Path(shutil.copytree(own_data, tmp_path / "longer"))
+    with (longer / file).open("a", encoding="utf-8") as rows:
+        rows.write(json.dumps({"prompt": "too long?"} | row) + "\n")
+    assert train(longer, base, tmp_path / "out") == 2
+    said = capsys.readouterr().err
+    assert re.search(rf"data.tasks: {file.split('.')[0]}: '.*' is \d+ tokens with its answer", said)
+    assert "the base has 128 positions: lower longest_words" in said
 
 
 def test_a_file_that_is_split_anew_is_refused(
