@@ -24,7 +24,8 @@ METHODS = {
     "siamese": "nearest example by hidden states",
     "frozen": "nearest class mean of the pre-trained base's hidden states",
     "in-context": "the pre-trained base with the examples in the prompt",
-    "lora": "LoRA and AdamW on the pre-trained base, step size tuned on validation tasks",
+    "lora": "LoRA and AdamW on the pre-trained base, one step size tuned on validation tasks for "
+    "all cells, after 5 and after 50 steps",
     "multitask-lora": "the same on the multi-task control's base",
 }
 ONE_ALONE = ("pretrained", "multitask", "tasks", "page", "plot", "results")
