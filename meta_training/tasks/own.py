@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import random
 import re
-from collections import defaultdict
+import sys
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -80,6 +81,8 @@ def _read_intents(
     ]
     _check_some(intents, part, f"no {group} has {LEAST_PAIRS} texts or more")
     uses = _split([(intent.name, intent.domain) for intent in intents], part, source, seed)
+    if part.form == "labels":
+        _check_classes(intents, uses, part)
     for intent, use in zip(intents, uses, strict=True):
         found[use].intents.append(intent)
         alone = intent.domain == source  # a part's own name is no part of the data
@@ -217,6 +220,24 @@ def _split(groups: Sequence[tuple[str, str]], part: TaskPart, source: str, seed:
 def _check_some(found: Sequence[object], part: TaskPart, wrong: str) -> None:
     if not found:
         raise DataError(f"{part.place}: {wrong}")
+
+
+def _check_classes(intents: Sequence[Intent], uses: Sequence[Use], part: TaskPart) -> None:
+    """Labels are told apart: one alone teaches nothing, nor does a text that has two."""
+    if len(intents) == 1 or uses.count("train") == 1:
+        what = "there is" if len(intents) == 1 else "training is left with"
+        raise DataError(
+            f"{part.place}: {what} one label of {LEAST_PAIRS} texts or more, and labels are told "
+            "apart: give it more, or keep fewer of them out (held_out, validation)"
+        )
+    labels = Counter(text for intent in intents for text in intent.questions)
+    several = [text for text, count in labels.items() if count > 1]
+    if several:
+        print(
+            f"{part.place}: {len(several)} texts have more than one label, such as "
+            f"{several[0][:60]!r}: an episode takes either for right",
+            file=sys.stderr,
+        )
 
 
 def _check_pattern(pattern: str, row: Row) -> None:

@@ -235,7 +235,7 @@ def test_a_file_that_is_split_anew_is_refused(
 @pytest.mark.parametrize("noted", [True, False])
 @pytest.mark.parametrize(
     "other",
-    [{"name": "store"}, {"where": {"label": ["send", "fix", "paint", "sell"]}}, {"held_out": 0.9}],
+    [{"name": "store"}, {"where": {"label": ["send", "fix", "paint", "sell"]}}, {"held_out": 0.67}],
 )
 def test_going_on_with_a_file_that_is_split_otherwise_is_refused(
     run: Path,
