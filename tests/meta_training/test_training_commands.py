@@ -353,6 +353,7 @@ def test_evaluate_names_broken_results_and_places_it_cannot_write(
         ("--wrong", "101"),
         ("--wrong", "1.5"),
         ("--queries", "0"),
+        ("--plot", "x.foo"),
         ("--device", "gpu"),
         ("--x",),
     ],
