@@ -313,8 +313,10 @@ def _words(workshop: Workshop, learner: Learner) -> Words:
     recipe, turns = workshop.recipe, workshop.turns
     folder = workshop.folder / recipe.outer.algorithm / "words"
     keep_record(recipe, folder, {"words"})
-    rng = random.Random(f"{recipe.seed}-words")
-    draws = QuestionDraws(workshop.kinds, turns, recipe.embed, rng)
+    rng, kinds = random.Random(f"{recipe.seed}-words"), workshop.kinds
+    # Who leaves the contrastive stage out never said how many kinds a step has.
+    fitting = recipe.embed.model_copy(update={"kinds": min(recipe.embed.kinds, len(kinds))})
+    draws = QuestionDraws(kinds, turns, fitting, rng)
     labelled = [text for intent in workshop.corpus.train_intents for text in intent.questions]
     return train_words(
         input_embedding(learner.model),

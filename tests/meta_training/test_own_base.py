@@ -19,7 +19,7 @@ from transformers import MistralConfig, MistralForCausalLM
 
 from adapters.artifact import load_artifact
 from adapters.base_model import load_base
-from meta_training import select_command, train_command
+from meta_training import gating, select_command, train_command
 from meta_training.corpus import held_out_only
 from meta_training.evaluation.cells import Cell
 from meta_training.evaluation.relative import QueryLoss
@@ -361,6 +361,28 @@ def test_what_cannot_be_trained_is_refused(
 ) -> None:
     assert train(own_data, base, tmp_path / "out", **parts) == 2
     assert words in capsys.readouterr().err
+
+
+def test_a_gate_is_made_of_fewer_classes_than_a_contrastive_step_has_by_default(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stage is left out, so nobody said ``embed.kinds``, which the gate's words go by too."""
+    for name, value in {"EPISODES": 1, "MEMORY_TASKS": 2, "MEMORY_TASKS_AT_ONCE": 2}.items():
+        monkeypatch.setattr(gating, name, value)
+    rows = [
+        {"text": f"please {verb} my {thing} {number}", "label": f"{verb} {number}"}
+        for verb, thing, number in product(VERBS, (*THINGS, "bag", "cup"), "ab")
+    ]
+    write_rows(tmp_path / "shop.jsonl", rows)
+    gated = {
+        "data": {"tasks": [OWN[0] | {"held_out": 0.0, "validation": 0.5}]},
+        "inner": RECIPE["inner"] | {"gate": True},
+        "words": {"steps": 2},
+    }
+    assert train(tmp_path, base, tmp_path / "out", **gated) == 0
+    gate = load_artifact(tmp_path / "out" / "maml" / "artifact").rule.gate
+    assert gate is not None
+    assert gate.words is not None
 
 
 def test_a_base_without_a_chat_template_needs_full_scope(
