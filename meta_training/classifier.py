@@ -70,6 +70,11 @@ class Classifier(Starting):
         with without_cudnn():
             return self._features(self.model, **rows.inputs)
 
+    @property
+    def stays_in_part(self) -> bool:
+        """Whether inner steps leave something as it is that they could move."""
+        return len(self.moving) < len(self.names)
+
     def base_parameters(self) -> list[nn.Parameter]:
         """What the outer loop learns beside the start and the step sizes."""
         return list(self.model.parameters())
@@ -141,6 +146,11 @@ class WeightClassifier(Classifier):
         with without_cudnn():
             logits: Tensor = functional_call(self.model, own, (), dict(rows.inputs))
         return logits
+
+    @property
+    def stays_in_part(self) -> bool:
+        """Whether there are parameters that do not move."""
+        return len(self.moving) < sum(1 for _ in self.model.parameters())
 
     def base_parameters(self) -> list[nn.Parameter]:
         """The parameters that do not move."""

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from adapters.config import SpecError
 from adapters.inner_loop import descend
 from adapters.state import Tensors
 from meta_training.algorithms.choice import choose
@@ -55,9 +56,11 @@ def train_classifier(
         The figures of every outer step.
 
     Raises:
+        SpecError: ``learner`` is not of the kind that the algorithm learns.
         CheckpointError: ``checkpoint`` does not fit.
         KeyboardInterrupt: Ctrl-C.
     """
+    _check_kind(learner, part.algorithm)
     if part.base == "frozen":
         learner.model.requires_grad_(False)
     algorithm, rng = choose(part), random.Random(seed)
@@ -102,6 +105,22 @@ def train_classifier(
             if stop.is_set():
                 raise KeyboardInterrupt
     return figures.found
+
+
+def _check_kind(learner: Classifier, algorithm: str) -> None:
+    """Two algorithms are MAML over another form of inner rule, which the learner has to have."""
+    wrong = ""
+    if algorithm == "meta-sgd" and not learner.log_factors:
+        wrong = "learns a size for each element: make the learner with InnerPart(sizes='element')"
+    elif algorithm == "anil" and not learner.stays_in_part:
+        wrong = (
+            "moves a small part alone: make the learner with InnerPart(top_layers=1), or name the "
+            "head in `moving` of a WeightClassifier"
+        )
+    elif algorithm == "in-context":
+        wrong = "puts examples into a prompt, which a classifier does not have: take another one"
+    if wrong:
+        raise SpecError(f"outer.algorithm: {algorithm} {wrong}")
 
 
 class Figures:

@@ -5,15 +5,17 @@ Knows the recipe and the sources; knows nothing about tokens or models.
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
+from meta_training.kept_out import KeptOut
 from meta_training.recipe_parts import DataPart
-from meta_training.tasks.own import LEAST_PAIRS, Material, Use, load_tasks, texts_of
+from meta_training.tasks.own import LEAST_PAIRS, Material, Use, as_typed, load_tasks, texts_of
 from meta_training.tasks.part import TaskPart
 from meta_training.tasks.sources import (
     DIALOGUE_FILES,
@@ -31,6 +33,7 @@ from meta_training.tasks.sources import (
 )
 from meta_training.tasks.split import Side, split_intents
 
+PERSONAS, FAQ = "style-chitchat-en.jsonl.gz", "faq-dstc9.jsonl.gz"
 Group = TypeVar("Group", Intent, PersonaGroup)
 
 
@@ -50,6 +53,37 @@ class Corpus:
     train_pairs: list[PairTask] = field(default_factory=list)
     validation_pairs: list[PairTask] = field(default_factory=list)
     held_out_pairs: list[PairTask] = field(default_factory=list)
+    kept_out: KeptOut = field(default_factory=dict)  # of one's own tasks
+
+    @property
+    def held_out_digest(self) -> str:
+        """Of everything that held-out tasks are drawn from."""
+        return _digest(
+            self.held_out_intents,
+            self.test_replies,
+            self.held_out_personas,
+            self.held_out_pairs,
+            self.test_dialogues,
+        )
+
+    @property
+    def validation_digest(self) -> str:
+        """Of everything that validation tasks are drawn from."""
+        return _digest(
+            self.validation_intents,
+            self.train_replies,
+            self.train_personas,
+            self.validation_pairs,
+        )
+
+    def own_turns(self) -> Iterator[tuple[str, str, str]]:
+        """(source, question, answer) of pair tasks and intents; no answer where it is drawn."""
+        for task in (*self.train_pairs, *self.validation_pairs, *self.held_out_pairs):
+            for pair in task.pairs:
+                yield task.source, pair.prompt, max(pair.completion, pair.rejected, key=len)
+        for intent in (*self.train_intents, *self.validation_intents, *self.held_out_intents):
+            for question in intent.questions:
+                yield intent.source, question, intent.answer or ""
 
     def own_texts(self) -> Iterator[str]:
         """Every text of pair tasks, and of what all families ask."""
@@ -75,6 +109,12 @@ def load_corpus(folder: Path, part: DataPart, seed: int) -> Corpus:
     return _joined(public, own) if own else public
 
 
+def files_of(part: DataPart) -> set[str]:
+    """The files and datasets that a recipe reads, as ``TaskPart.place`` has them."""
+    public = {*INTENT_FILES, *DIALOGUE_FILES, PERSONAS, FAQ} if part.reads_public else set()
+    return public | {task.place for task in part.tasks}
+
+
 def held_out_only(folder: Path, parts: Sequence[TaskPart], seed: int) -> Corpus:
     """Tasks of which nothing was trained on, all of them for the report.
 
@@ -86,25 +126,46 @@ def held_out_only(folder: Path, parts: Sequence[TaskPart], seed: int) -> Corpus:
     return _joined(Corpus(), own)
 
 
+def _digest(*material: Sequence[object]) -> str:
+    return hashlib.sha256(repr(material).encode()).hexdigest()[:16]
+
+
 def _joined(public: Corpus, own: dict[Use, Material]) -> Corpus:
-    """Public and own material; what is held out loses the questions that own training has."""
+    """Public and own material; what is held out of either loses what training has by the other.
+
+    Texts that differ in capitals, punctuation or spaces are one here. (The public data's own split,
+    which published figures are about, is by exact texts.)
+    """
     train, validation, held_out = own["train"], own["validation"], own["held_out"]
-    seen = set(training_texts(train.dialogues, train.intents, [])) | set(texts_of(train.pairs))
     replies = _said(train)
-    test_replies = [*public.test_replies, *_said(held_out)]
+    ours = {*training_texts(train.dialogues, train.intents, []), *texts_of(train.pairs), *replies}
+    theirs = training_texts(public.train_dialogues, public.train_intents, public.train_personas)
+    ours_as_typed = {as_typed(text) for text in ours}
+    seen = ours_as_typed | {as_typed(text) for text in (*theirs, *public.train_replies)}
+    public_held_out = _unseen(public.held_out_intents, ours_as_typed, MINIMUM_QUESTIONS, as_typed)
+    test_replies = [text for text in public.test_replies if as_typed(text) not in ours_as_typed]
+    test_replies += [text for text in _said(held_out) if as_typed(text) not in seen]
     return replace(
         public,
         train_intents=public.train_intents + train.intents,
         validation_intents=public.validation_intents + validation.intents,
-        held_out_intents=public.held_out_intents + _unseen(held_out.intents, seen, LEAST_PAIRS),
+        held_out_intents=public_held_out + _unseen(held_out.intents, seen, LEAST_PAIRS, as_typed),
         train_dialogues=public.train_dialogues + train.dialogues,
         test_dialogues=public.test_dialogues + held_out.dialogues,
+        held_out_personas=_unseen(public.held_out_personas, ours_as_typed, 2, as_typed),
         train_replies=public.train_replies + replies,
-        test_replies=[reply for reply in dict.fromkeys(test_replies) if reply not in seen],
+        test_replies=list(dict.fromkeys(test_replies)),
         train_pairs=train.pairs,
         validation_pairs=validation.pairs,
         held_out_pairs=held_out.pairs,
+        kept_out=_kept_out(own),
     )
+
+
+def _kept_out(own: dict[Use, Material]) -> KeptOut:
+    files = {file: None for material in own.values() for file in material.names}
+    uses: tuple[Use, ...] = ("held_out", "validation")
+    return {file: {use: own[use].names.get(file, []) for use in uses} for file in files}
 
 
 def _public(folder: Path, part: DataPart, seed: int) -> Corpus:
@@ -113,12 +174,12 @@ def _public(folder: Path, part: DataPart, seed: int) -> Corpus:
     dialogues = [d for name in DIALOGUE_FILES for d in load_dialogues(folder / name)]
     test = [d for i, d in enumerate(dialogues) if _is_test(d, i)]
     train = [d for i, d in enumerate(dialogues) if not _is_test(d, i)]
-    personas = load_personas(folder / "style-chitchat-en.jsonl.gz")
+    personas = load_personas(folder / PERSONAS)
     random.Random(seed).shuffle(personas)
     cut = round(len(personas) * part.held_out_persona_share)
     train_intents = sides["train"]
-    train_replies = _agent_turns(train) + load_faq_answers(folder / "faq-dstc9.jsonl.gz", "train")
-    test_replies = _agent_turns(test) + load_faq_answers(folder / "faq-dstc9.jsonl.gz", "test")
+    train_replies = _agent_turns(train) + load_faq_answers(folder / FAQ, "train")
+    test_replies = _agent_turns(test) + load_faq_answers(folder / FAQ, "test")
     seen = set(training_texts(train, train_intents, personas[cut:])) | set(train_replies)
     return Corpus(
         train_intents=train_intents,
@@ -161,10 +222,15 @@ def training_texts(
     return texts
 
 
-def _unseen(groups: Sequence[Group], seen: set[str], least: int) -> list[Group]:
-    """``groups`` without the questions in ``seen``, where ``least`` questions are left."""
+def _unseen(
+    groups: Sequence[Group],
+    seen: set[str],
+    least: int,
+    form: Callable[[str], str] = str,
+) -> list[Group]:
+    """``groups`` without the questions whose ``form`` is ``seen``, where ``least`` are left."""
     cleaned = [
-        replace(group, questions=tuple(q for q in group.questions if q not in seen))
+        replace(group, questions=tuple(q for q in group.questions if form(q) not in seen))
         for group in groups
     ]
     return [group for group in cleaned if len(group.questions) >= least]

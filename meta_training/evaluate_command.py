@@ -24,10 +24,12 @@ METHODS = {
     "siamese": "nearest example by hidden states",
     "frozen": "nearest class mean of the pre-trained base's hidden states",
     "in-context": "the pre-trained base with the examples in the prompt",
-    "lora": "LoRA and AdamW on the pre-trained base, step size tuned on validation tasks",
+    "lora": "LoRA and AdamW on the pre-trained base, one step size tuned on validation tasks for "
+    "all cells, after 5 and after 50 steps",
     "multitask-lora": "the same on the multi-task control's base",
 }
 ONE_ALONE = ("pretrained", "multitask", "tasks", "page", "plot", "results")
+PICTURES = (".svg", ".png", ".pdf")
 DEFAULT = [name for name in METHODS if name not in ("matching", "siamese")]
 
 
@@ -79,11 +81,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--page", type=Path, help="page with all plots and tables (default ARTIFACT/../report.html)"
     )
     parser.add_argument(
-        "--plot", type=Path, help="draw quality against examples here (.svg, .png or .pdf)"
+        "--plot",
+        type=_picture,
+        metavar="FILE",
+        help=f"draw quality against examples here ({', '.join(PICTURES)})",
     )
     parser.add_argument(
-        "--results", type=Path, help="lines per task (default ARTIFACT/../results.jsonl)"
+        "--results",
+        type=Path,
+        help="lines per task (default ARTIFACT/../results.jsonl); report.json is written beside "
+        "them then, and the artifact's stays as it is",
     )
+
+
+def _picture(text: str) -> Path:
+    path = Path(text)
+    if path.suffix not in PICTURES:
+        raise argparse.ArgumentTypeError(f"expected a file {' or '.join(PICTURES)}, got {text!r}")
+    return path
 
 
 def _percent(text: str) -> int:

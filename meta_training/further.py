@@ -10,10 +10,10 @@ from typing import Final
 from transformers import PreTrainedModel
 
 from adapters.artifact import load_artifact, read_report
+from meta_training.kept_out import KEY, KeptOut, check_further
 from meta_training.learner import Learner
 from meta_training.pretrain import artifact_folder
 from meta_training.recipe import Recipe, RecipeError, told_recipe
-from meta_training.recipe_parts import DataPart
 from meta_training.tasks.part import TaskPart
 
 OTHER_DRAWS: Final = 1_000_003  # added to the seed, so that the outer loop draws other episodes
@@ -28,6 +28,9 @@ def further_seed(recipe: Recipe) -> int:
 def check_split(recipe: Recipe) -> None:
     """Refuse what would be judged on tasks that the recipe's artifact, if any, was trained on.
 
+    Of one's own tasks only where the artifact does not note what was kept out: if it does,
+    ``check_material`` compares that.
+
     Raises:
         RecipeError: the artifact may have been trained on what the recipe holds out.
         ArtifactError: its report is broken.
@@ -35,17 +38,30 @@ def check_split(recipe: Recipe) -> None:
     if recipe.model.artifact is None:
         return
     folder = artifact_folder(recipe.model)
-    before = told_recipe(read_report(folder), folder.resolve().name)
+    report = read_report(folder) or {}
+    before = told_recipe(report, folder.resolve().name)
     if before is None:
         return  # made elsewhere: nobody knows what it has seen
-    wrong = _other_split(before.data, recipe.data)
-    if _share_data(before.data, recipe.data) and before.seed != recipe.seed:
-        wrong = f"seed: it was made with {before.seed}, and the split goes by it"
+    wrong = _other_public_split(before, recipe)
+    if not wrong and KEY not in report:
+        wrong = _other_own_split(before, recipe)
     if wrong:
         raise RecipeError(
             f"{wrong}: {recipe.model.artifact} may have been trained on what this recipe holds "
             "out, so nothing could be said of new tasks; split the data as it did"
         )
+
+
+def check_material(recipe: Recipe, kept_out: KeptOut) -> None:
+    """The same of one's own tasks, once they are read, by the names that are kept out.
+
+    Raises:
+        DataError: the artifact may have been trained on some of them.
+        ArtifactError: its report is broken.
+    """
+    if recipe.model.artifact is not None:
+        report = read_report(artifact_folder(recipe.model)) or {}
+        check_further(report.get(KEY), kept_out, recipe.model.artifact)
 
 
 def further_learner(recipe: Recipe, model: PreTrainedModel) -> Learner:
@@ -70,25 +86,36 @@ def further_learner(recipe: Recipe, model: PreTrainedModel) -> Learner:
     return learner
 
 
-def _other_split(before: DataPart, now: DataPart) -> str:
+def _other_public_split(before: Recipe, now: Recipe) -> str:
     """The first thing that is split in another way, with what it was before; or nothing."""
-    if before.reads_public and now.reads_public:
-        for name in SPLIT:
-            if getattr(before, name) != getattr(now, name):
-                return f"data.{name}: it was made with {getattr(before, name)!r}"
-    parts = {_source(part): (part.held_out, part.validation) for part in before.tasks}
-    for number, part in enumerate(now.tasks):
-        split = parts.get(_source(part), (part.held_out, part.validation))
-        if split != (part.held_out, part.validation):
-            return f"data.tasks.{number}: it was made with held_out and validation {split!r}"
+    if not before.data.reads_public or not now.data.reads_public:
+        return ""
+    for name in SPLIT:
+        if getattr(before.data, name) != getattr(now.data, name):
+            return f"data.{name}: it was made with {getattr(before.data, name)!r}"
+    return _other_seed(before, now)
+
+
+def _other_own_split(before: Recipe, now: Recipe) -> str:
+    """The same of own tasks: anything that decides which names of a file are kept out."""
+    for number, part in enumerate(now.data.tasks):
+        splits = [_split(each) for each in before.data.tasks if _source(each) == _source(part)]
+        if splits and _split(part) not in splits:
+            told = ", ".join(f"{key} {value!r}" for key, value in splits[0].items())
+            return f"data.tasks.{number}: it was made with {told}"
+        if splits and before.seed != now.seed:
+            return _other_seed(before, now)
     return ""
 
 
-def _share_data(before: DataPart, now: DataPart) -> bool:
-    known = {_source(part) for part in before.tasks}
-    both_public = before.reads_public and now.reads_public
-    return both_public or any(_source(part) in known for part in now.tasks)
+def _other_seed(before: Recipe, now: Recipe) -> str:
+    same = before.seed == now.seed
+    return "" if same else f"seed: it was made with {before.seed}, and the split goes by it"
 
 
 def _source(part: TaskPart) -> tuple[object, ...]:
-    return (part.path, part.dataset, part.config, part.split)
+    return (part.place, part.config, part.split)
+
+
+def _split(part: TaskPart) -> dict[str, object]:
+    return part.model_dump(include={"name", "where", "columns", "held_out", "validation"})

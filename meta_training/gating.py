@@ -35,6 +35,7 @@ EPISODES = 100  # of each shape
 QUERIES = 5  # other wordings tried on each intent
 UNRELATED = 400
 AT_ONCE = 128  # prompts of a forward pass
+# With fewer validation intents, as many of them as tasks can be drawn of.
 MEMORY_CELLS = (Cell("label", 5, 5), Cell("label", 10, 5), Cell("label", 5, 1))
 MEMORY_TASKS = 20  # of each cell
 MEMORY_TASKS_AT_ONCE = 5
@@ -97,11 +98,25 @@ def calibrate_memory(learner: Learner, gate: Gate, drawer: TaskDrawer) -> Gate:
     """
     learner.gate = gate
     scores: list[Tensor] = []
-    for cell in MEMORY_CELLS:
+    for tasks in [memory_tasks(drawer, cell) for cell in MEMORY_CELLS]:
         for first in range(0, MEMORY_TASKS, MEMORY_TASKS_AT_ONCE):
-            tasks = [drawer.draw(cell, first + i) for i in range(MEMORY_TASKS_AT_ONCE)]
-            scores.append(_target_logprobs(learner, gate, tasks).mean(1))
+            some = tasks[first : first + MEMORY_TASKS_AT_ONCE]
+            scores.append(_target_logprobs(learner, gate, some).mean(1))
     return replace(gate, mix=MIXES[int(torch.stack(scores).mean(0).argmax())])
+
+
+def memory_tasks(drawer: TaskDrawer, cell: Cell) -> list[Task]:
+    """Tasks of ``cell``, or of the widest cell below it that all of them can be drawn of.
+
+    Raises:
+        DataError: not even two classes can be told apart.
+    """
+    try:
+        return [drawer.draw(cell, index) for index in range(MEMORY_TASKS)]
+    except DataError:
+        if cell.ways <= 2:
+            raise
+    return memory_tasks(drawer, replace(cell, ways=cell.ways - 1))
 
 
 def _target_logprobs(learner: Learner, gate: Gate, tasks: Sequence[Task]) -> Tensor:

@@ -35,8 +35,8 @@ class LanguageEpisodes:
     rule: InnerRule
     support: Support
     query: Turns
-    unrelated: Turns
-    reference: Tensor  # (B, T, V) log-probabilities of unrelated answers by the untaught model
+    unrelated: Turns | None  # None: every question there is was taught
+    reference: Tensor | None  # (B, T, V) log-probabilities of these by the untaught model
     embeddings: Tensor  # (B, D), in the order of ``Batch.kinds``
 
     def support_losses(self, tensors: Mapping[str, Tensor]) -> Tensor:
@@ -55,7 +55,8 @@ class LanguageEpisodes:
         """Mean cross-entropy on taught questions in other words, and the weighted locality.
 
         Figures: ``query`` and ``locality``, the two; ``exact``, the share of queries answered
-        exactly; ``changed``, that of unrelated questions whose greedy answer changed.
+        exactly; ``changed``, that of unrelated questions whose greedy answer changed. Without
+        unrelated questions there is no ``locality`` and no ``changed``.
         """
         batch = self.batch
         logits = self._run(tensors, self.query, self._numbers(batch.query_sessions))
@@ -67,7 +68,7 @@ class LanguageEpisodes:
             query = (query + demonstration_loss(seen, taught.turns.targets).mean()) / 2
         figures = {"exact": float(correct_rows(logits, self.query.targets).float().mean())}
         loss = query
-        if tensors is not None:
+        if tensors is not None and self.unrelated is not None and self.reference is not None:
             others = self._run(tensors, self.unrelated, self._numbers(batch.unrelated_sessions))
             targets = self.unrelated.targets
             locality = divergence(others, self.reference, targets).mean()
@@ -103,7 +104,7 @@ class LanguageEpisodes:
             rule=cut.rule(self.rule),
             support=support,
             query=_cut_turns(self.query, cut),
-            unrelated=_cut_turns(self.unrelated, cut),
+            unrelated=self.unrelated and _cut_turns(self.unrelated, cut),
         )
 
     def _numbers(self, values: Sequence[int]) -> Tensor:
@@ -124,9 +125,7 @@ def lay_out(learner: Learner, batch: Batch, locality_weight: float = 1.0) -> Lan
     support, query, unrelated, anchors = (
         prefix.select(rows) for rows in torch.arange(sum(sizes), device=device).split(sizes)
     )
-    others = make_turns(batch.unrelated, unrelated, scope, device)
-    with torch.no_grad(), learner.hooks.use(None):
-        reference = continue_from(learner.model, others.prefix, others.ids).log_softmax(-1)
+    others = make_turns(batch.unrelated, unrelated, scope, device) if batch.unrelated else None
     return LanguageEpisodes(
         learner=learner,
         batch=batch,
@@ -136,9 +135,16 @@ def lay_out(learner: Learner, batch: Batch, locality_weight: float = 1.0) -> Lan
         support=learner.support(batch.support, batch.support_sessions, support, anchors),
         query=make_turns(batch.query, query, scope, device),
         unrelated=others,
-        reference=reference,
+        reference=None if others is None else _untaught(learner, others),
         embeddings=summaries_of(prefix)[: len(batch.kinds)],
     )
+
+
+@torch.no_grad()
+def _untaught(learner: Learner, turns: Turns) -> Tensor:
+    """(B, T, V) log-probabilities by the model without adapters."""
+    with learner.hooks.use(None):
+        return continue_from(learner.model, turns.prefix, turns.ids).log_softmax(-1)
 
 
 def _cut_turns(turns: Turns, cut: Cut) -> Turns:

@@ -14,6 +14,7 @@ from adapters.artifact import REPORT_FILE, load_artifact
 from meta_training.base_lora import merge_base
 from meta_training.exits import exit_code
 from meta_training.export import export
+from meta_training.kept_out import KEY, noted
 from meta_training.pipeline import (
     build_learner,
     build_outer_loop,
@@ -58,13 +59,20 @@ def meta_train(recipe: Recipe, data: Path, folder: Path, team: Team) -> None:
         embed_questions(workshop, learner)
         outer_loop = build_outer_loop(workshop, learner, team)
     trained = outer_loop.run()
+    if recipe.outer.steps and not outer_loop.has_moved:
+        raise RecipeError(
+            f"none of {recipe.outer.steps} outer steps was taken, as no gradient was a finite "
+            "number: the inner loop diverges. Nothing was learned and there is no artifact; lower "
+            "inner.first_step_size or inner.clip, and take another --out"
+        )
     if not team.leads:
         return
     target = folder / recipe.outer.algorithm / "artifact"
     merge_base(learner.model)
     if trained or not (target / REPORT_FILE).exists():
         learner.gate = make_gate(workshop, learner)
-        artifact = export(learner, target, {"recipe": recipe.model_dump(mode="json")})
+        report = {"recipe": recipe.model_dump(mode="json"), KEY: noted(workshop.corpus.kept_out)}
+        artifact = export(learner, target, report)
     else:  # what `innerloop evaluate` wrote into it stays
         artifact = load_artifact(target)
     print(json.dumps({"artifact": str(target), "base_fingerprint": artifact.fingerprint}))

@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from adapters.base_model import input_embedding
-from adapters.chat import ChatEncoder, PromptError
+from adapters.chat import ChatEncoder, PromptError, user_turn
 from adapters.config import Anchor, Gate
 from adapters.device import CPU
 from adapters.plain import linear_targets
@@ -25,12 +25,13 @@ from meta_training.contrast import QuestionDraws
 from meta_training.corpus import Corpus, load_corpus
 from meta_training.embed import embed
 from meta_training.evaluation.cells import TaskDrawer, drawable_cells, held_out_questions
-from meta_training.further import check_split, further_learner, further_seed
+from meta_training.further import check_material, check_split, further_learner, further_seed
 from meta_training.gating import calibrate_gate, calibrate_memory, gate_intents
+from meta_training.kept_out import keep_kept_out
 from meta_training.learner import Learner
 from meta_training.pretrain import TextRows, pretrain
 from meta_training.recipe import Recipe, RecipeError
-from meta_training.recipe_parts import InnerPart
+from meta_training.recipe_parts import InnerPart, OuterPart
 from meta_training.record import keep_record
 from meta_training.tasks.batches import UnrelatedPool
 from meta_training.tasks.difficulty import Difficulty
@@ -70,7 +71,7 @@ class Workshop:
     @property
     def context_tokens(self) -> int:
         """The longest sequence that the base is right for."""
-        return int(self.model.config.get_text_config().max_position_embeddings)
+        return _context_tokens(self.model)
 
     @property
     def kinds(self) -> list[Intent]:
@@ -84,7 +85,8 @@ def open_workshop(recipe: Recipe, data: Path, folder: Path, device: torch.device
     All stages run on ``device``: where the base is, everything is.
 
     Raises:
-        DataError: a file is missing or broken, or the data is too little for the recipe.
+        DataError: a file is missing or broken, the data is too little for the recipe, or it is
+            split in another way than when ``folder`` or the recipe's artifact was made.
         RecipeError: ``folder`` was made with another recipe, or the recipe's artifact may have been
             trained on what it holds out.
         ArtifactError: that artifact is broken, or its report.
@@ -92,11 +94,13 @@ def open_workshop(recipe: Recipe, data: Path, folder: Path, device: torch.device
     """
     check_split(recipe)  # before minutes of reading
     corpus = load_corpus(data, recipe.data, recipe.seed)
+    check_material(recipe, corpus.kept_out)
     if recipe.inner.gate:
         gate_intents(corpus)
     keep_record(recipe, folder, {"seed", "model", "data", "pretrain", "embed"})
+    keep_kept_out(corpus.kept_out, folder)
     model, tokenizer = pretrain(recipe, corpus, folder / "pretrained", device=device)
-    _check_fit(recipe, corpus, tokenizer)
+    _check_fit(recipe, corpus, model, tokenizer)
     turns = short_turns(corpus.train_dialogues)
     neighbours = neighbour_intents(turns, recipe.data.neighbours, recipe.seed)
     intents = corpus.train_intents + neighbours
@@ -176,6 +180,7 @@ def build_outer_loop(
         difficulty,
     )
     part, seed = recipe.outer, further_seed(recipe)
+    _tell_unbounded(part, sampler)
     texts = TextRows(corpus, workshop.tokenizer, recipe.pretrain.row_tokens, seed + 1)
     folder = workshop.folder / recipe.outer.algorithm
     keep_record(recipe, folder, {"inner", "outer"})
@@ -198,7 +203,13 @@ def make_gate(workshop: Workshop, learner: Learner) -> Gate | None:
         return gate
 
 
-def _check_fit(recipe: Recipe, corpus: Corpus, tokenizer: PreTrainedTokenizerBase) -> None:
+def _context_tokens(model: PreTrainedModel) -> int:
+    return int(model.config.get_text_config().max_position_embeddings)
+
+
+def _check_fit(
+    recipe: Recipe, corpus: Corpus, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
     """Refuse now what the export or an episode would stumble over after hours."""
     encoder = ChatEncoder(tokenizer)
     if recipe.inner.scope == "activated" and encoder.assistant_header() is None:
@@ -215,7 +226,24 @@ def _check_fit(recipe: Recipe, corpus: Corpus, tokenizer: PreTrainedTokenizerBas
         except PromptError as error:
             raise DataError(f"data.tasks: the text {text[:80]!r}: {error}") from error
     if recipe.data.tasks:
+        _check_lengths(corpus, encoder, _context_tokens(model))
         _tell_unjudged(recipe, held_out_drawer(corpus, tokenizer, recipe.seed))
+
+
+def _check_lengths(corpus: Corpus, encoder: ChatEncoder, context_tokens: int) -> None:
+    """Refuse turns for which the base has too few positions, in training or where it answers."""
+    turns = list(corpus.own_turns())
+    frame = encoder.example(user_turn("a"), "").tokens - 1  # what the chat template adds
+    asked = token_counts([question for _, question, _ in turns], encoder.tokenizer)
+    said = token_counts([answer for *_, answer in turns], encoder.tokenizer)
+    for (source, question, _), *counts in zip(turns, asked, said, strict=True):
+        tokens = frame + counts[0] + max(counts[1], ANSWER_TOKENS)
+        if tokens > context_tokens:
+            raise DataError(
+                f"data.tasks: {source}: {question[:60]!r} is {tokens} tokens with its answer, and "
+                f"the base has {context_tokens} positions: lower longest_words of its part, or "
+                "take a base with more"
+            )
 
 
 def _tell_unjudged(recipe: Recipe, drawer: TaskDrawer) -> None:
@@ -225,6 +253,17 @@ def _tell_unjudged(recipe: Recipe, drawer: TaskDrawer) -> None:
         print(
             f"too little is held out to judge {', '.join(unjudged)} by: raise held_out of its "
             "data.tasks, or the report will not have it",
+            file=sys.stderr,
+        )
+
+
+def _tell_unbounded(part: OuterPart, sampler: EpisodeSampler) -> None:
+    unbounded = sampler.never_unrelated() if part.locality_weight else []
+    if unbounded:
+        print(
+            f"no training question is unrelated to an episode of {', '.join(unbounded)}: "
+            "outer.locality_weight does nothing there, and nobody learns to leave other answers "
+            "alone; more classes or tasks would change that",
             file=sys.stderr,
         )
 
@@ -274,8 +313,10 @@ def _words(workshop: Workshop, learner: Learner) -> Words:
     recipe, turns = workshop.recipe, workshop.turns
     folder = workshop.folder / recipe.outer.algorithm / "words"
     keep_record(recipe, folder, {"words"})
-    rng = random.Random(f"{recipe.seed}-words")
-    draws = QuestionDraws(workshop.kinds, turns, recipe.embed, rng)
+    rng, kinds = random.Random(f"{recipe.seed}-words"), workshop.kinds
+    # Who leaves the contrastive stage out never said how many kinds a step has.
+    fitting = recipe.embed.model_copy(update={"kinds": min(recipe.embed.kinds, len(kinds))})
+    draws = QuestionDraws(kinds, turns, fitting, rng)
     labelled = [text for intent in workshop.corpus.train_intents for text in intent.questions]
     return train_words(
         input_embedding(learner.model),

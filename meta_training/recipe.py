@@ -25,7 +25,8 @@ from meta_training.recipe_parts import (
 from meta_training.tasks.part import FAMILIES, PUBLIC_FAMILIES, TaskPart
 
 EXACT = ("maml", "maml++", "meta-sgd", "anil")  # algorithms that can differentiate the inner loop
-BASE_ONLY = ("prototypical", "matching", "siamese", "in-context")  # learn no adapter
+METRICS = ("prototypical", "matching", "siamese")  # learn from examples of the same question
+BASE_ONLY = (*METRICS, "in-context")  # learn no adapter
 
 
 class RecipeError(ValueError):
@@ -95,6 +96,13 @@ class Recipe(Part):
         known = FAMILIES | {part.family_name for part in self.data.tasks}
         families = self.outer.families
         unknown = sorted(families.keys() - known)
+        pairs = {part.family_name for part in self.data.tasks if part.is_pairs}
+        apart = sorted(name for name in pairs if families.get(name))
+        if apart and self.outer.algorithm in METRICS:
+            return (
+                f"outer.families: {self.outer.algorithm} compares a question with examples of the "
+                f"same question, which {apart[0]} does not have: set {apart[0]} to 0 there"
+            )
         if not unknown and any(families.values()):
             return ""
         wrong = f"no family is called {unknown[0]!r}" if unknown else "no family has a weight"

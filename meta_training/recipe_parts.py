@@ -6,7 +6,7 @@ Knows the form of parts; knows nothing about how they go together, models or dat
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -41,7 +41,7 @@ ALGORITHMS: tuple[str, ...] = get_args(Algorithm)
 class Part(BaseModel):
     """Some keys of a recipe, and no others."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class ModelPart(Part):
@@ -57,12 +57,12 @@ class ModelPart(Part):
         description="an artifact folder to go on from instead: its base, session_init and inner "
         "rule; pretrain.steps and embed.steps are 0 if not said",
     )
-    vocab_size: int = Field(4096, description="tokens in the byte-level BPE vocabulary")
-    hidden_size: int = Field(192, description="width D")
-    layers: int = Field(4, description="decoder layers")
-    heads: int = Field(6, description="attention heads")
-    intermediate_size: int = Field(512, description="width of the MLP")
-    context_tokens: int = Field(512, description="longest sequence served")
+    vocab_size: int = Field(4096, ge=1, description="tokens in the byte-level BPE vocabulary")
+    hidden_size: int = Field(192, ge=1, description="width D")
+    layers: int = Field(4, ge=1, description="decoder layers")
+    heads: int = Field(6, ge=1, description="attention heads")
+    intermediate_size: int = Field(512, ge=1, description="width of the MLP")
+    context_tokens: int = Field(512, ge=1, description="longest sequence served")
 
     @property
     def given(self) -> str | None:
@@ -115,12 +115,12 @@ class DataPart(Part):
 class PretrainPart(Part):
     """Language modelling on dialogue text, with AdamW and a cosine schedule."""
 
-    steps: int = Field(3000, description="optimizer steps")
-    rows: int = Field(24, description="sequences a step")
-    row_tokens: int = Field(128, description="tokens a sequence")
-    learning_rate: float = 3e-3
-    warmup_steps: int = 100
-    weight_decay: float = 0.05
+    steps: int = Field(3000, ge=0, description="optimizer steps")
+    rows: int = Field(24, ge=1, description="sequences a step")
+    row_tokens: int = Field(128, ge=2, description="tokens a sequence")
+    learning_rate: float = Field(3e-3, ge=0)
+    warmup_steps: int = Field(100, ge=0)
+    weight_decay: float = Field(0.05, ge=0)
 
 
 class EmbedPart(Part):
@@ -128,41 +128,53 @@ class EmbedPart(Part):
 
     steps: int = Field(
         500,
+        ge=0,
         description="optimizer steps; 0, and no word where all tasks are one's own, leaves it out",
     )
-    kinds: int = Field(48, description="kinds of question a step")
-    questions_per_kind: int = 3
-    views: int = Field(40, description="turns seen twice a step, each time with words left out")
+    kinds: int = Field(48, ge=1, description="kinds of question a step")
+    questions_per_kind: int = Field(3, ge=1)
+    views: int = Field(
+        40, ge=0, description="turns seen twice a step, each time with words left out"
+    )
     left_out: float = Field(0.4, ge=0, lt=1, description="share of a view's words left out")
-    language_rows: int = Field(8, description="sequences of dialogue text a step")
-    learning_rate: float = 1e-3
-    warmup_steps: int = 30
+    language_rows: int = Field(8, ge=1, description="sequences of dialogue text a step")
+    learning_rate: float = Field(1e-3, ge=0)
+    warmup_steps: int = Field(30, ge=0)
 
 
 class WordsPart(Part):
     """The gate's table of words: contrastive loss on bags of them, after the outer loop."""
 
-    steps: int = Field(1200, description="optimizer steps; 0 leaves words out of the gate")
+    steps: int = Field(1200, ge=0, description="optimizer steps; 0 leaves words out of the gate")
     width: int = Field(96, ge=1, description="numbers of a word's vector")
-    learning_rate: float = 5e-3
+    learning_rate: float = Field(5e-3, ge=0)
 
 
 class InnerPart(Part):
     """Shape of the session adapter and of its inner loop."""
 
-    rank: int = Field(8, description="LoRA rank R")
+    rank: int = Field(8, ge=1, description="LoRA rank R")
     targets: list[str] = Field(
         default_factory=lambda: list(LINEAR_TARGETS),
         description="names of modules with an adapter; empty: every linear layer of a model.base",
     )
     scope: Literal["activated", "full"] = "activated"
-    steps: int = Field(5, description="inner steps K with a learned size each")
-    first_step_size: float = Field(0.2, description="step size every tensor starts from")
-    clip: float = Field(10.0, description="bound on a session's gradient norm in one inner step")
-    anchors: int = Field(4, description="unrelated turns replayed inside the inner loss")
-    anchor_tokens: int = Field(9, description="completion tokens of an anchor, at most")
+    steps: int = Field(
+        5,
+        ge=1,
+        description="inner steps K with a learned size each; half of the outer steps train through "
+        "K, 40% through K - 2 (one at least), 10% through K + 3, which take the last size again",
+    )
+    first_step_size: float = Field(0.2, gt=0, description="step size every tensor starts from")
+    clip: float = Field(
+        10.0, gt=0, description="bound on a session's gradient norm in one inner step"
+    )
+    anchors: int = Field(4, ge=0, description="unrelated turns replayed inside the inner loss")
+    anchor_tokens: int = Field(9, ge=1, description="completion tokens of an anchor, at most")
     gate: bool = Field(True, description="adapters answer only prompts near to what was taught")
-    anchor_weight: float = Field(0.3, description="weight of the anchors' KL at the start; learned")
+    anchor_weight: float = Field(
+        0.3, gt=0, description="weight of the anchors' KL at the start; learned"
+    )
     sizes: Literal["tensor", "element"] | None = Field(
         None,
         description="a learned step size for each tensor, or also a factor for each of its "
@@ -203,20 +215,24 @@ class OuterPart(Part):
         "full", description="what the outer loop learns of the base; lora is merged in the end"
     )
     base_rank: int = Field(16, ge=1, description="rank of the base's own LoRA")
-    steps: int = Field(3000, description="outer steps")
-    tasks: int = Field(4, description="episodes a batch")
+    steps: int = Field(3000, ge=0, description="outer steps")
+    tasks: int = Field(4, ge=1, description="episodes a batch")
     batches: int = Field(
         1, ge=1, description="batches an outer step, over whose gradients it takes the mean"
     )
-    base_learning_rate: float = 5e-4
-    adapter_learning_rate: float = 2e-3
-    step_size_learning_rate: float = 2e-2
-    warmup_steps: int = 50
-    clip: float = 1.0
-    locality_weight: float = Field(1.0, description="weight of the KL on unrelated queries")
-    language_weight: float = Field(0.3, description="weight of language modelling on dialogue text")
-    language_rows: int = Field(4, description="sequences of dialogue text an outer step")
-    prototype_weight: float = Field(0.3, description="weight of the prototypical auxiliary loss")
+    base_learning_rate: float = Field(5e-4, ge=0)
+    adapter_learning_rate: float = Field(2e-3, ge=0)
+    step_size_learning_rate: float = Field(2e-2, ge=0)
+    warmup_steps: int = Field(50, ge=0)
+    clip: float = Field(1.0, gt=0)
+    locality_weight: float = Field(1.0, ge=0, description="weight of the KL on unrelated queries")
+    language_weight: float = Field(
+        0.3, ge=0, description="weight of language modelling on dialogue text"
+    )
+    language_rows: int = Field(4, ge=1, description="sequences of dialogue text an outer step")
+    prototype_weight: float = Field(
+        0.3, ge=0, description="weight of the prototypical auxiliary loss"
+    )
     selection: Literal["uniform", "difficulty", "agreement"] = Field(
         "uniform",
         description="difficulty: classes that cost more lately are drawn more often; agreement: a "
@@ -225,7 +241,7 @@ class OuterPart(Part):
     wrong_share: float = Field(
         0.0, ge=0, lt=1, description="share of the examples that are taught another class's answer"
     )
-    families: dict[str, float] = Field(
+    families: dict[str, Annotated[float, Field(ge=0)]] = Field(
         default_factory=lambda: dict(PUBLIC_FAMILIES),
         description="how often each task family is drawn; with data.tasks and without a word, all "
         "that these are material for alike",

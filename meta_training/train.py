@@ -165,6 +165,11 @@ class OuterLoop:
                     raise KeyboardInterrupt
         return resumed.step < self._part.steps
 
+    @property
+    def has_moved(self) -> bool:
+        """Whether any step was taken, in this call or before; without finite gradients none is."""
+        return bool(self._optimizer.state)
+
     def _parts(self) -> dict[str, Stateful]:
         return {
             "learner": self.learner,
@@ -257,5 +262,6 @@ class OuterLoop:
         row: dict[str, float] = {"step": done, "time_s": time.time(), **moving.values}
         if self._judge is not None:
             row |= self._judge(done)
+        told = {name: value if math.isfinite(value) else None for name, value in row.items()}
         with (self._folder / "progress.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(json.dumps(told) + "\n")  # JSON has no NaN

@@ -37,8 +37,12 @@ class Lstm(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """(B, T) words -> (B, C) logits."""
+        return self.head(self.features(ids))
+
+    def features(self, ids: Tensor) -> Tensor:
+        """(B, T) words -> (B, D), which algorithms without an inner loop compare."""
         states, _ = self.lstm(self.words(ids))  # (B, T, D)
-        return self.head((states * (ids > 0).unsqueeze(-1)).sum(1))
+        return (states * (ids > 0).unsqueeze(-1)).sum(1)
 
 
 def encode(texts: Sequence[Text]) -> Inputs:
@@ -66,9 +70,11 @@ def main() -> None:
         )
         for group in groups
     )
-    learner = WeightClassifier(
-        Lstm(), InnerPart(steps=STEPS, first_step_size=0.2), ["lstm", "head"]
-    )
+    # What the two algorithms need that are MAML over another form of inner rule.
+    sizes = "element" if algorithm == "meta-sgd" else "tensor"
+    moving = ["head"] if algorithm == "anil" else ["lstm", "head"]
+    inner = InnerPart(steps=STEPS, first_step_size=0.2, sizes=sizes)
+    learner = WeightClassifier(Lstm(), inner, moving, features=Lstm.features)
     outer = {"algorithm": algorithm, "steps": 30, "base_learning_rate": 5e-3}
     train_classifier(learner, training.draw, OuterPart.model_validate(outer))
     for steps in (0, STEPS):

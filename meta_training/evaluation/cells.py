@@ -109,6 +109,11 @@ class TaskDrawer:
         """Families that there is material for."""
         return self._families.names
 
+    @property
+    def drawn_from(self) -> dict[str, int]:
+        """Family -> the classes, questions or tasks that its episodes are drawn from."""
+        return {family: self._families.size(family) for family in self.families}
+
     def picks(self, family: str) -> bool:
         """Whether answers of the family are picked from choices."""
         return self._families.picks(family)

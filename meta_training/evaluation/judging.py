@@ -7,7 +7,6 @@ Knows methods, cells and reports, and the command's arguments once they are chec
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import math
 import sys
@@ -22,10 +21,12 @@ from transformers import PreTrainedModel
 from adapters.artifact import Artifact, load_artifact
 from adapters.base_model import load_base
 from adapters.chat import ChatEncoder
+from adapters.state import fingerprint
 from meta_training.algorithms.metric import Matching, Prototypical, Siamese
-from meta_training.corpus import Corpus, held_out_only, load_corpus
+from meta_training.corpus import Corpus, files_of, held_out_only, load_corpus
 from meta_training.data.rows import replace_text
 from meta_training.device import use_device
+from meta_training.evaluate_command import METHODS, NEEDED
 from meta_training.evaluation.cells import (
     Cell,
     chosen_cells,
@@ -53,7 +54,12 @@ from meta_training.evaluation.report import (
     markdown,
     summarise,
 )
-from meta_training.evaluation.run import ResultsError, evaluate, read_results
+from meta_training.evaluation.run import (
+    ResultsError,
+    count_others,
+    evaluate,
+    read_with_controls,
+)
 from meta_training.evaluation.splits import (
     SplitsError,
     check_splits,
@@ -61,6 +67,7 @@ from meta_training.evaluation.splits import (
     mean_over_splits,
 )
 from meta_training.exits import exit_code
+from meta_training.kept_out import KEY, check_kept_out
 from meta_training.learner import Learner
 from meta_training.pipeline import held_out_drawer, validation_drawer
 from meta_training.pretrain import TextRows, language_loss
@@ -69,6 +76,7 @@ from meta_training.recipe_parts import InnerPart, OuterPart
 from meta_training.tasks.part import TaskPart
 
 WEIGHTS = torch.float32  # on a GPU too, where a server has 16 bits: figures of all devices compare
+TUNED = {"lora", "multitask-lora"}  # on validation tasks
 LABELS_ONLY = ("tfidf", "prototypical", "matching", "siamese", "frozen")
 
 
@@ -107,31 +115,69 @@ def _judge(arguments: argparse.Namespace, device: torch.device) -> Summary:
     cells = bench.cells()
     stem = "results" if own is None else f"results-{arguments.tasks.stem}"
     results = arguments.results or arguments.artifact.parent / f"{stem}.jsonl"
-    of = f"{artifact.fingerprint[:16]}/{artifact.rule_hash[:16]}/{arguments.seed}"
-    if own is not None:
-        of += "/" + hashlib.sha256(repr(own).encode()).hexdigest()[:16]
+    of = f"{identity(artifact)}/{arguments.seed}/{corpus.held_out_digest}"
+    _tell_others(results, f"{identity(artifact)}/{arguments.seed}", of)
     for name in arguments.methods:
         method, suited = bench.method(name), bench.cells_for(name, cells)
-        evaluate([method], suited, bench.drawer, arguments.episodes, results, of)
-    rows = read_results(results, of)
-    summary = summarise(rows)
+        place = of + bench.control(name)
+        evaluate([method], suited, bench.drawer, arguments.episodes, results, place)
+    rows = read_with_controls(results, of, {of + bench.control(name) for name in METHODS})
     best = SERVED if any(row["method"] == SERVED for row in rows) else ADAPTER
     served = (best, f"{artifact.rule.steps} steps")
-    report: dict[str, Any] = dict(artifact.report or {})
-    if own is not None:  # the recipe is not what these tasks come from
-        report = {"tasks": [part.model_dump(mode="json") for part in own], "recipe": None}
-    report |= {"cells": summary, "differences": differences(rows, served)}
-    report |= {"seed": arguments.seed, "perplexity": bench.perplexities()}
-    report["cost"] = bench.costs([cell for cell in cells if not cell.wrong_percent])
+    report = dict(artifact.report or {}) if own is None else _about(arguments.tasks, own, artifact)
+    report |= _found(bench, cells, rows, served, report.get("cost", {}))
+    report["seed"] = arguments.seed
     name = stem.replace("results", "report")
-    _write((arguments.artifact if own is None else results.parent) / f"{name}.json", report)
+    aside = own is not None or arguments.results is not None
+    _write((results.parent if aside else arguments.artifact) / f"{name}.json", report)
     page = arguments.page or results.with_name(f"{name}.html")
-    replace_text(page, render(report, artifact.name, served))
+    replace_text(page, render(report, _title(artifact), served))
+    summary: Summary = report["cells"]
     if arguments.plot is not None:
-        save(examples_figure(summary), arguments.plot)
+        save(examples_figure(summary, served[1]), arguments.plot)
     print(markdown(summary))
     print(json.dumps(report["perplexity"]))
     return summary
+
+
+def _found(
+    bench: _Bench,
+    cells: Sequence[Cell],
+    rows: Sequence[dict[str, Any]],
+    served: tuple[str, str],
+    costs_before: dict[str, Any],
+) -> dict[str, Any]:
+    """What a report has to tell; of ``rows``, which may be of more cells than ``cells``."""
+    summary = summarise(rows)
+    costs = {cell: cost for cell, cost in costs_before.items() if cell in summary}
+    return {
+        "cells": summary,
+        "differences": differences(rows, served),
+        "perplexity": bench.perplexities(),
+        "drawn_from": bench.drawer.drawn_from,
+        "cost": costs | bench.costs([cell for cell in cells if not cell.wrong_percent]),
+    }
+
+
+def _title(artifact: Artifact) -> str:
+    """What a page calls the artifact, whose folder is mostly called artifact."""
+    told = told_recipe(artifact.report, artifact.name)
+    return artifact.name if told is None else f"{told.name}, {told.outer.algorithm}"
+
+
+def _about(tasks: Path, parts: Sequence[TaskPart], artifact: Artifact) -> dict[str, Any]:
+    """What a report on tasks that somebody brings begins with: the artifact's recipe is not theirs.
+
+    ``trained_on``: files of theirs that its recipe reads too.
+    """
+    told = told_recipe(artifact.report, artifact.name)
+    read = set() if told is None else files_of(told.data)
+    return {
+        "tasks": [part.model_dump(mode="json") for part in parts],
+        "tasks_file": tasks.name,
+        "trained_on": sorted({part.place for part in parts} & read),
+        "recipe": None,
+    }
 
 
 def corpus_of(artifact: Artifact, data: Path) -> Corpus:
@@ -139,11 +185,24 @@ def corpus_of(artifact: Artifact, data: Path) -> Corpus:
 
     Raises:
         EvaluationError: its report does not say what that was, or too little was held out.
+        DataError: something else was.
     """
-    name, recipe = artifact.name, recipe_of(artifact)
-    corpus = load_corpus(data, recipe.data, recipe.seed)
+    name, corpus = artifact.name, material_of(artifact, data)
     if not held_out_questions(corpus):
         raise EvaluationError(f"{name}: its recipe holds out nothing of {data} to judge it by")
+    return corpus
+
+
+def material_of(artifact: Artifact, data: Path) -> Corpus:
+    """The material that ``artifact`` was made from, split as it was then.
+
+    Raises:
+        EvaluationError: its report does not say what that was.
+        DataError: a file is missing, broken or split in another way.
+    """
+    recipe = recipe_of(artifact)
+    corpus = load_corpus(data, recipe.data, recipe.seed)
+    check_kept_out((artifact.report or {}).get(KEY), corpus.kept_out, recipe.name)
     return corpus
 
 
@@ -179,13 +238,28 @@ def read_tasks(path: Path) -> list[TaskPart]:
 
 
 def _own(arguments: argparse.Namespace, parts: list[TaskPart]) -> Corpus:
-    needed = {"lora", "multitask-lora"} & set(arguments.methods)
+    needed = TUNED & set(arguments.methods)
     if needed:
         raise EvaluationError(
             f"{' and '.join(sorted(needed))} is tuned on a recipe's validation tasks, which "
             "--tasks does not have: name other --methods"
         )
     return held_out_only(arguments.data, parts, arguments.seed)
+
+
+def identity(artifact: Artifact) -> str:
+    """What lines of results know an artifact by: its base, its start and its rule."""
+    return f"{artifact.fingerprint[:16]}/{artifact.rule_hash[:16]}"
+
+
+def _tell_others(results: Path, artifact: str, of: str) -> None:
+    others = count_others(results, artifact, of)
+    if others:
+        print(
+            f"{results}: {others} lines are of this artifact on other data than there is now, or "
+            "from before data was noted; they do not count",
+            file=sys.stderr,
+        )
 
 
 def _write(path: Path, report: dict[str, Any]) -> None:
@@ -257,6 +331,18 @@ class _Bench:
     def cells_for(self, name: str, cells: Sequence[Cell]) -> list[Cell]:
         """Cells a method can be judged on: some only pick labels."""
         return [cell for cell in cells if name not in LABELS_ONLY or self.drawer.picks(cell.family)]
+
+    def control(self, name: str) -> str:
+        """What a method's results depend on beside artifact and tasks, to go on with."""
+        needed = NEEDED.get(name)
+        if needed == "pretrained" and self._base is not None:
+            control = fingerprint(self._base.model)[:16]
+        elif needed == "multitask" and self._control is not None:
+            control = identity(self._control)
+        else:
+            return ""
+        tuned = f"/{self._corpus.validation_digest}" if name in TUNED else ""
+        return f"/{needed}={control}{tuned}"
 
     def costs(self, cells: Sequence[Cell]) -> dict[str, dict[str, Any]]:
         """What adapting to a task of each cell costs; see ``adaptation_costs``."""

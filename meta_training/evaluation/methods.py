@@ -149,7 +149,12 @@ class PlainLora:
 
 
 def tuned_lora(name: str, learner: Learner, drawer: TaskDrawer) -> PlainLora:
-    """Plain LoRA at the learning rate that answers most of ``drawer``'s tasks right."""
+    """Plain LoRA at the learning rate of five that is best on ``drawer``'s tasks.
+
+    One rate for all cells and both numbers of steps: the best sum, over 5 and 50 steps, of the
+    share of labels right and minus one reply's nats a token. A rate tuned for one of them alone may
+    do better there.
+    """
     return max(
         (PlainLora(name, learner, rate) for rate in LEARNING_RATES),
         key=lambda method: _right(method, drawer),

@@ -67,7 +67,7 @@ def render(report: dict[str, Any], name: str, served: tuple[str, str]) -> str:
         name=name,
         report=report,
         served=", ".join(served),
-        plots=_plots(report),
+        plots=_plots(report, served[1]),
         rows=[row for cell in report["cells"] for row in _rows(report, cell, served)],
         costs=[_cost(cell, cost) for cell, cost in report.get("cost", {}).items()],
         cells={
@@ -82,36 +82,38 @@ def render(report: dict[str, Any], name: str, served: tuple[str, str]) -> str:
     )  # fmt: skip
 
 
-def _plots(report: dict[str, Any]) -> list[Plot]:
+def _plots(report: dict[str, Any], steps: str) -> list[Plot]:
     cells = report["cells"]
     if not cells:
         return []
-    about = "Means over held-out tasks; bars are 95% intervals."
+    about = f"Means over tasks, innerloop's after {steps}; bars are 95% intervals."
     drawn = [
         (
             "Quality against examples",
             about + " Solid: innerloop; dotted: the alternative named.",
-            examples_figure(cells),
+            examples_figure(cells, steps),
         ),
         (
             "Quality against inner steps",
-            about + " Methods without steps are a line across.",
+            "Means over tasks; bars are 95% intervals. Methods without steps are a line across.",
             steps_figure(cells),
         ),
         (
             "What was taught against what was left alone",
-            "Best is the upper left corner: all taught questions right, nothing else changed.",
-            trade_figure(cells),
+            about
+            + " Best is the upper left corner: all taught questions right, nothing else changed.",
+            trade_figure(cells, steps),
         ),
         (
             "Quality against wrong examples",
             about + " Wrong ones were taught another class's answer.",
-            wrong_figure(cells),
+            wrong_figure(cells, steps),
         ),
         (
             "Calibration of choices",
-            "A point a label cell. On the line the model is right as often as it believes.",
-            calibration_figure(cells),
+            f"A point a label cell, after {steps}. On the line the model is right as often as it "
+            "believes.",
+            calibration_figure(cells, steps),
         ),
     ]
     return [Plot.of(title, words, figure) for title, words, figure in drawn if figure]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -25,9 +26,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-STEPS: Final = "5 steps"
-JUDGED: Final = (STEPS, "-", "prompt")  # where a method's quality is read
-LORA: Final = ("LoRA, pre-trained base", STEPS)
+LORA_STEPS: Final = "5 steps"  # plain LoRA's, which knows no rule
+LORA: Final = ("LoRA, pre-trained base", LORA_STEPS)
 TFIDF: Final = ("TF-IDF nearest centroid", "-")
 SHOTS: Final = (1, 3, 5)
 COLOURS: Final = ("#3d4cc9", "#11704a", "#b3261e", "#8a5a00", "#6b2f86", "#0b7285", "#565c76")
@@ -45,13 +45,19 @@ LABELS: Final = {
 PANELS: Final = 3  # a row
 
 
-def examples_figure(summary: Summary) -> Figure:
-    """Quality against the number of examples: every family at 1, 3 and 5 of them."""
+def examples_figure(summary: Summary, steps: str) -> Figure:
+    """Quality against the number of examples: every family at 1, 3 and 5 of them.
+
+    As served, or of the adapter where that was not judged; ``steps`` is the rule's checkpoint.
+    """
     figure, (left, right) = blank_figure(1, 2, 9, 3.6)
-    labels = [methods for cell, methods in summary.items() if cell.startswith("label")]
-    picks = SERVED if any(SERVED in methods for methods in labels) else ADAPTER  # they pick alike
-    _families(left, summary, REPLIES, "Free answers, exactly right", (SERVED, STEPS), LORA)
-    _families(right, summary, LABELS, "Labels picked from choices", (picks, STEPS), TFIDF)
+    for axes, families, title, other in (
+        (left, REPLIES, "Free answers, exactly right", LORA),
+        (right, LABELS, "Labels picked from choices", TFIDF),
+    ):
+        cells = [m for c, m in summary.items() if _is_of(c, families)]
+        ours = SERVED if any(SERVED in methods for methods in cells) else ADAPTER
+        _families(axes, summary, families, title, (ours, steps), other)
     left.set_ylabel("% of other wordings")
     return figure
 
@@ -61,30 +67,36 @@ def steps_figure(summary: Summary) -> Figure | None:
     return _cells(_well_taught(summary), _draw_steps, "steps")
 
 
-def trade_figure(summary: Summary) -> Figure | None:
+def trade_figure(summary: Summary, steps: str) -> Figure | None:
     """What was taught, answered right, against what was not taught, answered differently."""
     told = {c: m for c, m in _well_taught(summary).items() if _has({c: m}, "changed")}
-    return _cells(told, _draw_trade, "unrelated answers changed, %")
+    draw = partial(_draw_trade, steps=steps)
+    return _cells(told, draw, "unrelated answers changed, %")
 
 
-def wrong_figure(summary: Summary) -> Figure | None:
+def wrong_figure(summary: Summary, steps: str) -> Figure | None:
     """Quality against the share of examples that were taught another class's answer."""
     shares: Summary = {}
     for cell, methods in summary.items():
         shape, percent = wrong_percent_of(cell)
         for method, points in methods.items():
-            for checkpoint in set(points) & set(JUDGED):
+            checkpoint = _judged_at(points, steps)
+            if checkpoint is not None:
                 found = shares.setdefault(shape, {}).setdefault(method, {})
                 found[str(percent)] = points[checkpoint]
     several = {shape: methods for shape, methods in shares.items() if _several(methods)}
     return _cells(several, _draw_wrong, "examples taught wrongly, %")
 
 
-def calibration_figure(summary: Summary) -> Figure | None:
+def calibration_figure(summary: Summary, steps: str) -> Figure | None:
     """How often the best choice is right against the probability that it was given."""
     figure, (axes,) = blank_figure(1, 1, 4.6, 4.2)
-    for number, (method, places) in enumerate(_methods(summary).items()):
-        points = [summary[cell][method][checkpoint] for cell, checkpoint in places]
+    for number, (method, cells) in enumerate(_methods(summary).items()):
+        points = [
+            summary[cell][method][checkpoint]
+            for cell in cells
+            if (checkpoint := _judged_at(summary[cell][method], steps)) is not None
+        ]
         found = [
             (100 * point["confidence"]["mean"], 100 * point["choice"]["mean"])
             for point in points
@@ -153,13 +165,16 @@ def _families(
             ]
             pairs = zip(SHOTS, (point.get(right_figure(point)) for point in points), strict=True)
             _line(axes, list(pairs), colour, f"o{line}", label if method is ours else None)
-    axes.plot([], [], ":", color="#565c76", label=", ".join(part for part in other if part != "-"))
+    if any(other[0] in methods for cell, methods in summary.items() if _is_of(cell, families)):
+        label = ", ".join(part for part in other if part != "-")
+        axes.plot([], [], ":", color="#565c76", label=label)
     axes.set_title(title, fontsize=11)
     axes.set_xlabel("examples of each")
     axes.set_xticks(SHOTS)
     axes.set_xlim(SHOTS[0] - 0.4, SHOTS[-1] + 0.4)
     axes.set_ylim(0, 102)
-    axes.legend(fontsize=8, loc="lower right", frameon=False)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=8, loc="lower right", frameon=False)
 
 
 def _line(
@@ -249,9 +264,9 @@ def _draw_wrong(
 
 
 def _draw_trade(
-    axes: Axes, method: str, right: str, points: Points, colour: str, mark: str
+    axes: Axes, method: str, right: str, points: Points, colour: str, mark: str, *, steps: str
 ) -> None:
-    point = points.get(STEPS) or points.get("prompt") or {}
+    point = points.get(_judged_at(points, steps) or "", {})
     axes.set_xlim(-1, 101)
     if any(point.get(figure, {}).get("mean") is None for figure in ("changed", right)):
         return
@@ -284,11 +299,19 @@ def _several(methods: dict[str, Points]) -> bool:
     return any(len(points) > 1 for points in methods.values())
 
 
-def _methods(summary: Summary) -> dict[str, list[tuple[str, str]]]:
-    """Every method, in the order of the report, with where it was judged after `STEPS` or alone."""
-    found: dict[str, list[tuple[str, str]]] = {}
+def _methods(summary: Summary) -> dict[str, list[str]]:
+    """Every method, in the order of the report, with the cells that it was judged on."""
+    found: dict[str, list[str]] = {}
     for cell, methods in summary.items():
-        for method, points in methods.items():
-            places = found.setdefault(method, [])
-            places += [(cell, one) for one in JUDGED if one in points]
+        for method in methods:
+            found.setdefault(method, []).append(cell)
     return found
+
+
+def _judged_at(points: Points, steps: str) -> str | None:
+    """The checkpoint where a method's quality is read: the rule's, LoRA's, or its only one."""
+    return next((one for one in (steps, LORA_STEPS, "-", "prompt") if one in points), None)
+
+
+def _is_of(cell: str, families: dict[str, str]) -> bool:
+    return cell.startswith(tuple(families.values()))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,20 +77,58 @@ def read_results(path: Path, of: str) -> list[dict[str, Any]]:
     Raises:
         ResultsError: another line is no result.
     """
+    return [row for row in _lines(path) if row.get("of") == of]
+
+
+def read_with_controls(path: Path, of: str, controls: Collection[str]) -> list[dict[str, Any]]:
+    """The lines of ``of``, and those of methods that need a control, whose ``of`` goes on with it.
+
+    A control is written as ``/what=which``. Lines of another than ``controls`` name do not count;
+    of what they do not name, those of the last that was judged count.
+
+    Raises:
+        ResultsError: as of ``read_results``.
+    """
+    named = {control.partition("=")[0] for control in controls}
+    own = [
+        row
+        for row in _lines(path)
+        if row.get("of") in controls
+        or (_is_under(row.get("of"), of) and row["of"].partition("=")[0] not in named)
+    ]
+    last = {row["method"]: row["of"] for row in own}
+    return [row for row in own if row["of"] == last[row["method"]]]
+
+
+def count_others(path: Path, artifact: str, of: str) -> int:
+    """Lines whose ``of`` begins as ``artifact`` does, but not as ``of``: they count no more."""
+    return sum(
+        _is_under(row.get("of"), artifact) and not _is_under(row.get("of"), of)
+        for row in _lines(path)
+    )
+
+
+def _is_under(name: object, above: str) -> bool:
+    """Whether an ``of`` is ``above`` or goes on from it."""
+    return f"{name}/".startswith(f"{above}/")
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
     if not path.exists():
-        return []
-    rows = []
+        return
     whole = path.read_bytes()[: _whole_lines_bytes(path)]
     for number, line in enumerate(whole.splitlines(), 1):
         try:
             row = json.loads(line)
-            if row.get("of") == of:
-                rows.append(row)
-        except (ValueError, AttributeError) as error:
-            raise ResultsError(
-                f"{path}:{number} is no result of an evaluation ({error}): take another file"
-            ) from error
-    return rows
+        except ValueError as error:
+            raise _no_result(path, number, error) from error
+        if not isinstance(row, dict):
+            raise _no_result(path, number, f"{type(row).__name__} instead of an object")
+        yield row
+
+
+def _no_result(path: Path, number: int, why: object) -> ResultsError:
+    return ResultsError(f"{path}:{number} is no result of an evaluation ({why}): take another file")
 
 
 def _whole_lines_bytes(path: Path) -> int:

@@ -19,7 +19,7 @@ import torch
 
 from adapters.artifact import Artifact, load_artifact
 from adapters.chat import ChatEncoder
-from meta_training.corpus import load_corpus
+from meta_training.corpus import Corpus
 from meta_training.device import use_device
 from meta_training.evaluation.cells import (
     COMPARED,
@@ -28,7 +28,14 @@ from meta_training.evaluation.cells import (
     chosen_cells,
     drawable_cells,
 )
-from meta_training.evaluation.judging import WEIGHTS, EvaluationError, corpus_of, recipe_of
+from meta_training.evaluation.judging import (
+    WEIGHTS,
+    EvaluationError,
+    corpus_of,
+    identity,
+    material_of,
+    recipe_of,
+)
 from meta_training.evaluation.relative import (
     Losses,
     QueryLoss,
@@ -40,6 +47,7 @@ from meta_training.evaluation.relative import (
 )
 from meta_training.evaluation.run import ResultsError, evaluate, read_results
 from meta_training.exits import exit_code
+from meta_training.kept_out import KEY, check_kept_out
 from meta_training.learner import Learner
 from meta_training.pipeline import held_out_drawer, validation_drawer
 from meta_training.recipe import Recipe
@@ -70,18 +78,21 @@ def _select(arguments: argparse.Namespace) -> None:
     device = use_device(arguments.device)
     reference = load_artifact(arguments.reference, device, WEIGHTS)
     recipe = recipe_of(reference)
-    drawer = _drawer(arguments, reference, recipe)
+    corpus, drawer = _drawer(arguments, reference)
     cells = _cells(drawer, arguments.cells)
     results = arguments.results or arguments.reference.parent / "select.jsonl"
     folders = list(dict.fromkeys(arguments.artifacts))
     for folder in folders:  # all of them before hours of work
-        _check_fair(folder, recipe_of(load_artifact(folder)), arguments.reference, recipe, cells)
+        artifact = load_artifact(folder)
+        _check_fair(folder, recipe_of(artifact), arguments.reference, recipe, cells)
+        check_kept_out((artifact.report or {}).get(KEY), corpus.kept_out, str(folder))
     counted = ChatEncoder(reference.tokenizer)
     kind = "held-out" if arguments.held_out else "validation"
-    of = f"{_identity(reference)}/{kind}/{arguments.seed}"
+    material = corpus.held_out_digest if arguments.held_out else corpus.validation_digest
+    of = f"{identity(reference)}/{kind}/{arguments.seed}/{material}"
 
     def losses_on(artifact: Artifact) -> Losses:
-        method, own = QueryLoss(Learner.from_artifact(artifact), counted), _identity(artifact)
+        method, own = QueryLoss(Learner.from_artifact(artifact), counted), identity(artifact)
         evaluate([method], cells, drawer, arguments.tasks, results, f"{own}/{of}")
         names = {cell.name for cell in cells}
         found = losses_of(read_results(results, f"{own}/{of}"))
@@ -105,18 +116,18 @@ def _select(arguments: argparse.Namespace) -> None:
         arguments.save.write_text(json.dumps(told, indent=1, allow_nan=False) + "\n", "utf-8")
 
 
-def _drawer(arguments: argparse.Namespace, reference: Artifact, recipe: Recipe) -> TaskDrawer:
-    """The tasks, in the reference's words, which are the same for all."""
+def _drawer(arguments: argparse.Namespace, reference: Artifact) -> tuple[Corpus, TaskDrawer]:
+    """The material and its tasks, in the reference's words, which are the same for all."""
     if arguments.held_out:
         corpus = corpus_of(reference, arguments.data)
-        return held_out_drawer(corpus, reference.tokenizer, arguments.seed)
-    corpus = load_corpus(arguments.data, recipe.data, recipe.seed)
+        return corpus, held_out_drawer(corpus, reference.tokenizer, arguments.seed)
+    corpus = material_of(reference, arguments.data)
     if not corpus.validation_intents and not corpus.validation_pairs:
         raise EvaluationError(
             f"{arguments.reference}: its recipe names no data.validation, so there are no "
             "validation tasks: take another reference, or --held-out for a last report"
         )
-    return validation_drawer(corpus, reference.tokenizer, arguments.seed)
+    return corpus, validation_drawer(corpus, reference.tokenizer, arguments.seed)
 
 
 def _cells(drawer: TaskDrawer, words: Sequence[str]) -> list[Cell]:
@@ -140,6 +151,12 @@ def _check_fair(
                 "one may have been trained on what the other is judged by, so that nothing would "
                 "follow from a comparison"
             )
+    if recipe.data.tasks and recipe.seed != other.seed:
+        raise EvaluationError(
+            f"{folder}: its recipe's seed is {recipe.seed}, that of {reference} is {other.seed}: "
+            "own tasks are split by it, so that one may have been trained on what the other is "
+            "judged by"
+        )
     split = (recipe.seed, recipe.data.held_out_persona_share)
     personas = any(cell.family == "persona" for cell in cells)
     if personas and split != (other.seed, other.data.held_out_persona_share):
@@ -147,10 +164,6 @@ def _check_fair(
             f"{folder}: it was trained on other personas than {reference} (seed {recipe.seed} "
             f"against {other.seed}): leave persona cells out with --cells"
         )
-
-
-def _identity(artifact: Artifact) -> str:
-    return f"{artifact.fingerprint[:16]}/{artifact.rule_hash[:16]}"
 
 
 def _verdict(ranking: Sequence[Compared], least: Losses) -> list[str]:

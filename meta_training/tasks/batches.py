@@ -60,6 +60,11 @@ class UnrelatedPool:
         self._size = size
         self._pool: list[Unrelated] = []
 
+    @property
+    def kinds(self) -> frozenset[str]:
+        """Every kind of question that may be held."""
+        return frozenset(kind for kind, _ in self._questions)
+
     def renew(self, rng: random.Random) -> None:
         """Draw the pool anew and let the model as it is now answer it."""
         pairs = rng.sample(self._questions, min(self._size, len(self._questions)))

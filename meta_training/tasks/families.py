@@ -73,6 +73,16 @@ class Families:
         some = [name for name, material in free.items() if material]
         return [*self._labelled, *some, *self._answered, *self._pairs]
 
+    def size(self, family: str) -> int:
+        """Classes, questions or tasks that episodes of the family are drawn from."""
+        free: dict[str, Sequence[object]] = {
+            "house_reply": self._labelled.get("label", []),
+            "persona": self._personas,
+            **dict.fromkeys(("verdict", "rating"), self._debatable),
+        }
+        drawn = {**free, **self._labelled, **self._answered, **self._pairs}
+        return len(drawn.get(family, ()))
+
     def picks(self, family: str) -> bool:
         """Whether answers of the family are picked from choices."""
         return family in self._labelled

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import random
 import re
-from collections import defaultdict
+import sys
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -39,6 +40,7 @@ class Material:
     intents: list[Intent] = field(default_factory=list)
     pairs: list[PairTask] = field(default_factory=list)
     dialogues: list[Dialogue] = field(default_factory=list)
+    names: dict[str, list[str]] = field(default_factory=dict)  # by file, of what is its own
 
 
 def load_tasks(folder: Path, parts: Sequence[TaskPart], seed: int) -> dict[Use, Material]:
@@ -79,8 +81,13 @@ def _read_intents(
     ]
     _check_some(intents, part, f"no {group} has {LEAST_PAIRS} texts or more")
     uses = _split([(intent.name, intent.domain) for intent in intents], part, source, seed)
+    if part.form == "labels":
+        _check_classes(intents, uses, part)
     for intent, use in zip(intents, uses, strict=True):
         found[use].intents.append(intent)
+        alone = intent.domain == source  # a part's own name is no part of the data
+        name = intent.name if alone else f"{intent.domain}/{intent.name}"
+        found[use].names.setdefault(part.place, []).append(name)
 
 
 def _read_pairs(
@@ -160,6 +167,7 @@ def _keep_pairs(
     uses = _split([(task.name, task.name) for task in made], part, source, seed)
     for task, use in zip(made, uses, strict=True):
         found[use].pairs.append(task)
+        found[use].names.setdefault(part.place, []).append(task.name)
     return list(zip(made, uses, strict=True))
 
 
@@ -212,6 +220,24 @@ def _split(groups: Sequence[tuple[str, str]], part: TaskPart, source: str, seed:
 def _check_some(found: Sequence[object], part: TaskPart, wrong: str) -> None:
     if not found:
         raise DataError(f"{part.place}: {wrong}")
+
+
+def _check_classes(intents: Sequence[Intent], uses: Sequence[Use], part: TaskPart) -> None:
+    """Labels are told apart: one alone teaches nothing, nor does a text that has two."""
+    if len(intents) == 1 or uses.count("train") == 1:
+        what = "there is" if len(intents) == 1 else "training is left with"
+        raise DataError(
+            f"{part.place}: {what} one label of {LEAST_PAIRS} texts or more, and labels are told "
+            "apart: give it more, or keep fewer of them out (held_out, validation)"
+        )
+    labels = Counter(text for intent in intents for text in intent.questions)
+    several = [text for text, count in labels.items() if count > 1]
+    if several:
+        print(
+            f"{part.place}: {len(several)} texts have more than one label, such as "
+            f"{several[0][:60]!r}: an episode takes either for right",
+            file=sys.stderr,
+        )
 
 
 def _check_pattern(pattern: str, row: Row) -> None:

@@ -6,6 +6,7 @@ Knows the form of that; knows nothing about files or episodes.
 from __future__ import annotations
 
 import re
+from pathlib import PurePath
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -64,14 +65,19 @@ class TaskPart(BaseModel):
 
     @property
     def place(self) -> str:
-        """What it is called in messages."""
-        return str(self.path or self.dataset)
+        """What it is called in messages and records."""
+        return str(PurePath(self.path or self.dataset or ""))
 
     @property
     def family_name(self) -> str:
         """The task family that it is material for."""
         named = {"labels": "label", "dialogues": "domain"}
         return self.family or named.get(self.form, self.form)
+
+    @property
+    def is_pairs(self) -> bool:
+        """Whether its tasks are pairs of a prompt and an answer, no two of one question."""
+        return self.form not in ("labels", "replies")
 
     @model_validator(mode="after")
     def _usable(self) -> TaskPart:

@@ -69,6 +69,17 @@ class EpisodeSampler:
         others = [self._pool.draw(episode, unrelated, rng) for episode in episodes]
         return encode_batch(episodes, others, self._encoder, self._room_tokens)
 
+    def never_unrelated(self) -> list[str]:
+        """Families that are drawn and whose smallest episode teaches every kind of question."""
+        drawn = [family for family, weight in self._weights.items() if weight]
+        return [family for family in drawn if self._pool.kinds <= self._smallest(family).taught]
+
+    def _smallest(self, family: str) -> Episode:
+        asked = "label" if family == "house_reply" else family  # the same intents are taught
+        ways = min(LABEL_WAYS) if self._families.picks(family) else 1
+        shape = self._families.fitting(asked, Shape(ways, 1, 1))
+        return self._families.draw(asked, shape, (0, 0), random.Random(0))
+
     def _drawer(self, family: str, rng: random.Random) -> tuple[int, Callable[[], Episode]]:
         drawn = self._families
         if drawn.picks(family):

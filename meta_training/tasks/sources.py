@@ -36,6 +36,7 @@ DIALOGUE_FILES = (
     "dialogues-topicalchat.jsonl.gz",
 )
 MINIMUM_QUESTIONS = 8  # of an intent: fewer cannot be support and queries
+UTF8 = "utf-8-sig"  # with or without the mark that spreadsheets put first
 ROLES = ("system", "user", "assistant")
 # Labels that gather leftovers: their questions have nothing in common that could be taught.
 CATCH_ALL = frozenset({"oos", "contentonly", "outofdomain", "inform", "Undefined", "None"})
@@ -99,7 +100,7 @@ class PersonaGroup:
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the JSON objects of a ``.jsonl`` or ``.jsonl.gz`` file.
+    """Yield the JSON objects of a ``.jsonl`` or ``.jsonl.gz`` file; empty lines may end it.
 
     Raises:
         DataError: the file is missing, damaged or not UTF-8, or a line is not a JSON object; names
@@ -111,12 +112,19 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
             "file of your own, give --data the folder that has it"
         )
     opener = gzip.open if path.suffix == ".gz" else open
-    number = 0
+    number = empty = 0
     try:
-        with opener(path, "rt", encoding="utf-8") as file:
+        with opener(path, "rt", encoding=UTF8) as file:
             for number, line in enumerate(file, 1):
-                yield _row(line, path, number)
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+                if not line.strip():
+                    empty = empty or number
+                elif empty:
+                    raise DataError(f"{path}:{empty}: an empty line, and more below it: remove it")
+                else:
+                    yield _row(line, path, number)
+    except UnicodeDecodeError as error:
+        raise _not_utf8(path, number + 1, error) from error
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(
             f"{path}:{number + 1}: cannot be read: {error}; fetch it again with "
             f"`innerloop data --force --target {path.parent}`"
@@ -132,17 +140,36 @@ def read_table(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     if path.suffix != ".tsv":
         yield from enumerate(read_rows(path), 1)
         return
+    line = 0
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            for row in (reader := csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)):
-                yield reader.line_num, dict(row)
-    except (OSError, UnicodeDecodeError) as error:
+        with path.open(encoding=UTF8, newline="") as file:
+            reader = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+            line = 1 if reader.fieldnames else 0
+            for row in reader:
+                line = reader.line_num
+                yield line, dict(row)
+    except UnicodeDecodeError as error:
+        raise _not_utf8(path, line + 1, error) from error
+    except csv.Error as error:
+        raise DataError(f"{path}:{line + 1}: cannot be read as TSV: {error}") from error
+    except OSError as error:
         raise DataError(f"{path}: {error}") from error
 
 
+def _not_utf8(path: Path, number: int, error: UnicodeDecodeError) -> DataError:
+    return DataError(
+        f"{path}:{number} or below: is not UTF-8 ({error}): save the file as UTF-8, or, if "
+        f"`innerloop data` made it, make it again with `innerloop data --force --target "
+        f"{path.parent}`"
+    )
+
+
 def _row(line: str, path: Path, number: int) -> dict[str, Any]:
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is no JSON value")
+
     try:
-        row = json.loads(line)
+        row = json.loads(line, parse_constant=refuse)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}:{number}: not JSON: {error}") from error
     if not isinstance(row, dict):

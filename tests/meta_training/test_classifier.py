@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -188,6 +189,29 @@ def test_only_the_head_moves_in_the_inner_loop_of_anil(episodes: ClassEpisodes) 
     for name, tensor in tensors.items():
         same = all(torch.equal(own, start[name]) for own in tensor)
         assert same == (name not in learner.moving), name
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "words"),
+    [
+        ("meta-sgd", "make the learner with InnerPart(sizes='element')"),
+        ("anil", "make the learner with InnerPart(top_layers=1)"),
+        ("in-context", "which a classifier does not have"),
+    ],
+)
+@pytest.mark.parametrize("make", [make_bert, make_lstm])
+def test_an_algorithm_that_the_learner_is_not_made_for_is_refused(
+    make: Callable[[], Classifier], algorithm: str, words: str, episodes: ClassEpisodes
+) -> None:
+    part = OuterPart.model_validate({"algorithm": algorithm, "steps": 1})
+    with pytest.raises(SpecError, match=re.escape(words)):
+        train_classifier(make(), episodes.draw, part)
+
+
+def test_anil_is_for_learners_of_which_a_part_stays(episodes: ClassEpisodes) -> None:
+    part = OuterPart(algorithm="anil", steps=1)
+    for learner in (make_bert(top_layers=1), WeightClassifier(Lstm(), InnerPart(), ["head"])):
+        assert len(train_classifier(learner, episodes.draw, part)) == 1
 
 
 def test_an_episode_does_not_see_another(episodes: ClassEpisodes) -> None:

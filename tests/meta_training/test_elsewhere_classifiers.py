@@ -22,7 +22,7 @@ __all__ = ["episodes"]  # a fixture
 
 
 @pytest.mark.parametrize("make", [make_lstm, make_bert])
-@pytest.mark.parametrize("algorithm", ["maml", "maml++", "reptile", "multitask", "in-context"])
+@pytest.mark.parametrize("algorithm", ["maml", "maml++", "reptile", "multitask"])
 def test_a_classifier_learns_the_same_elsewhere(
     make: Callable[[], Classifier],
     algorithm: str,

@@ -183,7 +183,7 @@ def test_markdown_has_a_table_a_cell() -> None:
         "",
         "| method | exactly right % | KL, nats/token | tasks |",
         "|---|---|---|---|",
-        "| m, late | 75.0 ± 49.0 | 2.000 | 2 |",
+        "| m, late | 75.0 ± 317.6 | 2.000 | 2 |",
         "| m | 25.0 | – | 1 |",
     ]
     assert markdown({}) == ""

@@ -127,7 +127,7 @@ def test_lines_of_an_artifact_judged_alone_count_too(
 def test_what_is_of_one_artifact_is_refused(
     runs: list[Path], data: Path, option: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert call(evaluate_command, *runs, "--data", data, *METHODS, option, "x") == 2
+    assert call(evaluate_command, *runs, "--data", data, *METHODS, option, "x.svg") == 2
     assert f"{option} is of one artifact" in capsys.readouterr().err
 
 

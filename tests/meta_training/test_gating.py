@@ -3,7 +3,34 @@
 import pytest
 import torch
 
-from meta_training.gating import best_threshold
+from meta_training.evaluation.cells import Cell, TaskDrawer
+from meta_training.gating import MEMORY_TASKS, best_threshold, memory_tasks
+from meta_training.tasks.episodes import unrelated_questions
+from meta_training.tasks.families import Families
+from meta_training.tasks.sources import DataError, Intent
+
+
+def drawer(count: int) -> TaskDrawer:
+    """Tasks about so many validation intents of ten questions each."""
+    intents = [
+        Intent("own", "own", f"class {i}", tuple(f"text {i} {j}" for j in range(10)))
+        for i in range(count)
+    ]
+    words = [f"w{i}" for i in range(60)]
+    return TaskDrawer(Families(intents, [], [], words, []), unrelated_questions(intents, []), 0)
+
+
+@pytest.mark.parametrize(("count", "ways"), [(30, 10), (11, 10), (10, 9), (6, 5), (3, 2)])
+def test_memory_is_tried_on_as_many_validation_classes_as_there_are(count: int, ways: int) -> None:
+    """One is left for the questions that a task leaves alone."""
+    tasks = memory_tasks(drawer(count), Cell("label", 10, 5))
+    assert len(tasks) == MEMORY_TASKS
+    assert {len(task.episode.choices) for task in tasks} == {ways}
+
+
+def test_two_validation_classes_say_nothing_of_memory() -> None:
+    with pytest.raises(DataError):
+        memory_tasks(drawer(2), Cell("label", 10, 5))
 
 
 def test_a_threshold_between_what_can_be_told_apart() -> None:

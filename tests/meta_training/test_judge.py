@@ -22,7 +22,7 @@ from adapters.state import Taught, Tensors, take
 from adapters.support import Example
 from adapters.words import make_words
 from meta_training.evaluation.cells import Task
-from meta_training.evaluation.intervals import interval
+from meta_training.evaluation.intervals import interval, student
 from meta_training.evaluation.judge import ANSWER_TOKENS, Judge
 from meta_training.learner import Learner
 from meta_training.tasks.episodes import Episode, Turn
@@ -329,7 +329,13 @@ def test_interval_is_the_textbook_one(values: list[float]) -> None:
     mean, half = interval(values)
     assert mean == pytest.approx(statistics.fmean(values), abs=1e-9)
     error = statistics.stdev(values) / math.sqrt(len(values))
-    assert half == pytest.approx(1.96 * error, rel=1e-6, abs=1e-9)
+    assert half == pytest.approx(student(len(values) - 1) * error, rel=1e-6, abs=1e-9)
+
+
+@pytest.mark.parametrize("freedom", [1, 2, 9, 10, 11, 23, 199, 5000])
+def test_students_points_are_scipys(freedom: int) -> None:
+    stats = pytest.importorskip("scipy.stats")  # scikit-learn's
+    assert student(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=3e-4)
 
 
 def test_one_value_has_no_interval() -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,7 @@ from transformers import MistralConfig, MistralForCausalLM
 
 from adapters.artifact import load_artifact
 from adapters.base_model import load_base
-from meta_training import train_command
+from meta_training import gating, select_command, train_command
 from meta_training.corpus import held_out_only
 from meta_training.evaluation.cells import Cell
 from meta_training.evaluation.relative import QueryLoss
@@ -143,6 +146,22 @@ def test_what_the_report_will_not_have_is_told_before_training(
     assert "too little is held out to judge label by" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("held_out", "told"), [(0.5, False), (0.67, True)])
+def test_a_batch_that_teaches_all_classes_has_no_locality(
+    own_data: Path,
+    base: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    held_out: float,
+    told: bool,
+) -> None:
+    """Three classes can leave one untaught, two cannot, which is told before training."""
+    labels = {"tasks": [OWN[0] | {"held_out": held_out}]}
+    assert train(own_data, base, tmp_path, data=labels) == 0
+    said = "no training question is unrelated to an episode of label" in capsys.readouterr().err
+    assert said == told
+
+
 def test_it_is_judged_on_what_its_recipe_held_out(run: Path, own_data: Path) -> None:
     artifact = run / "maml" / "artifact"
     methods = ["--methods", "ours", "tfidf", "--episodes", 2]
@@ -166,6 +185,110 @@ def test_it_is_judged_on_what_its_recipe_held_out(run: Path, own_data: Path) -> 
     assert "shout 1-way" in (artifact.parent / "report.html").read_text("utf-8")
 
 
+@pytest.mark.parametrize(
+    ("file", "row"),
+    [
+        ("shop.jsonl", {"text": "please send it " + "x" * 200, "label": "send"}),
+        ("shouts.jsonl", {"task": "send it", "prompt": "a", "completion": "Ab" * 90}),
+        ("better.jsonl", {"task": "send politely", "chosen": "a", "rejected": "Ab" * 90}),
+    ],
+)
+def test_a_text_for_which_the_base_has_too_few_positions_is_refused(
+    own_data: Path,
+    base: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    file: str,
+    row: dict[str, str],
+) -> None:
+    """Few words, but many tokens."""
+    longer = Path(shutil.copytree(own_data, tmp_path / "longer"))
+    with (longer / file).open("a", encoding="utf-8") as rows:
+        rows.write(json.dumps({"prompt": "too long?"} | row) + "\n")
+    assert train(longer, base, tmp_path / "out") == 2
+    said = capsys.readouterr().err
+    assert re.search(rf"data.tasks: {file.split('.')[0]}: '.*' is \d+ tokens with its answer", said)
+    assert "the base has 128 positions: lower longest_words" in said
+
+
+def test_a_file_that_is_split_anew_is_refused(
+    run: Path, own_data: Path, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Three more classes, and half of other ones are held out: some were trained on."""
+    edited = Path(shutil.copytree(own_data, tmp_path / "edited"))
+    with (edited / "shop.jsonl").open("a", encoding="utf-8") as file:
+        for verb, thing in product(("bend", "melt", "hide"), THINGS):
+            file.write(json.dumps({"text": f"please {verb} my {thing}", "label": verb}) + "\n")
+    methods = ["--methods", "tfidf", "--episodes", 2]
+    assert evaluate(run / "maml" / "artifact", edited, *methods) == 2
+    said = capsys.readouterr().err
+    assert "shop.jsonl: '" in said
+    assert "is held_out now and was not when own was made. The file was edited" in said
+    again = Path(shutil.copytree(run, tmp_path / "run"))
+    assert train(edited, base, again) == 2
+    assert "shop.jsonl: '" in capsys.readouterr().err
+    assert train(own_data, base, again) == 0
+    (again / "kept_out.json").unlink()  # as runs of before have none
+    assert train(own_data, base, again) == 0
+
+
+@pytest.mark.parametrize("noted", [True, False])
+@pytest.mark.parametrize(
+    "other",
+    [{"name": "store"}, {"where": {"label": ["send", "fix", "paint", "sell"]}}, {"held_out": 0.67}],
+)
+def test_going_on_with_a_file_that_is_split_otherwise_is_refused(
+    run: Path,
+    own_data: Path,
+    base: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    other: dict[str, Any],
+    noted: bool,
+) -> None:
+    """By the names that were kept out, or, of artifacts from before, by what the recipe says."""
+    before = Path(shutil.copytree(run / "maml" / "artifact", tmp_path / "before"))
+    report = json.loads((before / "report.json").read_text("utf-8"))
+    if not noted:
+        del report["kept_out"]
+    (before / "report.json").write_text(json.dumps(report), encoding="utf-8")
+    further = {"model": {"artifact": str(before)}, "inner": {"gate": False}}
+    same = further | {"data": {"tasks": [OWN[0] | {"path": "./shop.jsonl"}]}}
+    assert train(own_data, base, tmp_path / "same", **same) == 0
+    capsys.readouterr()
+    split = further | {"data": {"tasks": [OWN[0] | other]}}
+    assert train(own_data, base, tmp_path / "other", **split) == 2
+    said = capsys.readouterr().err
+    assert "may have been trained on" in said
+    assert ("shop.jsonl: '" if noted else "data.tasks.0: it was made with") in said
+
+
+def test_artifacts_of_another_split_are_not_compared(
+    run: Path, own_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Own tasks are split by the seed, whatever cells are compared."""
+    reference, twin = run / "maml" / "artifact", tmp_path / "twin"
+    shutil.copytree(reference, twin)
+    report = json.loads((twin / "report.json").read_text("utf-8"))
+    report["recipe"]["seed"] = 5
+    (twin / "report.json").write_text(json.dumps(report), encoding="utf-8")
+    judged = ("--reference", reference, "--data", own_data, "--held-out", "--tasks", 2)
+    judged = (*judged, "--cells", "shout", "1-shot", "--results", tmp_path / "select.jsonl")
+    assert call(select_command, reference, *judged) == 0
+    assert call(select_command, twin, *judged) == 2
+    assert f"{twin}: its recipe's seed is 5, that of {reference} is 0" in capsys.readouterr().err
+
+
+def test_a_report_names_no_text_of_ones_own(run: Path) -> None:
+    report = json.loads((run / "maml" / "artifact" / "report.json").read_text("utf-8"))
+    assert {file: len(uses["held_out"]) for file, uses in report["kept_out"].items()} == {
+        "shop.jsonl": 3,
+        "shouts.jsonl": 3,
+        "better.jsonl": 3,
+    }
+    assert not any(verb in json.dumps(report["kept_out"]["shop.jsonl"]) for verb in VERBS)
+
+
 def test_it_is_judged_on_tasks_that_somebody_brings(
     run: Path, own_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -177,6 +300,11 @@ def test_it_is_judged_on_tasks_that_somebody_brings(
     assert evaluate(artifact, own_data, *arguments) == 0
     report = json.loads((artifact.parent / "report-mine.json").read_text("utf-8"))
     assert list(report["cells"]) == ["shout 1-way 3-shot"]
+    assert report["trained_on"] == ["shouts.jsonl"]
+    page = (artifact.parent / "report-mine.html").read_text("utf-8")
+    assert "Tasks from mine.yaml" in page
+    assert "its recipe reads shouts.jsonl too" in page
+    assert "held out of every stage" not in page
     assert (artifact / "report.json").read_bytes() == before
     tasks.write_text("- {path: a.jsonl, form: poems}\n", encoding="utf-8")
     assert evaluate(artifact, own_data, *arguments) == 2
@@ -233,6 +361,28 @@ def test_what_cannot_be_trained_is_refused(
 ) -> None:
     assert train(own_data, base, tmp_path / "out", **parts) == 2
     assert words in capsys.readouterr().err
+
+
+def test_a_gate_is_made_of_fewer_classes_than_a_contrastive_step_has_by_default(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stage is left out, so nobody said ``embed.kinds``, which the gate's words go by too."""
+    for name, value in {"EPISODES": 1, "MEMORY_TASKS": 2, "MEMORY_TASKS_AT_ONCE": 2}.items():
+        monkeypatch.setattr(gating, name, value)
+    rows = [
+        {"text": f"please {verb} my {thing} {number}", "label": f"{verb} {number}"}
+        for verb, thing, number in product(VERBS, (*THINGS, "bag", "cup"), "ab")
+    ]
+    write_rows(tmp_path / "shop.jsonl", rows)
+    gated = {
+        "data": {"tasks": [OWN[0] | {"held_out": 0.0, "validation": 0.5}]},
+        "inner": RECIPE["inner"] | {"gate": True},
+        "words": {"steps": 2},
+    }
+    assert train(tmp_path, base, tmp_path / "out", **gated) == 0
+    gate = load_artifact(tmp_path / "out" / "maml" / "artifact").rule.gate
+    assert gate is not None
+    assert gate.words is not None
 
 
 def test_a_base_without_a_chat_template_needs_full_scope(

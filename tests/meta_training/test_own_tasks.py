@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from meta_training.tasks.families import Families
 from meta_training.tasks.formats import format_tasks
 from meta_training.tasks.own import Material, as_typed, load_tasks
 from meta_training.tasks.part import FORMS, TaskPart
+from meta_training.tasks.rows import rows_of
 from meta_training.tasks.sources import DataError, Intent, Pair, PairTask
 
 QUESTIONS = [f"how do I {verb} it number {i}" for i in range(6) for verb in ("send", "fix")]
@@ -213,6 +216,13 @@ def test_a_dataset_that_is_not_to_be_had_is_named(tmp_path: Path) -> None:
         ([{"turns": []}], {"form": "dialogues"}, "field 'turns'"),
         ([{"id": "1", "lang": "de", "text": "ja"}], {"form": "parallel"}, "in 'en' and another"),
         ([], {}, "no row has anything"),
+        ([{"text": float("nan"), "label": "a"}], {"form": "labels"}, "own.jsonl:1: not JSON: NaN"),
+        (labels(1), {"form": "labels"}, "there is one label of 2 texts or more"),
+        (
+            labels(2),
+            {"form": "labels", "held_out": 0.5, "validation": 0.0},
+            "training is left with one label",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_file_is_named(
@@ -220,6 +230,48 @@ def test_what_is_wrong_with_a_file_is_named(
 ) -> None:
     with pytest.raises(DataError, match=words):
         load(tmp_path, rows, part(**values))
+
+
+@pytest.mark.parametrize("name", ["own.jsonl", "own.tsv"])
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"], ids=["plain", "marked"])
+def test_files_as_spreadsheets_write_them_are_read(tmp_path: Path, name: str, mark: bytes) -> None:
+    """With a byte order mark, and empty lines at the end."""
+    rows = labels(3)
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    if name.endswith(".tsv"):
+        lines = ["\t".join(str(row[key]) for key in ("text", "label")) for row in rows]
+        text = "\n".join(["text\tlabel", *lines, ""])
+    (tmp_path / name).write_bytes(mark + text.encode() + b"\n\n")
+    found = load_tasks(tmp_path, [part(path=name, form="labels", held_out=0.0)], seed=0)
+    assert sum(len(i.questions) for m in found.values() for i in m.intents) == 9
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("own.jsonl", b'{"text": "a", "label": "b"}\n{"text": "\xe9"}\n', "save the file as UTF-8"),
+        ("own.tsv", b"text\tlabel\nna\xefve\ta\n", "save the file as UTF-8"),
+        (
+            "own.tsv",
+            b"text\tlabel\n" + b"a" * 140_000 + b"\tb\n",
+            "own.tsv:2: cannot be read as TSV",
+        ),
+        ("own.jsonl", b'{"a": 1}\n\n{"a": 2}\n', "jsonl:2: an empty line, and more below it"),
+    ],
+)
+def test_what_is_wrong_with_the_bytes_of_a_file_is_named(
+    tmp_path: Path, name: str, content: bytes, words: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    own = part(path=name, form="labels")
+    with pytest.raises(DataError, match=words):
+        list(rows_of(tmp_path, own, "own"))
+
+
+def test_texts_of_two_labels_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    load(tmp_path, [*labels(3), {"text": "text 0 of 0", "label": "class 1"}], part(form="labels"))
+    said = capsys.readouterr().err
+    assert "own.jsonl: 1 texts have more than one label, such as 'text 0 of 0'" in said
 
 
 def test_a_missing_file_says_where_it_was_looked_for(tmp_path: Path) -> None:
@@ -302,6 +354,49 @@ def test_public_and_own_tasks_stand_side_by_side(data: Path, recipe: Recipe) -> 
     assert not alone.train_dialogues
     everything = held_out_only(data, [own], seed=0)
     assert len(everything.held_out_intents) == 10
+
+
+def test_neither_own_nor_public_tasks_hold_out_what_the_other_trains_on(
+    data: Path, recipe: Recipe, tmp_path: Path
+) -> None:
+    """Texts differ in capitals and punctuation only, as two people type the same question."""
+    folder = Path(shutil.copytree(data, tmp_path / "data"))
+    public = load_corpus(folder, recipe.data, recipe.seed)
+    trained = [i.questions[0].upper() for i in public.train_intents[:2]]
+    kept, persona = public.held_out_intents[0], public.held_out_personas[0]
+    held_out = [kept.questions[0].upper(), persona.questions[0].strip("?"), public.test_replies[0]]
+    rows = [
+        {"text": text, "label": label}
+        for label, texts in {
+            "mine": ["one of mine", "two of mine", *held_out],
+            "more": ["one more of mine", "two more of mine"],
+            "judged": ["three of mine", "four of mine", *trained],
+        }.items()
+        for text in texts
+    ]
+    write_rows(folder / "own.jsonl", rows)
+    own = part(form="labels", held_out=["judged"], validation=0.0)
+    beside = DataPart(**{**recipe.data.model_dump(), "tasks": [own], "public": True})
+    both = load_corpus(folder, beside, recipe.seed)
+    assert both.held_out_intents[-1].questions == ("three of mine", "four of mine")
+    assert both.held_out_intents[0].questions == kept.questions[1:]
+    assert both.held_out_personas[0].questions == persona.questions[1:]
+    assert public.test_replies[0] not in both.test_replies
+
+
+def test_an_answer_of_training_is_no_reply_never_seen(tmp_path: Path) -> None:
+    answers = {"inn": ["Yes, we do.", "At noon."], "pub": ["yes we do", "At night."]}
+    rows = [
+        {"text": f"{wording} {place} {number}?", "answer": answer, "domain": place}
+        for place, said in answers.items()
+        for number, answer in enumerate(said)
+        for wording in ("what of", "how about")
+    ]
+    write_rows(tmp_path / "own.jsonl", rows)
+    own = part(form="replies", held_out=["pub"], validation=0.0)
+    corpus = load_corpus(tmp_path, DataPart(tasks=[own]), 0)
+    assert sorted(corpus.train_replies) == ["At noon.", "Yes, we do."]
+    assert corpus.test_replies == ["At night."]
 
 
 @pytest.mark.parametrize("form", list(FORMS))

@@ -77,6 +77,18 @@ def test_a_name_alone_is_a_recipe(tmp_path: Path) -> None:
             "name: a\nouter: {algorithm: siamese, base: frozen}\n",
             "outer.base: siamese learns nothing but the base",
         ),
+        (
+            "name: a\nouter: {algorithm: siamese}\ndata: {tasks: [{path: t.jsonl, form: pairs}]}\n",
+            "outer.families: siamese compares a question with examples of the same question, which "
+            "pairs does not have: set pairs to 0",
+        ),
+        ("name: a\nouter: {tasks: 0}\n", "outer.tasks: Input should be greater than or equal to 1"),
+        ("name: a\nouter: {families: {label: -1}}\n", "outer.families.label: Input should be gr"),
+        ("name: a\nouter: {adapter_learning_rate: -1}\n", "outer.adapter_learning_rate: Input"),
+        ("name: a\nouter: {clip: .nan}\n", "outer.clip: Input should be a finite number"),
+        ("name: a\ninner: {first_step_size: 0}\n", "inner.first_step_size: Input should be gr"),
+        ("name: a\ninner: {steps: 0}\n", "inner.steps: Input should be greater than or equal"),
+        ("name: a\npretrain: {rows: -2}\n", "pretrain.rows: Input should be greater than"),
         ("name: a\nouter: {first_order_share: 2}\n", "outer.first_order_share: Input should be"),
         ("name: a\ninner: {top_layers: 0}\n", "inner.top_layers: Input should be"),
         ("seed: 1\n", "name: Field required"),

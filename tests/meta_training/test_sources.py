@@ -127,7 +127,11 @@ def test_a_bad_row_is_named_by_file_line_and_field(
 
 @pytest.mark.parametrize(
     ("line", "words"),
-    [(b"{", "not JSON"), (b"[1]", "expected an object, found list"), (b"", "not JSON")],
+    [
+        (b"{", "not JSON"),
+        (b"[1]", "expected an object, found list"),
+        (b"NaN", "not JSON: NaN"),
+    ],
 )
 def test_a_line_that_is_no_object_is_named(tmp_path: Path, line: bytes, words: str) -> None:
     path = tmp_path / "rows.jsonl"
