@@ -125,11 +125,15 @@ def _judge(arguments: argparse.Namespace, device: torch.device) -> Summary:
     best = SERVED if any(row["method"] == SERVED for row in rows) else ADAPTER
     served = (best, f"{artifact.rule.steps} steps")
     report = dict(artifact.report or {}) if own is None else _about(arguments.tasks, own, artifact)
+    known = set(report.get("cells", ()))
     report |= _found(bench, cells, rows, served, report.get("cost", {}))
     report["seed"] = arguments.seed
     name = stem.replace("results", "report")
-    aside = own is not None or arguments.results is not None
-    _write((results.parent if aside else arguments.artifact) / f"{name}.json", report)
+    # A report of some cells does not take the place of one of all.
+    aside = own is not None or arguments.results is not None or bool(known - set(report["cells"]))
+    written = (results.parent if aside else arguments.artifact) / f"{name}.json"
+    _write(written, report)
+    print(f"report: {written}", file=sys.stderr)
     page = arguments.page or results.with_name(f"{name}.html")
     replace_text(page, render(report, _title(artifact), served))
     summary: Summary = report["cells"]

@@ -134,6 +134,11 @@ def test_a_side_run_leaves_the_artifacts_report_as_it_is(
     told = json.loads((tmp_path / "aside" / "report.json").read_text("utf-8"))
     assert list(told["cells"]) == ["label 5-way 5-shot"]
     assert (tmp_path / "aside" / "report.html").exists()
+    (artifact.parent / "results.jsonl").unlink()  # as of an artifact that came without it
+    assert evaluate(artifact, data, *methods, "--cells", "label", "5-way", "1-shot") == 0
+    assert (artifact / "report.json").read_bytes() == before, "one cell does not replace three"
+    told = json.loads((artifact.parent / "report.json").read_text("utf-8"))
+    assert list(told["cells"]) == ["label 5-way 1-shot"]
 
 
 def test_wrong_examples_are_cells_of_their_own(artifact: Path, data: Path) -> None:
