@@ -19,6 +19,7 @@ from server.api import (
     house,
     influence,
     keys,
+    listing,
     norms,
     openai,
     pages,
@@ -98,7 +99,7 @@ def _routes(settings: Settings) -> FastAPI:
     app.add_middleware(HeadAsGet)
     handlers.install(app)
     for room in (
-        *(generate, adapt, feedback_batch, sessions, house, events, tokens, openai),
+        *(generate, adapt, feedback_batch, sessions, listing, house, events, tokens, openai),
         *(admin, norms, influence, keys, audit),
     ):
         app.include_router(room.router, dependencies=[Depends(refuse_unknown)])

@@ -3,7 +3,7 @@
 import asyncio
 import re
 from dataclasses import asdict
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 
@@ -18,8 +18,6 @@ from server.api.admin_schemas import (
     PinBody,
     RollbackBody,
     SessionDetail,
-    SessionRow,
-    SessionsAnswer,
     VersionAnswer,
 )
 from server.api.audit import audited
@@ -36,44 +34,10 @@ from server.flows.comparing import Side, compare
 from server.flows.exporting import peft_zip
 from server.runtime import Runtime
 from server.sessions import Event, Version
-from server.settings import TENANT_PATTERN
 
 router = APIRouter(prefix="/admin", tags=["admin"], responses=RESPONSES)
 
 _FILE_NAME = re.compile(r"[^A-Za-z0-9._-]")
-
-
-TenantQuery = Annotated[
-    str | None, Query(pattern=TENANT_PATTERN, description="one tenant's sessions; all without it")
-]
-
-
-@router.get("/sessions", response_model=SessionsAnswer)
-async def sessions(
-    _: Operator,
-    running: Running,
-    tenant: TenantQuery = None,
-    contains: Annotated[str, Query(max_length=128, description="part of the session id")] = "",
-    taught: Annotated[bool | None, Query(description="only taught, or only untaught ones")] = None,
-    sort: Annotated[
-        Literal["updated_at", "created_at", "session_id", "adapter_version", "items"], Query()
-    ] = "updated_at",
-    order: Annotated[Literal["asc", "desc"], Query()] = "desc",
-    offset: Annotated[int, Query(ge=0, lt=2**53)] = 0,
-    limit: Annotated[int, Query(ge=1, le=1000)] = 50,
-) -> SessionsAnswer:
-    """Sessions by page, with filter and order."""
-    page = await running.store.sessions(
-        tenant,
-        offset=offset,
-        limit=limit,
-        contains=contains,
-        taught=taught,
-        sort="version" if sort == "adapter_version" else sort,
-        descending=order == "desc",
-    )
-    rows = [SessionRow(tenant=p.tenant, **wire(p).model_dump()) for p in page.sessions]
-    return SessionsAnswer(total=page.total, offset=offset, sessions=rows)
 
 
 @router.get("/sessions/{session_id}", response_model=SessionDetail)

@@ -7,28 +7,10 @@ from pydantic import BaseModel, Field
 from server.api.feedback_schemas import (
     ItemAnswer,
 )
-from server.api.schemas import (
-    Prompted,
-    SessionAnswer,
-    Wire,
-)
+from server.api.schemas import Prompted, SessionAnswer, Wire
 
 LOG_LINES = 200
 ITEMS_SHOWN = 1000
-
-
-class SessionRow(SessionAnswer):
-    """A session in the operator's list."""
-
-    tenant: str
-
-
-class SessionsAnswer(BaseModel):
-    """A page of sessions, and how many there are under the same filter."""
-
-    total: int
-    offset: int
-    sessions: list[SessionRow]
 
 
 class VersionAnswer(BaseModel):
@@ -66,8 +48,10 @@ class LogLine(BaseModel):
     fields: dict[str, str]
 
 
-class SessionDetail(SessionRow):
+class SessionDetail(SessionAnswer):
     """One session as the operator sees it."""
+
+    tenant: str
 
     base_fingerprint: str = Field(description="of the model that the version in force belongs to")
     versions: list[VersionAnswer] = Field(description="kept ones, oldest first")

@@ -290,6 +290,7 @@ ANSWERS: Final[Mapping[str, Any]] = {
     "GET /v1/models/{model}": MODEL,
     "POST /v1/chat/completions": CHAT,
     "POST /v1/completions": COMPLETION,
+    "GET /sessions": {"total": 1, "offset": 0, "sessions": [ROW]},
     "GET /admin/sessions": {"total": 1, "offset": 0, "sessions": [ROW]},
     "GET /admin/sessions/{session_id}": DETAIL,
     "POST /admin/sessions/{session_id}/rollback": SESSION,

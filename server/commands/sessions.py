@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote
 
-from innerloop import Client
+from innerloop import Client, Forbidden
 from innerloop.calls import Call
 from server.commands import (
     DONE,
@@ -21,7 +21,10 @@ from server.commands import (
 from server.commands.connection import connected, operators_call, session_path
 from server.commands.output import emit, losses, note, table, when
 
-DESCRIPTION = "List, show, roll back, reset, pin and delete a server's sessions. For operators."
+DESCRIPTION = (
+    "List, show, roll back, reset, pin and delete a server's sessions. For operators; a client's "
+    "key lists its own tenant's."
+)
 EXAMPLES = """\
   innerloop sessions
   innerloop sessions list --contains shop --taught --sort items
@@ -107,6 +110,8 @@ def _list(client: Client, args: argparse.Namespace) -> None:
 
 def _rows(client: Client, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Sessions page by page. One that changes meanwhile may come twice, or not at all."""
+    # A client's key lists its own tenant's.
+    path = "/admin/sessions" if args.tenant or _is_operators(client) else "/sessions"
     left, offset = args.limit, 0
     while left is None or left > 0:
         query = {
@@ -119,12 +124,20 @@ def _rows(client: Client, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
             "limit": PAGE if left is None else min(left, PAGE),
         }
         given = {name: value for name, value in query.items() if value is not None}
-        page = client.call(Call("GET", "/admin/sessions", query=given))
+        page = client.call(Call("GET", path, query=given))
         yield from page["sessions"]
         offset += len(page["sessions"])
         left = None if left is None else left - len(page["sessions"])
         if not page["sessions"] or offset >= page["total"]:
             return
+
+
+def _is_operators(client: Client) -> bool:
+    try:
+        client.call(Call("GET", "/admin/sessions", query={"limit": 1}))
+    except Forbidden:
+        return False
+    return True
 
 
 def _show(client: Client, args: argparse.Namespace) -> None:

@@ -46,6 +46,10 @@ def test_tenants_do_not_see_each_other(
     assert ask(second, session)["text"] == ANSWER
     assert "acme" not in problem(globex.get(f"/sessions/{session}"), 404)["detail"]
     problem(globex.delete(f"/sessions/{session}"), 404)
+    for client, theirs in ((acme, True), (second, True), (globex, False)):
+        rows = ok(client.get("/sessions", params={"contains": session}))["sessions"]
+        assert [row["session_id"] for row in rows] == [session] * theirs
+    problem(acme.get("/sessions", params={"tenant": "globex"}), 422)
     problem(globex.get(f"/jobs/{session}~1-2"), 404)
     body = {"completion_id": completion["id"], "correction": "Mine now."}
     problem(globex.post("/feedback", json=body), 404)

@@ -312,7 +312,9 @@ def test_who_may_do_what(run: Run, live: LiveServer) -> None:
     code, _, err = run("generate", "-s", "cmd-k", "Hello", url=keyed)
     assert (code, "--key" in err) == (1, True)
     assert run("generate", "-s", "cmd-k", "Hello", "--key", "acme-key", url=keyed)[0] == 0
-    code, _, err = run("sessions", "list", "--key", "acme-key", url=keyed)
+    code, out, _ = run("sessions", "list", "--key", "acme-key", url=keyed)
+    assert (code, "cmd-k" in out, "acme" in out) == (0, True, True)
+    code, _, err = run("sessions", "show", "cmd-k", "--key", "acme-key", url=keyed)
     assert (code, "operator" in err) == (1, True)
     alone = ["--key", "operator-key"]
     code, _, err = run("sessions", "show", "cmd-k", *alone, url=keyed)
