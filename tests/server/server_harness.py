@@ -25,6 +25,9 @@ HANG_S = 600.0
 
 
 def make_settings(model: Path, data_dir: Path, **values: Any) -> Settings:
+    # Slots are made at the start, and a stopped server's stay until Python collects them: with the
+    # default of 256 MB a run of all tests took 8 GB.
+    values = {"adapter_bytes": 16 * 1024**2, **values}
     return Settings(model=str(model), data_dir=data_dir, threads=1, port=0, **values)
 
 
