@@ -60,6 +60,19 @@ class AsyncClient:
         await self.call(call)
         return AsyncSession(self, str(call.body["session_id"]))
 
+    async def sessions(
+        self, *, contains: str = "", taught: bool | None = None
+    ) -> AsyncIterator[SessionInfo]:
+        """The tenant's sessions by name: all, those with ``contains`` in it, (un)taught ones."""
+        offset = 0
+        while True:
+            page = await self.call(calls.sessions(contains, taught, offset))
+            for session in page["sessions"]:
+                yield SessionInfo.read(session)
+            offset += calls.PAGE
+            if offset >= page["total"]:
+                return
+
     async def import_session(self, content: bytes, session_id: str | None = None) -> "AsyncSession":
         """Make a session that is served with the adapter in a PEFT zip, and is not taught.
 

@@ -18,7 +18,7 @@ from innerloop.types import Answer, Event, Lesson, Prompt, lesson_fields, prompt
 FIRST_PAUSE_S = 0.25
 LONGEST_PAUSE_S = 8.0
 SESSION_ID = re.compile(r"(?!\.+$)[A-Za-z0-9._:@-]{1,128}")
-PAGE = 500  # items read at once
+PAGE = 500  # items or sessions read at once
 LEAST_SILENCE_S = 60.0  # of events: the server gives a sign of life every 15 s
 
 
@@ -103,6 +103,13 @@ def session(method: str, session_id: str, *rest: str | int, **query: Any) -> Cal
     """A call of ``/sessions/{id}`` or below."""
     path = "/".join(["/sessions", _in_path(session_id), *map(str, rest)])
     return Call(method, path, query=query, done=404 if method == "DELETE" else 0)
+
+
+def sessions(contains: str, taught: bool | None, offset: int) -> Call:
+    """``GET /sessions``: a page of them by name, which does not change as they are used."""
+    query = {"contains": contains, "sort": "session_id", "order": "asc"}
+    which = {} if taught is None else {"taught": taught}
+    return Call("GET", "/sessions", query={**query, **which, "offset": offset, "limit": PAGE})
 
 
 def house(method: str, tenant: str | None, *rest: str | int, **query: Any) -> Call:

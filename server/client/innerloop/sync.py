@@ -60,6 +60,16 @@ class Client:
         self.call(call)
         return Session(self, str(call.body["session_id"]))
 
+    def sessions(self, *, contains: str = "", taught: bool | None = None) -> Iterator[SessionInfo]:
+        """The tenant's sessions by name: all, those with ``contains`` in it, (un)taught ones."""
+        offset = 0
+        while True:
+            page = self.call(calls.sessions(contains, taught, offset))
+            yield from map(SessionInfo.read, page["sessions"])
+            offset += calls.PAGE
+            if offset >= page["total"]:
+                return
+
     def import_session(self, content: bytes, session_id: str | None = None) -> "Session":
         """Make a session that is served with the adapter in a PEFT zip, and is not taught.
 

@@ -122,6 +122,28 @@ def test_a_life(client: Client) -> None:
     assert client.new_session().id
 
 
+def test_the_sessions_there_are(
+    client: Client, live: LiveServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("innerloop.calls.PAGE", 2)
+    names = [f"client-list-{letter}" for letter in "abcde"]
+    for name in names:
+        client.new_session(name)
+    client.session(names[1]).adapt([(QUESTION, ANSWER)])
+    found = list(client.sessions(contains="client-list-"))
+    assert [one.session_id for one in found] == names
+    assert [one.adapter_version for one in found] == [0, 1, 0, 0, 0]
+    (taught,) = client.sessions(contains="client-list-", taught=True)
+    assert taught == client.session(names[1]).info()
+    assert not list(client.sessions(contains="client-list-z"))
+
+    async def main() -> list[str]:
+        async with AsyncClient(live.urls[0]) as there:
+            return [one.session_id async for one in there.sessions(contains="client-list-")]
+
+    assert asyncio.run(main()) == names
+
+
 def test_a_key_teaches_once(client: Client) -> None:
     shop = client.session("client-once")
     first = shop.adapt([(QUESTION, ANSWER)], idempotency_key="k")
