@@ -70,7 +70,7 @@ async def bring(
     session_id: ImportedId = None,
 ) -> SessionAnswer:
     """Make a session whose version 1 is the adapter in a PEFT zip."""
-    tenant, session_id = await door.enter_tenant(), session_id or secrets.token_urlsafe(12)
+    tenant, session_id = await door.enter_tenant(), session_id or secrets.token_hex(12)
     async with audited(running, door.who, "import", session_id):
         try:
             pointer = await running.importer.make(tenant, session_id, await request.body())
@@ -110,7 +110,7 @@ async def create(
     """
     if session_id is not None:
         raise invalid("session_id", "JSON has this field itself: put it there", location="query")
-    tenant, session_id = await door.enter_tenant(), body.session_id or secrets.token_urlsafe(12)
+    tenant, session_id = await door.enter_tenant(), body.session_id or secrets.token_hex(12)
     origin = {} if body.fork is None else {"fork": body.fork.session_id}
     if body.fork is not None:
         await door.afford(session_id, LEARNING)

@@ -316,13 +316,15 @@ class Teacher:
             raise gone(session_id) from error
         if outcome is None:  # appended after the derivation was read: impossible under one lock
             raise VersionConflict(f"items of session {session_id!r} changed; ask again")
-        if key is not None:
-            await self._store.settle(
-                tenant,
-                session_id,
-                key,
-                outcome.adapter_version,
-                outcome.stored(),
-                incarnation=pointer.incarnation,
-            )
-        return outcome
+        if key is None:
+            return outcome
+        # Who brought them in may have settled it, and what they came into may be gone since.
+        first = await self._store.settle(
+            tenant,
+            session_id,
+            key,
+            outcome.adapter_version,
+            outcome.stored(),
+            incarnation=pointer.incarnation,
+        )
+        return outcome if first is None else Outcome.restored(first)

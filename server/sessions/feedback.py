@@ -130,13 +130,15 @@ async def settle(
     version: int,
     answer: Mapping[str, Any],
     incarnation: str,
-) -> None:
+) -> Mapping[str, Any] | None:
     """See `SessionStore.settle`."""
     keys = room.keys.session(tenant, session_id).scripted()
     args: list[str | int] = [incarnation, idempotency_key, version, codec.dump(answer)]
-    word, *_ = await room.connection.run(scripts.SETTLE, keys, args)
+    word, _, *rest = await room.connection.run(scripts.SETTLE, keys, args)
     if word == b"gone":
         raise gone(session_id)
+    (text,) = rest
+    return _earlier(codec.load(text), incarnation.encode()).answer if text else None
 
 
 async def forget(room: Room, tenant: str, session_id: str, item_id: int) -> ForgetResult:

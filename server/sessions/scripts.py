@@ -102,10 +102,10 @@ SETTLE = (
     + """
 -- ARGV[1]  incarnation, or ''
 -- ARGV[2]  idempotency key  ARGV[3]  version of the answer             ARGV[4]  answer
--- Replies  {'ok', now}  {'gone', now}
+-- Replies  {'ok', now, record, or '' where there is none}   {'gone', now}
 if is_gone(ARGV[1]) then return {'gone', NOW} end
 settle(ARGV[2], tonumber(ARGV[3]), ARGV[4])
-return {'ok', NOW}
+return {'ok', NOW, redis.call('HGET', IDEMPOTENCY, ARGV[2]) or ''}
 """
 )
 

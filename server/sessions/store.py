@@ -343,12 +343,13 @@ class SessionStore:
         answer: Mapping[str, Any],
         *,
         incarnation: str = "",
-    ) -> None:
+    ) -> Mapping[str, Any] | None:
         """Answer a request whose items another request's version applied already.
 
-        The first answer stays. Raises SessionNotFound, NotStorable.
+        The first answer stays, and is given back, with `adapter_version` as in an `AppendResult`;
+        None where the key is not known. Raises SessionNotFound, NotStorable.
         """
-        await feedback.settle(
+        return await feedback.settle(
             self._room, tenant, session_id, idempotency_key, version, answer, incarnation
         )
 

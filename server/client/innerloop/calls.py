@@ -152,7 +152,7 @@ def make_session(
     session_id: str | None, fork: str | None, version: int | None, with_house: bool
 ) -> Call:
     """``POST /sessions``; the id is drawn here, so that a repeated call makes no second one."""
-    body: dict[str, Any] = {"session_id": session_id or secrets.token_urlsafe(12)}
+    body: dict[str, Any] = {"session_id": session_id or secrets.token_hex(12)}
     if fork is not None:
         body["fork"] = {"session_id": fork}
         if version is not None:
@@ -172,7 +172,7 @@ def make_token(session_id: str, expires_in_s: int, scopes: Sequence[str] | None)
 
 def import_session(session_id: str | None, content: bytes) -> Call:
     """``POST /sessions`` with a zip; the id is drawn here as well."""
-    name = session_id or secrets.token_urlsafe(12)
+    name = session_id or secrets.token_hex(12)
     return Call(
         "POST",
         "/sessions",

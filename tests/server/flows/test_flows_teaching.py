@@ -343,6 +343,20 @@ async def test_finish_does_what_a_crash_left(deriver: Deriver, store: SessionSto
     assert repeated.outcome.accepted
 
 
+async def test_who_finds_its_work_done_gives_the_answer_that_is_kept(
+    deriver: Deriver, store: SessionStore
+) -> None:
+    """After a crash another request finishes the work, and what it made may be gone by then."""
+    teacher, again = teacher_of(deriver, store), rebuilder(deriver, store)
+    other = await teacher.append(TENANT, "s", [lesson("Hello", "Hi.")], None, "")
+    ours = await teacher.append(TENANT, "s", [lesson()], "key", "hash")
+    kept = await teacher.teach(TENANT, "s", ours.items, key="key")
+    await again.forget(TENANT, "s", other.items[0])  # with the version that both came into
+    assert await teacher.teach(TENANT, "s", ours.items, key="key") == kept
+    repeated = await teacher.append(TENANT, "s", [lesson()], "key", "hash")
+    assert repeated.outcome == kept
+
+
 async def test_finish_purges_what_forgetting_left(deriver: Deriver, store: SessionStore) -> None:
     teacher = teacher_of(deriver, store)
     await taught(teacher, "s", lesson(), lesson("Hello", "Hi."))

@@ -141,9 +141,10 @@ async def test_one_of_many_simultaneous_repeats_appends(store: SessionStore) -> 
 
 async def test_settle_answers_once(store: SessionStore) -> None:
     await store.append("t", "s", [about("a")], "key", "hash")
-    await store.settle("t", "s", "key", 3, {"accepted": True})
-    await store.settle("t", "s", "key", 4, {"accepted": False})
-    await store.settle("t", "s", "unknown key", 4, {"accepted": False})
+    first = {"accepted": True, "adapter_version": 3}
+    assert await store.settle("t", "s", "key", 3, {"accepted": True}) == first
+    assert await store.settle("t", "s", "key", 4, {"accepted": False}) == first
+    assert await store.settle("t", "s", "unknown key", 4, {"accepted": False}) is None
     settled = await store.append("t", "s", [about("a")], "key", "hash")
     assert settled.answer == {"accepted": True, "adapter_version": 3}
     with pytest.raises(SessionNotFound):
