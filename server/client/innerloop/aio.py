@@ -1,7 +1,8 @@
 """The client for asyncio: the same as `innerloop.sync`, awaited."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, Literal, Self
 
 import httpx
@@ -64,14 +65,9 @@ class AsyncClient:
         self, *, contains: str = "", taught: bool | None = None
     ) -> AsyncIterator[SessionInfo]:
         """The tenant's sessions by name: all, those with ``contains`` in it, (un)taught ones."""
-        offset = 0
-        while True:
-            page = await self.call(calls.sessions(contains, taught, offset))
-            for session in page["sessions"]:
-                yield SessionInfo.read(session)
-            offset += calls.PAGE
-            if offset >= page["total"]:
-                return
+        pages = partial(calls.sessions, contains, taught)
+        async for session in self.rows(pages, "sessions"):
+            yield SessionInfo.read(session)
 
     async def import_session(self, content: bytes, session_id: str | None = None) -> "AsyncSession":
         """Make a session that is served with the adapter in a PEFT zip, and is not taught.
@@ -124,6 +120,17 @@ class AsyncClient:
             return response
         assert failure is not None
         raise calls.unreachable(failure) from failure
+
+    async def rows(self, page: Callable[[int], Call], field: str) -> AsyncIterator[dict[str, Any]]:
+        """All that a list holds: its pages' ``field``; ``page`` is the call for one, by offset."""
+        offset = 0
+        while True:
+            found = await self.call(page(offset))
+            for row in found[field]:
+                yield row
+            offset += calls.PAGE
+            if offset >= found["total"]:
+                return
 
     async def stream(self, call: Call) -> AsyncIterator[str]:
         """Send a call once and give its answer's text as it comes."""
@@ -198,15 +205,8 @@ class AsyncSession:
 
     async def items(self) -> AsyncIterator[Item]:
         """What it was told, by id."""
-        offset = 0
-        while True:
-            call = calls.session("GET", self.id, "feedback", offset=offset, limit=calls.PAGE)
-            page = await self._client.call(call)
-            for item in page["items"]:
-                yield Item.read(item)
-            offset += calls.PAGE
-            if offset >= page["total"]:
-                return
+        async for item in self._client.rows(partial(calls.items, self.id), "items"):
+            yield Item.read(item)
 
     async def events(self, *, after: str | None = None) -> AsyncIterator[Event]:
         """What happens to it from now on, or after an event's id, until it is deleted.

@@ -105,6 +105,11 @@ def session(method: str, session_id: str, *rest: str | int, **query: Any) -> Cal
     return Call(method, path, query=query, done=404 if method == "DELETE" else 0)
 
 
+def items(session_id: str, offset: int) -> Call:
+    """A page of ``GET /sessions/{id}/feedback``."""
+    return session("GET", session_id, "feedback", offset=offset, limit=PAGE)
+
+
 def sessions(contains: str, taught: bool | None, offset: int) -> Call:
     """``GET /sessions``: a page of them by name, which does not change as they are used."""
     query = {"contains": contains, "sort": "session_id", "order": "asc"}
@@ -117,6 +122,11 @@ def house(method: str, tenant: str | None, *rest: str | int, **query: Any) -> Ca
     path = "/".join(["/house", *map(str, rest)])
     done = 404 if method == "DELETE" else 0
     return Call(method, path, headers=_acting(tenant), query=query, done=done)
+
+
+def house_items(tenant: str | None, offset: int) -> Call:
+    """A page of ``GET /house/feedback``."""
+    return house("GET", tenant, "feedback", offset=offset, limit=PAGE)
 
 
 def house_adapt(

@@ -1,6 +1,7 @@
 """A tenant's house: what all its sessions begin with. For keys, never for session tokens."""
 
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from functools import partial
 from typing import Any, Literal, Protocol
 
 from innerloop import calls
@@ -14,12 +15,18 @@ class Sending(Protocol):
     def call(self, call: Call) -> Any:
         """Send a call; gives its JSON."""
 
+    def rows(self, page: Callable[[int], Call], field: str) -> Iterator[dict[str, Any]]:
+        """All that a list holds."""
+
 
 class AsyncSending(Protocol):
     """A client whose calls are awaited."""
 
     async def call(self, call: Call) -> Any:
         """Send a call; gives its JSON."""
+
+    def rows(self, page: Callable[[int], Call], field: str) -> AsyncIterator[dict[str, Any]]:
+        """All that a list holds."""
 
 
 class House:
@@ -61,14 +68,8 @@ class House:
 
     def items(self) -> Iterator[Item]:
         """What it was told, by id."""
-        offset = 0
-        while True:
-            call = calls.house("GET", self.tenant, "feedback", offset=offset, limit=calls.PAGE)
-            page = self._client.call(call)
-            yield from map(Item.read, page["items"])
-            offset += calls.PAGE
-            if offset >= page["total"]:
-                return
+        pages = partial(calls.house_items, self.tenant)
+        yield from map(Item.read, self._client.rows(pages, "items"))
 
     def forget(self, item: Item | int) -> None:
         """Forget an item exactly, in the house and in every session."""
@@ -123,15 +124,8 @@ class AsyncHouse:
 
     async def items(self) -> AsyncIterator[Item]:
         """What it was told, by id."""
-        offset = 0
-        while True:
-            call = calls.house("GET", self.tenant, "feedback", offset=offset, limit=calls.PAGE)
-            page = await self._client.call(call)
-            for item in page["items"]:
-                yield Item.read(item)
-            offset += calls.PAGE
-            if offset >= page["total"]:
-                return
+        async for item in self._client.rows(partial(calls.house_items, self.tenant), "items"):
+            yield Item.read(item)
 
     async def forget(self, item: Item | int) -> None:
         """Forget an item exactly, in the house and in every session."""

@@ -1,7 +1,8 @@
 """The client for ordinary code."""
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any, Literal, Self
 
 import httpx
@@ -62,13 +63,8 @@ class Client:
 
     def sessions(self, *, contains: str = "", taught: bool | None = None) -> Iterator[SessionInfo]:
         """The tenant's sessions by name: all, those with ``contains`` in it, (un)taught ones."""
-        offset = 0
-        while True:
-            page = self.call(calls.sessions(contains, taught, offset))
-            yield from map(SessionInfo.read, page["sessions"])
-            offset += calls.PAGE
-            if offset >= page["total"]:
-                return
+        pages = partial(calls.sessions, contains, taught)
+        yield from map(SessionInfo.read, self.rows(pages, "sessions"))
 
     def import_session(self, content: bytes, session_id: str | None = None) -> "Session":
         """Make a session that is served with the adapter in a PEFT zip, and is not taught.
@@ -121,6 +117,16 @@ class Client:
             return response
         assert failure is not None
         raise calls.unreachable(failure) from failure
+
+    def rows(self, page: Callable[[int], Call], field: str) -> Iterator[dict[str, Any]]:
+        """All that a list holds: its pages' ``field``; ``page`` is the call for one, by offset."""
+        offset = 0
+        while True:
+            found = self.call(page(offset))
+            yield from found[field]
+            offset += calls.PAGE
+            if offset >= found["total"]:
+                return
 
     def stream(self, call: Call) -> Iterator[str]:
         """Send a call once and give its answer's text as it comes."""
@@ -194,14 +200,8 @@ class Session:
 
     def items(self) -> Iterator[Item]:
         """What it was told, by id."""
-        offset = 0
-        while True:
-            call = calls.session("GET", self.id, "feedback", offset=offset, limit=calls.PAGE)
-            page = self._client.call(call)
-            yield from map(Item.read, page["items"])
-            offset += calls.PAGE
-            if offset >= page["total"]:
-                return
+        pages = partial(calls.items, self.id)
+        yield from map(Item.read, self._client.rows(pages, "items"))
 
     def events(self, *, after: str | None = None) -> Iterator[Event]:
         """What happens to it from now on, or after an event's id, until it is deleted.
