@@ -1,7 +1,8 @@
 """`python -m benchmarks.kinds`: what each kind of feedback does to held-out tasks.
 
 On a real engine, with its gate: a shop's reply to one intent is demonstrated, or preferred to the
-base's own answer, or the base's answers are rated. Prints a Markdown table; no times.
+base's own answer, or the base's answers are rated. Then whatever a question gets is disliked, time
+and again. Prints a Markdown table and a line; no times.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from server.settings import MODELS
 
 CELL = Cell("house_reply", 1, 5)
 SEED = 1000  # of the tasks, the one that `innerloop evaluate` draws
+DISLIKES = 4  # of whatever comes, one after the other
 COLUMNS = {
     "reply": "the reply, to other wordings %",
     "kept": "the base's answer kept, same question %",
@@ -69,14 +71,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ArtifactError, EvaluationError, DataError, OSError) as error:
         print(f"benchmarks.kinds: {error}", file=sys.stderr)
         return 2
-    print(table(asyncio.run(measure(artifact, tasks, arguments.items, arguments.threads))))
+    found, again = asyncio.run(measure(artifact, tasks, arguments.items, arguments.threads))
+    print(table(found))
+    print(
+        f"\n{DISLIKES} dislikes of whatever comes, one after the other, on {len(again)} questions: "
+        f"{sum(again)} of the {DISLIKES * len(again)} answers had been disliked before."
+    )
     return 0
 
 
 async def measure(
     artifact: Artifact, tasks: Sequence[Task], counts: Sequence[int], threads: int
-) -> dict[tuple[int, str], list[Figures]]:
-    """Figures of every task by number of items and kind."""
+) -> tuple[dict[tuple[int, str], list[Figures]], list[int]]:
+    """Figures of every task by number of items and kind; and of four questions a task, how many
+    answers came that had been disliked before."""
     engine = Engine(artifact, EngineLimits(threads=threads))
     shop = Shop(engine, ChatEncoder(artifact.tokenizer))
     found: dict[tuple[int, str], list[Figures]] = defaultdict(list)
@@ -87,9 +95,13 @@ async def measure(
                 asked = await shop.asked(task, count)
                 for kind, items in shop.lessons(asked, count).items():
                     found[count, kind].append(await shop.figures(asked, items))
+        support = [turn.question for task in tasks for turn in task.episode.support[:2]]
+        unrelated = [question for task in tasks for question in task.unrelated[:2]]
+        questions = tqdm(dict.fromkeys([*support, *unrelated]), desc="dislikes", file=sys.stderr)
+        again = [await shop.disliked_again(question) for question in questions]
     finally:
         await engine.stop(0.0)
-    return found
+    return found, again
 
 
 class Shop:
@@ -146,6 +158,18 @@ class Shop:
             "changed": 1 - share(unrelated, asked.untouched),
             "refused": float(not accepted),
         }
+
+    async def disliked_again(self, question: str) -> int:
+        """Dislike whatever the question gets, and count what came although it was disliked."""
+        said, again = await self._asker.answers([question]), 0
+        for _ in range(DISLIKES):
+            items = [self._asker.example(question, answer, rating=-1) for answer in said]
+            (answer,) = await self._asker.answers(
+                [question], (await self._asker.adapt(items)).state
+            )
+            again += answer in said
+            said = [*said, answer]
+        return again
 
 
 def table(found: Mapping[tuple[int, str], Sequence[Figures]]) -> str:
