@@ -1,6 +1,6 @@
 """The folder a server loads: base, tokenizer, `session_init/`, `inner_rule.json`, `report.json`,
-`gate_words.safetensors` where the rule's gate has words, and `step_factors.safetensors` where its
-step sizes are element-wise.
+`gate_words.safetensors` where the rule's gate has words, `gate_encoders.json` where it was
+calibrated with encoders, and `step_factors.safetensors` where its step sizes are element-wise.
 
 Knows which files there are and that they fit each other; what is in them, other files know.
 """
@@ -20,8 +20,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
 from adapters.base_model import ArtifactError, load_base, probe, save_base
-from adapters.chat import ChatEncoder, user_turn
+from adapters.calibrated import calibrated_gate
+from adapters.chat import ChatEncoder, last_turn, user_turn
 from adapters.config import AdapterError, InnerRule, LoraSpec
+from adapters.encoder import load_encoder
 from adapters.factors import load_factors, save_factors
 from adapters.peft_io import PeftAdapter, check_shapes, load_peft, save_peft
 from adapters.plain import plain_rule, plain_spec
@@ -60,7 +62,7 @@ class Artifact:
     rule: InnerRule
     fingerprint: str  # of the base as loaded
     start: Start  # session_init as compact snapshots know it
-    rule_hash: str  # of session_init and rule: what a derivation depends on besides its items
+    rule_hash: str  # of session_init, rule and encoder: what derivations depend on besides items
     context_tokens: int
     report: Mapping[str, Any] | None
     header: tuple[int, ...] | None  # tokens that start every answer, where the template has some
@@ -100,9 +102,12 @@ def save_artifact(
         The artifact as a server will see it, on the CPU: with the rounded weights.
 
     Raises:
-        ArtifactError: parts that do not fit each other, or a folder with something else in it.
+        ArtifactError: parts that do not fit each other, a gate with an encoder, whose numbers are
+            no rule's own, or a folder with something else in it.
         OSError: a file system that does not let itself be written.
     """
+    if rule.gate is not None and rule.gate.encoder is not None:
+        raise ArtifactError(f"nothing was written to {folder}: its gate has an encoder")
     folder = folder.resolve()  # of a link, what it points to is replaced
     if folder.exists() and any(folder.iterdir()) and not (folder / RULE_FILE).is_file():
         raise ArtifactError(f"{folder} holds something else: choose a new or empty folder")
@@ -132,22 +137,28 @@ def save_artifact(
 
 
 def load_artifact(
-    path: Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+    path: Path,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    encoder: str | None = None,
 ) -> Artifact:
     """Load an artifact, or a plain Hugging Face causal LM with a zero-B start and a default rule.
 
-    ``dtype`` is of the base's weights, as of ``load_base``.
+    Args:
+        dtype: of the base's weights, as of ``load_base``.
+        encoder: name, as of ``load_encoder``, of what the gate compares prompts by as well.
 
     Raises:
         ArtifactError: a missing folder, no usable model, broken JSON, unknown keys, shapes that do
-            not fit, values that are not finite; the message names the file.
+            not fit, values that are not finite; the message names the file. No such encoder, or one
+            that the gate was not calibrated with.
     """
     path, device = Path(path), torch.device(device)
     if not path.is_dir():
         raise ArtifactError(f"there is no folder {path}: {_instead_of(path)}")
     base = load_base(path, device, dtype)
-    encoder = ChatEncoder(base.tokenizer)
-    header = encoder.assistant_header()
+    chat = ChatEncoder(base.tokenizer)
+    header = chat.assistant_header()
     words = _part(path / WORDS_FILE, lambda file: load_words(file, base.tokenizer))
     factors = _part(path / FACTORS_FILE, load_factors)
     stored_rule = _part(path / RULE_FILE, lambda file: read_rule(file, words, factors))
@@ -156,8 +167,11 @@ def load_artifact(
         spec = _spec(base.model, stored_rule, stored_init)
         session_init = _session_init(base.model, spec, stored_init, header)
         rule = stored_rule[1] if stored_rule else plain_rule(session_init)
-        _check_rule(rule, session_init, encoder)
-        _check_gate(rule, spec, base.model, encoder)
+        if encoder is not None:
+            beside = load_encoder(encoder, base.tokenizer, device)
+            rule = replace(rule, gate=calibrated_gate(path, beside, words))
+        _check_rule(rule, session_init, chat)
+        _check_gate(rule, spec, base.model, chat)
     except AdapterError as error:
         raise ArtifactError(f"{path}: {error}") from error
     whole = dumps(AdapterState(spec, session_init, ""))
@@ -173,11 +187,17 @@ def load_artifact(
         rule=rule,
         fingerprint=fingerprint(base.model),
         start=start,
-        rule_hash=hashlib.sha256(whole + rule_text(spec, rule).encode()).hexdigest(),
+        rule_hash=_rule_hash(whole, spec, rule),
         context_tokens=base.context_tokens,
         report=read_report(path),
         header=header,
     )
+
+
+def _rule_hash(start: bytes, spec: LoraSpec, rule: InnerRule) -> str:
+    encoder = None if rule.gate is None else rule.gate.encoder
+    known_by = rule_text(spec, rule) + ("" if encoder is None else encoder.digest)
+    return hashlib.sha256(start + known_by.encode()).hexdigest()
 
 
 def read_report(path: Path) -> dict[str, Any] | None:
@@ -224,7 +244,7 @@ def _session_init(
     return {name: stored.tensors[name] for name in shapes}
 
 
-def _check_rule(rule: InnerRule, session_init: Tensors, encoder: ChatEncoder) -> None:
+def _check_rule(rule: InnerRule, session_init: Tensors, chat: ChatEncoder) -> None:
     different = sorted((rule.step_sizes.keys() | rule.still) ^ session_init.keys())
     if different:
         where = "no" if different[0] in session_init else "a useless"
@@ -238,12 +258,10 @@ def _check_rule(rule: InnerRule, session_init: Tensors, encoder: ChatEncoder) ->
                 f"{list(session_init[name].shape)}"
             )
     for anchor in rule.anchors:
-        encoder.example(user_turn(anchor.prompt), anchor.completion)
+        chat.example(user_turn(anchor.prompt), anchor.completion)
 
 
-def _check_gate(
-    rule: InnerRule, spec: LoraSpec, model: PreTrainedModel, encoder: ChatEncoder
-) -> None:
+def _check_gate(rule: InnerRule, spec: LoraSpec, model: PreTrainedModel, chat: ChatEncoder) -> None:
     if rule.gate is None:
         return
     if spec.scope == "full":
@@ -253,12 +271,12 @@ def _check_gate(
         raise ArtifactError(
             f"{RULE_FILE} has a gate at layer {rule.gate.layer} of a model with {layers}"
         )
-    if rule.gate.words is not None:
-        turns = (rule.gate.words.last_turn(encoder.prompt(user_turn(t)).prefix) for t in "ab")
-        if len(set(turns)) == 1:
+    if rule.gate.words is not None or rule.gate.encoder is not None:
+        prompts = [chat.prompt(user_turn(text)).prefix for text in "ab"]
+        if len({last_turn(chat.tokenizer, prompt) for prompt in prompts}) == 1:
             raise ArtifactError(
-                f"{WORDS_FILE} is of no use with this chat template, which ends a turn with text: "
-                "all prompts look the same"
+                "words and encoders are of no use with this chat template, which ends a turn with "
+                "text: all prompts look the same"
             )
 
 

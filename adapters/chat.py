@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import dropwhile, takewhile
 from typing import Final, cast
 
 from transformers import PreTrainedTokenizerBase
@@ -135,3 +137,20 @@ class ChatEncoder:
 def user_turn(text: str) -> list[dict[str, str]]:
     """``text`` as a chat of one user turn."""
     return [{"role": "user", "content": text}]
+
+
+def last_turn(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int]) -> str:
+    """The text of what was said last: of all of a prompt that has no control tokens.
+
+    It lies between the last two runs of them.
+    """
+    control = _control_ids(tokenizer)
+    backwards = dropwhile(control.__contains__, reversed(prompt))
+    turn = list(takewhile(lambda token: token not in control, backwards))[::-1]
+    return str(tokenizer.decode(turn, clean_up_tokenization_spaces=False))
+
+
+@lru_cache(maxsize=8)
+def _control_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """The numbers of the tokens that text can never become."""
+    return frozenset(id for id, token in tokenizer.added_tokens_decoder.items() if token.special)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from adapters.encoder import Encoder
     from adapters.words import Words
 
 Scope = Literal["activated", "full"]
@@ -91,7 +92,7 @@ class Gate:
     ``growth``: what is added to it times ln n with n prompts an answer, in the mean: the more ways
     of asking are known, the likelier one of them is to be like any prompt at all.
     ``mix``: how one of given choices is picked; None: by the model alone.
-    ``words``: what prompts are compared by beside their summaries.
+    ``words`` and ``encoder``: what prompts are compared by beside their summaries.
     """
 
     layer: int
@@ -99,11 +100,18 @@ class Gate:
     growth: float = 0.0
     mix: Mix | None = None
     words: Words | None = None
+    encoder: Encoder | None = None
 
     @property
     def view(self) -> str:
         """Names how prompts are seen: vectors of two views cannot be compared."""
-        return f"layer {self.layer}, words {None if self.words is None else self.words.digest}"
+        own = f"layer {self.layer}, words {None if self.words is None else self.words.digest}"
+        return own if self.encoder is None else f"{own}, encoder {self.encoder.digest}"
+
+    def width(self, summary: int) -> int:
+        """Numbers of a prompt's vector, with ``summary`` of them in what the base saw."""
+        others = (self.words, self.encoder)
+        return summary + sum(other.width for other in others if other is not None)
 
     def threshold_for(self, prompts: float) -> float:
         """Least likeness with so many prompts an answer; never so high that none opens."""

@@ -23,6 +23,7 @@ from adapters.prefix import pad
 from adapters.state import Taught
 
 ROUNDING: Final = 1e-3  # of cosines, by the 16 bits that prompts' vectors may be stored in
+OWN: Final = 0.5  # weight of summaries and words beside an encoder's 1; cosines go by its square
 LEAD: Final = 0.1  # by which a house's prompt has to be nearer than the session's
 
 
@@ -31,13 +32,16 @@ def prompt_vectors(gate: Gate, summaries: Tensor, prompts: Sequence[Sequence[int
 
     ``summaries`` (B, D) is what the base saw at each prompt's last token. Where the gate has words,
     a cosine of two such vectors is the mean of three, of summaries and of the two bags, the bag
-    that keeps tokens apart counted twice.
+    that keeps tokens apart counted twice. Of an encoder's cosine it is a fifth, where there is one.
     """
     parts = [normalize(summaries.float().cpu(), dim=-1)]
     if gate.words is not None:
         meanings, tokens = gate.words.bags(prompts)
         parts += [normalize(meanings, dim=-1), 2**0.5 * normalize(tokens, dim=-1)]
-    return normalize(torch.cat(parts, dim=-1), dim=-1)
+    own = normalize(torch.cat(parts, dim=-1), dim=-1)
+    if gate.encoder is None:
+        return own
+    return normalize(torch.cat([OWN * own, gate.encoder.vectors(prompts)], dim=-1), dim=-1)
 
 
 def nearest(keys: Tensor, vectors: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from torch import Tensor
 
 from adapters.config import AdapterError, Anchor, Gate, InnerRule, LoraSpec, Mix, Scope, SpecError
+from adapters.encoder import Encoder
 from adapters.factors import digest
 from adapters.words import Words
 
@@ -29,43 +30,54 @@ class RuleError(AdapterError, ValueError):
     """An inner rule cannot be read or written; the message names the field."""
 
 
-class _Part(BaseModel):
+class FilePart(BaseModel):
+    """Of a file: nothing unknown, nothing of another type, no number that is not finite."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
-class _Spec(_Part):
+class _Spec(FilePart):
     rank: int = Field(ge=1)
     alpha: float | None
     targets: list[str] = Field(min_length=1)
     scope: Scope
 
 
-class _Anchor(_Part):
+class _Anchor(FilePart):
     prompt: str
     completion: str
 
 
-class _Mix(_Part):
+class MixNumbers(FilePart):
+    """How one of given choices is picked."""
+
     model: float = Field(ge=0)
     memory: float = Field(ge=0)
 
 
-class _Gate(_Part):
+class GateNumbers(FilePart):
+    """A gate without what it compares prompts by."""
+
     layer: int = Field(ge=0)
     threshold: float = Field(ge=-1, le=1)
     growth: float = Field(0.0, ge=0, le=1)
-    mix: _Mix | None = None
+    mix: MixNumbers | None = None
     words: str | None = None  # digest of the table that the other numbers were chosen with
 
+    def gate(self, words: Words | None, encoder: Encoder | None = None) -> Gate:
+        """The gate with these numbers."""
+        mix = None if self.mix is None else Mix(self.mix.model, self.mix.memory)
+        return Gate(self.layer, self.threshold, self.growth, mix, words, encoder)
 
-class _Rule(_Part):
+
+class _Rule(FilePart):
     format_version: Literal[1, 2]
     spec: _Spec
     steps: int = Field(ge=1)
     clip: float = Field(gt=0)
     anchor_weight: float = Field(ge=0)
     anchors: list[_Anchor]
-    gate: _Gate | None = None
+    gate: GateNumbers | None = None
     step_sizes: dict[str, list[Annotated[float, Field(ge=0)]]]
     still: list[str] = Field(default_factory=list)
     factors: str | None = None  # digest of the tensors beside the rule
@@ -97,7 +109,7 @@ def rule_text(spec: LoraSpec, rule: InnerRule) -> str:
         "clip": float(rule.clip),
         "anchor_weight": float(rule.anchor_weight),
         "anchors": [{"prompt": a.prompt, "completion": a.completion} for a in rule.anchors],
-        "gate": None if rule.gate is None else _gate(rule.gate),
+        "gate": None if rule.gate is None else gate_numbers(rule.gate),
         "step_sizes": sizes,
         "still": sorted(rule.still),
         "factors": rule.factors and digest(rule.factors),
@@ -148,23 +160,25 @@ def read_rule(
         raise RuleError(str(error)) from error
 
 
-def _gate(gate: Gate) -> dict[str, Any]:
-    """A gate's numbers; its words are a file of their own."""
-    digest = None if gate.words is None else gate.words.digest
-    return asdict(replace(gate, words=None)) | {"words": digest}
+def gate_numbers(gate: Gate) -> dict[str, Any]:
+    """As ``GateNumbers`` takes them; words are a file of their own, an encoder is not ours."""
+    return {
+        "layer": gate.layer,
+        "threshold": gate.threshold,
+        "growth": gate.growth,
+        "mix": None if gate.mix is None else asdict(gate.mix),
+        "words": None if gate.words is None else gate.words.digest,
+    }
 
 
-def _read_gate(part: _Gate | None, words: Words | None) -> Gate | None:
+def _read_gate(part: GateNumbers | None, words: Words | None) -> Gate | None:
     found, wanted = words and words.digest, part and part.words
     if found != wanted:
         raise RuleError(
             f"wants a gate's table of words of digest {wanted}, found {found}: the rule and the "
             "table beside it must be of one export"
         )
-    if part is None:
-        return None
-    mix = None if part.mix is None else Mix(part.mix.model, part.mix.memory)
-    return Gate(part.layer, part.threshold, part.growth, mix, words)
+    return None if part is None else part.gate(words)
 
 
 def _check(content: Any) -> _Rule:

@@ -14,7 +14,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from itertools import accumulate, dropwhile, takewhile
+from itertools import accumulate
 from pathlib import Path
 from typing import Final
 
@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag
 from transformers import PreTrainedTokenizerBase
 
+from adapters.chat import last_turn
 from adapters.config import AdapterError
 from adapters.spelling import BUCKETS, buckets_of
 from adapters.tensor_file import TensorFileError, in_eight_bits, read_tensor_file
@@ -60,11 +61,6 @@ class Words:
         """The vectors in float32, (N, W)."""
         return self.vectors * self.factors.unsqueeze(1)
 
-    @cached_property
-    def control(self) -> frozenset[int]:
-        """Tokens that are no words; the last turn lies between the last two runs of them."""
-        return control_tokens(self.tokenizer)
-
     @property
     def width(self) -> int:
         """Numbers in the two bags of a prompt together."""
@@ -72,19 +68,13 @@ class Words:
 
     def bags(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """The sums (B, W) and (B, 512) over the buckets of each prompt's last turn."""
-        spelled = [buckets_of(self.last_turn(prompt)) for prompt in prompts]
+        spelled = [buckets_of(last_turn(self.tokenizer, prompt)) for prompt in prompts]
         used = sorted({bucket for buckets in spelled for bucket in buckets})
         apart = np.array([signs_of(bucket) for bucket in used], np.float32).reshape(-1, SIGNS)
         signs = torch.from_numpy(apart) * self.weights[used].unsqueeze(1)
         places = {bucket: row for row, bucket in enumerate(used)}
         known = [[places[bucket] for bucket in buckets] for buckets in spelled]
         return sum_bags(self.table, spelled), sum_bags(signs, known)
-
-    def last_turn(self, prompt: Sequence[int]) -> str:
-        """The text of what was said last: of all of a prompt that has no control tokens."""
-        backwards = dropwhile(self.control.__contains__, reversed(prompt))
-        turn = list(takewhile(lambda token: token not in self.control, backwards))[::-1]
-        return str(self.tokenizer.decode(turn, clean_up_tokenization_spaces=False))
 
 
 def sum_bags(table: Tensor, bags: Sequence[Sequence[int]]) -> Tensor:
@@ -100,11 +90,6 @@ def signs_of(bucket: int) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
     digest = hashlib.blake2b(bucket.to_bytes(4, "little"), digest_size=SIGNS // 8).digest()
     bits = np.unpackbits(np.frombuffer(digest, dtype=np.uint8)).astype(np.float32)
     return (2 * bits - 1) / np.float32(SIGNS) ** np.float32(0.5)
-
-
-def control_tokens(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """The numbers of the tokens that text can never become."""
-    return frozenset(id for id, token in tokenizer.added_tokens_decoder.items() if token.special)
 
 
 def make_words(vectors: Tensor, weights: Tensor, tokenizer: PreTrainedTokenizerBase) -> Words:

@@ -24,7 +24,7 @@ from benchmarks.asking import Asker, share
 from benchmarks.machine import allowed_cores
 from meta_training.evaluation.cells import Cell, Task
 from meta_training.evaluation.intervals import interval
-from meta_training.evaluation.judging import EvaluationError, corpus_of
+from meta_training.evaluation.material import EvaluationError, corpus_of
 from meta_training.pipeline import held_out_drawer
 from meta_training.tasks.sources import DataError
 from server.engine import Engine, EngineLimits

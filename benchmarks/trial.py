@@ -19,7 +19,7 @@ from tqdm import tqdm
 from adapters.artifact import Artifact, ArtifactError, load_artifact
 from meta_training.evaluation.cells import TaskDrawer
 from meta_training.evaluation.intervals import interval
-from meta_training.evaluation.judging import EvaluationError, corpus_of
+from meta_training.evaluation.material import EvaluationError, corpus_of
 from meta_training.pipeline import held_out_drawer, validation_drawer
 from meta_training.tasks.sources import DataError
 from server.settings import MODELS

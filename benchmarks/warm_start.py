@@ -23,7 +23,7 @@ from adapters.state import Tensors, repeat
 from meta_training.evaluation.cells import Cell, Task, TaskDrawer
 from meta_training.evaluation.intervals import interval
 from meta_training.evaluation.judge import Judge
-from meta_training.evaluation.judging import EvaluationError, corpus_of
+from meta_training.evaluation.material import EvaluationError, corpus_of
 from meta_training.learner import Learner
 from meta_training.pipeline import make_families, validation_drawer
 from meta_training.tasks.batches import encode_turn

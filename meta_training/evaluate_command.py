@@ -9,6 +9,7 @@ from meta_training.arguments import add_machine_arguments, need, positive, refus
 
 DESCRIPTION = "Score an artifact on held-out tasks, beside the plain alternatives."
 NEEDED = {
+    "encoder": "encoder",
     "frozen": "pretrained",
     "in-context": "pretrained",
     "lora": "pretrained",
@@ -19,6 +20,7 @@ METHODS = {
     "ours-recall": "the same with the memory of what was taught, as a server answers",
     "ours-prompt": "the same with the examples in the prompt as well",
     "tfidf": "nearest centroid of TF-IDF (labels only, as all up to `frozen`)",
+    "encoder": "nearest class mean of the encoder's vectors",
     "prototypical": "nearest class mean of the artifact's hidden states",
     "matching": "attention over the examples' hidden states",
     "siamese": "nearest example by hidden states",
@@ -30,7 +32,7 @@ METHODS = {
 }
 ONE_ALONE = ("pretrained", "multitask", "tasks", "page", "plot", "results")
 PICTURES = (".svg", ".png", ".pdf")
-DEFAULT = [name for name in METHODS if name not in ("matching", "siamese")]
+DEFAULT = [name for name in METHODS if name not in ("encoder", "matching", "siamese")]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,6 +54,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "as of a recipe's data.tasks (docs/meta-training.md)",
     )
     parser.add_argument("--pretrained", type=Path, help="the base before meta-training (controls)")
+    parser.add_argument(
+        "--encoder",
+        metavar="NAME",
+        help="judge the artifact as served with this sentence encoder, for which `innerloop "
+        "calibrate` chose its gate's numbers; report.json is written beside the results",
+    )
     parser.add_argument("--multitask", type=Path, help="the multi-task control's artifact")
     parser.add_argument("--episodes", type=positive, default=200, help="tasks a cell")
     parser.add_argument(
@@ -61,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=DEFAULT,
         metavar="METHOD",
         help="; ".join(f"{name}: {what}" for name, what in METHODS.items())
-        + " (default: all but matching and siamese)",
+        + " (default: all but encoder, matching and siamese)",
     )
     parser.add_argument("--cells", nargs="+", default=[], help="only cells with these words")
     parser.add_argument(

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from adapters.chat import user_turn
 from adapters.config import Gate, Mix
+from adapters.encoder import Encoder
 from adapters.gate import choice_scores, gate_similarity, prompt_vectors
 from adapters.inner_loop import adapt
 from adapters.state import Taught, repeat
@@ -47,7 +48,9 @@ MIXES = tuple(
 
 
 @torch.no_grad()
-def calibrate_gate(learner: Learner, corpus: Corpus, words: Words | None, seed: int) -> Gate:
+def calibrate_gate(
+    learner: Learner, corpus: Corpus, words: Words | None, seed: int, encoder: Encoder | None = None
+) -> Gate:
     """A threshold that grows with the number of prompts an answer, fitted on validation intents.
 
     For sessions of every shape, the threshold is found with the best mean of two shares: other
@@ -60,7 +63,7 @@ def calibrate_gate(learner: Learner, corpus: Corpus, words: Words | None, seed: 
         DataError: fewer than ``LEAST_INTENTS`` validation intents.
     """
     rng = random.Random(seed)
-    gate = Gate(learner.summary_layer, 0.0, words=words)
+    gate = Gate(learner.summary_layer, 0.0, words=words, encoder=encoder)
     pool = unrelated_questions(corpus.train_intents, corpus.train_personas)
     others = _vectors(
         learner, gate, [text for _, text in rng.sample(pool, min(UNRELATED, len(pool)))]

@@ -41,6 +41,7 @@ ENVIRONMENT_ONLY = frozenset({"api_keys", "operator_keys"})
 
 METAVARS: Mapping[str, str] = {
     "model": "PATH",
+    "encoder": "NAME",
     "host": "ADDRESS",
     "data_dir": "DIR",
     "redis_url": "URL",
@@ -55,6 +56,7 @@ KNOWN_COMMANDS: Mapping[str, str] = {
     "evaluate": "measure how well a model learns from feedback",
     "search": "try settings of meta-training and keep the best",
     "select": "compare models by their loss on the same tasks",
+    "calibrate": "choose the numbers of a model's gate for a sentence encoder",
 }
 EXTRAS: Mapping[str, str] = {"search": "search"}
 """Extras that commands of others need; `train` where it is not said."""

@@ -88,6 +88,13 @@ class Settings(BaseSettings):
         min_length=1,
         description="model folder, or the name of a model that comes with the package",
     )
+    encoder: str = Field(
+        "auto",
+        min_length=1,
+        description="sentence encoder that tells which prompts are like what was taught, and that "
+        "`innerloop calibrate` made the model ready for: auto for one that is installed "
+        "(innerloop[encoder]), none, a folder, or a repository of the hub",
+    )
     host: str = Field(
         "127.0.0.1",
         min_length=1,

@@ -8,42 +8,22 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import TypeAdapter, ValidationError
-from transformers import PreTrainedModel
 
 from adapters.artifact import Artifact, load_artifact
-from adapters.base_model import load_base
-from adapters.chat import ChatEncoder
-from adapters.state import fingerprint
-from meta_training.algorithms.metric import Matching, Prototypical, Siamese
-from meta_training.corpus import Corpus, files_of, held_out_only, load_corpus
+from meta_training.corpus import Corpus, files_of, held_out_only
 from meta_training.data.rows import replace_text
 from meta_training.device import use_device
-from meta_training.evaluate_command import METHODS, NEEDED
-from meta_training.evaluation.cells import (
-    Cell,
-    chosen_cells,
-    drawable_cells,
-    held_out_questions,
-)
-from meta_training.evaluation.cost import adaptation_costs
-from meta_training.evaluation.intervals import interval
-from meta_training.evaluation.methods import (
-    InContext,
-    MetaLearned,
-    Method,
-    NearestTaught,
-    Shown,
-    TfidfCentroid,
-    tuned_lora,
-)
+from meta_training.evaluate_command import METHODS
+from meta_training.evaluation.bench import TUNED, WEIGHTS, Bench
+from meta_training.evaluation.cells import Cell
+from meta_training.evaluation.material import EvaluationError, corpus_of, identity, recipe_of
 from meta_training.evaluation.page import render
 from meta_training.evaluation.plots import examples_figure, save
 from meta_training.evaluation.report import (
@@ -67,21 +47,8 @@ from meta_training.evaluation.splits import (
     mean_over_splits,
 )
 from meta_training.exits import exit_code
-from meta_training.kept_out import KEY, check_kept_out
-from meta_training.learner import Learner
-from meta_training.pipeline import held_out_drawer, validation_drawer
-from meta_training.pretrain import TextRows, language_loss
-from meta_training.recipe import Recipe, RecipeError, problems, read_yaml, told_recipe
-from meta_training.recipe_parts import InnerPart, OuterPart
+from meta_training.recipe import RecipeError, problems, read_yaml, told_recipe
 from meta_training.tasks.part import TaskPart
-
-WEIGHTS = torch.float32  # on a GPU too, where a server has 16 bits: figures of all devices compare
-TUNED = {"lora", "multitask-lora"}  # on validation tasks
-LABELS_ONLY = ("tfidf", "prototypical", "matching", "siamese", "frozen")
-
-
-class EvaluationError(ValueError):
-    """An artifact cannot be judged; the message says why, or what to change."""
 
 
 def judge(arguments: argparse.Namespace) -> int:
@@ -108,12 +75,13 @@ def _judge_all(arguments: argparse.Namespace) -> None:
 
 
 def _judge(arguments: argparse.Namespace, device: torch.device) -> Summary:
-    artifact = load_artifact(arguments.artifact, device, WEIGHTS)
+    artifact = load_artifact(arguments.artifact, device, WEIGHTS, arguments.encoder)
     own = None if arguments.tasks is None else read_tasks(arguments.tasks)
     corpus = corpus_of(artifact, arguments.data) if own is None else _own(arguments, own)
-    bench = _Bench(arguments, artifact, corpus, device)
+    bench = Bench(arguments, artifact, corpus, device)
     cells = bench.cells()
-    stem = "results" if own is None else f"results-{arguments.tasks.stem}"
+    of_what = [Path(part).stem for part in (arguments.tasks, arguments.encoder) if part is not None]
+    stem = "-".join(["results", *of_what])
     results = arguments.results or arguments.artifact.parent / f"{stem}.jsonl"
     of = f"{identity(artifact)}/{arguments.seed}/{corpus.held_out_digest}"
     _tell_others(results, f"{identity(artifact)}/{arguments.seed}", of)
@@ -129,8 +97,9 @@ def _judge(arguments: argparse.Namespace, device: torch.device) -> Summary:
     report |= _found(bench, cells, rows, served, report.get("cost", {}))
     report["seed"] = arguments.seed
     name = stem.replace("results", "report")
-    # A report of some cells does not take the place of one of all.
-    aside = own is not None or arguments.results is not None or bool(known - set(report["cells"]))
+    # A report of some cells does not take the place of one of all, nor one of another gate.
+    fewer = bool(known - set(report["cells"]))
+    aside = own is not None or arguments.encoder or arguments.results is not None or fewer
     written = (results.parent if aside else arguments.artifact) / f"{name}.json"
     _write(written, report)
     print(f"report: {written}", file=sys.stderr)
@@ -145,7 +114,7 @@ def _judge(arguments: argparse.Namespace, device: torch.device) -> Summary:
 
 
 def _found(
-    bench: _Bench,
+    bench: Bench,
     cells: Sequence[Cell],
     rows: Sequence[dict[str, Any]],
     served: tuple[str, str],
@@ -184,50 +153,6 @@ def _about(tasks: Path, parts: Sequence[TaskPart], artifact: Artifact) -> dict[s
     }
 
 
-def corpus_of(artifact: Artifact, data: Path) -> Corpus:
-    """The material that ``artifact`` was made from, and what was held out of it.
-
-    Raises:
-        EvaluationError: its report does not say what that was, or too little was held out.
-        DataError: something else was.
-    """
-    name, corpus = artifact.name, material_of(artifact, data)
-    if not held_out_questions(corpus):
-        raise EvaluationError(f"{name}: its recipe holds out nothing of {data} to judge it by")
-    return corpus
-
-
-def material_of(artifact: Artifact, data: Path) -> Corpus:
-    """The material that ``artifact`` was made from, split as it was then.
-
-    Raises:
-        EvaluationError: its report does not say what that was.
-        DataError: a file is missing, broken or split in another way.
-    """
-    recipe = recipe_of(artifact)
-    corpus = load_corpus(data, recipe.data, recipe.seed)
-    check_kept_out((artifact.report or {}).get(KEY), corpus.kept_out, recipe.name)
-    return corpus
-
-
-def recipe_of(artifact: Artifact) -> Recipe:
-    """The recipe that ``artifact`` was made by.
-
-    Raises:
-        EvaluationError: its report does not say.
-    """
-    try:
-        recipe = told_recipe(artifact.report, artifact.name)
-    except RecipeError as error:
-        raise EvaluationError(str(error)) from error
-    if recipe is None:
-        raise EvaluationError(
-            f"{artifact.name}: report.json has no recipe, so nobody knows what was held out "
-            "of its training: evaluate a folder that `innerloop meta-train` made"
-        )
-    return recipe
-
-
 def read_tasks(path: Path) -> list[TaskPart]:
     """The tasks of a YAML file, in the form of a recipe's ``data.tasks``.
 
@@ -251,11 +176,6 @@ def _own(arguments: argparse.Namespace, parts: list[TaskPart]) -> Corpus:
     return held_out_only(arguments.data, parts, arguments.seed)
 
 
-def identity(artifact: Artifact) -> str:
-    """What lines of results know an artifact by: its base, its start and its rule."""
-    return f"{artifact.fingerprint[:16]}/{artifact.rule_hash[:16]}"
-
-
 def _tell_others(results: Path, artifact: str, of: str) -> None:
     others = count_others(results, artifact, of)
     if others:
@@ -275,126 +195,3 @@ def _lines(value: Any, levels: int) -> str:
         return json.dumps(value, sort_keys=True, allow_nan=False, separators=(",", ":"))
     lines = [f"{json.dumps(key)}:{_lines(value[key], levels - 1)}" for key in sorted(value)]
     return "{\n" + ",\n".join(lines) + "\n}"
-
-
-class _Bench:
-    """The methods of a report, made when they are asked for, and the tasks they share."""
-
-    def __init__(
-        self,
-        arguments: argparse.Namespace,
-        artifact: Artifact,
-        corpus: Corpus,
-        device: torch.device,
-    ) -> None:
-        self._arguments = arguments
-        self._artifact = artifact
-        self._corpus = corpus
-        self.drawer = held_out_drawer(corpus, artifact.tokenizer, arguments.seed)
-        # Loaded before hours of work, so that a wrong folder shows at once.
-        base, control = arguments.pretrained, arguments.multitask
-        self._base = load_base(base, device, WEIGHTS) if base else None
-        self._control = load_artifact(control, device, WEIGHTS) if control else None
-
-    def cells(self) -> list[Cell]:
-        """The cells that are asked for. Raises EvaluationError where there are none."""
-        asked = self._arguments
-        try:
-            return chosen_cells(
-                drawable_cells(self.drawer), asked.cells, asked.queries, asked.wrong
-            )
-        except ValueError as error:
-            raise EvaluationError(str(error)) from error
-
-    def method(self, name: str) -> Method:
-        makers: dict[str, Callable[[], Method]] = {
-            "ours": lambda: MetaLearned(ADAPTER, self._ours()),
-            "ours-recall": lambda: MetaLearned(SERVED, self._ours(), recall=True),
-            "ours-prompt": lambda: MetaLearned(
-                f"{SERVED} and the examples in the prompt", self._ours(), True, self._shown()
-            ),
-            "tfidf": TfidfCentroid,
-            "prototypical": lambda: NearestTaught(
-                "nearest prototype, this base", self._ours(), Prototypical()
-            ),
-            "matching": lambda: NearestTaught(
-                "matching network, this base", self._ours(), Matching(self._outer().sharpness)
-            ),
-            "siamese": lambda: NearestTaught(
-                "siamese network, this base", self._ours(), Siamese(self._outer().margin)
-            ),
-            "frozen": lambda: NearestTaught(
-                "nearest prototype, pre-trained base", self._plain(), Prototypical()
-            ),
-            "in-context": lambda: InContext("examples in the prompt", self._plain(), self._shown()),
-            "lora": lambda: self._tuned("LoRA, pre-trained base", self._plain()),
-            "multitask-lora": lambda: self._tuned("LoRA, multi-task base", self._multitask()),
-        }
-        return makers[name]()
-
-    def cells_for(self, name: str, cells: Sequence[Cell]) -> list[Cell]:
-        """Cells a method can be judged on: some only pick labels."""
-        return [cell for cell in cells if name not in LABELS_ONLY or self.drawer.picks(cell.family)]
-
-    def control(self, name: str) -> str:
-        """What a method's results depend on beside artifact and tasks, to go on with."""
-        needed = NEEDED.get(name)
-        if needed == "pretrained" and self._base is not None:
-            control = fingerprint(self._base.model)[:16]
-        elif needed == "multitask" and self._control is not None:
-            control = identity(self._control)
-        else:
-            return ""
-        tuned = f"/{self._corpus.validation_digest}" if name in TUNED else ""
-        return f"/{needed}={control}{tuned}"
-
-    def costs(self, cells: Sequence[Cell]) -> dict[str, dict[str, Any]]:
-        """What adapting to a task of each cell costs; see ``adaptation_costs``."""
-        return adaptation_costs(self._ours(), self.drawer, cells)
-
-    def perplexities(self) -> dict[str, float]:
-        """Per token on held-out dialogues, where there are some, adapters off."""
-        if not self._corpus.test_dialogues:
-            return {}
-        models = {"innerloop": self._artifact.model}
-        if self._base:
-            models["pre-trained"] = self._base.model
-        return {name: self._perplexity(model) for name, model in models.items()}
-
-    def _perplexity(self, model: PreTrainedModel) -> float:
-        tokenizer = self._artifact.tokenizer
-        held_out = Corpus(train_dialogues=self._corpus.test_dialogues)
-        rows = TextRows(held_out, tokenizer, 128, seed=7, dialogue_share=1.0)
-        with torch.no_grad():
-            losses = [float(language_loss(model, rows.batch(16))) for _ in range(10)]
-        return round(math.exp(interval(losses)[0]), 3)
-
-    def _ours(self) -> Learner:
-        return Learner.from_artifact(self._artifact)
-
-    def _outer(self) -> OuterPart:
-        """What the artifact was made by; the defaults where that is not told."""
-        told = told_recipe(self._artifact.report, self._artifact.name)
-        return OuterPart() if told is None else told.outer
-
-    def _shown(self) -> Shown:
-        return Shown(self._artifact.tokenizer, self._artifact.context_tokens)
-
-    def _plain(self) -> Learner:
-        assert self._base is not None
-        spec = self._artifact.spec
-        part = InnerPart(rank=spec.rank, targets=list(spec.targets), scope=spec.scope, anchors=0)
-        return Learner(self._base.model, ChatEncoder(self._base.tokenizer), part, [], seed=0)
-
-    def _multitask(self) -> Learner:
-        assert self._control is not None
-        learner = Learner.from_artifact(self._control)
-        learner.anchor_examples = []
-        return learner
-
-    def _tuned(self, name: str, learner: Learner) -> Method:
-        """Plain LoRA at the learning rate that is best on validation tasks after most steps."""
-        drawer = validation_drawer(self._corpus, self._artifact.tokenizer, seed=77)
-        method = tuned_lora(name, learner, drawer)
-        print(f"{name}: learning rate {method.learning_rate:g}", file=sys.stderr)
-        return method

@@ -15,6 +15,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.pipeline import FeatureUnion
 from transformers import PreTrainedTokenizerBase
 
+from adapters.encoder import Encoder
 from adapters.inner_loop import inner_step, support_losses
 from adapters.state import Tensors, repeat
 from meta_training.algorithms.metric import Metric
@@ -217,14 +218,17 @@ class Shown:
 
 
 class NearestTaught:
-    """A label by what the prompts' hidden states lie near to; no adapter, no gate."""
+    """A label by what the prompts' vectors lie near to; no adapter, no gate."""
 
     checkpoints: tuple[str, ...] = ("-",)
 
-    def __init__(self, name: str, learner: Learner, metric: Metric) -> None:
-        """Compare the summaries of ``learner``'s base by ``metric``."""
+    def __init__(
+        self, name: str, learner: Learner, metric: Metric, encoder: Encoder | None = None
+    ) -> None:
+        """Compare by ``metric`` the summaries of ``learner``'s base, or what ``encoder`` says."""
         self.name = name
-        self._learner = learner
+        self._chat = learner.encoder
+        self._vectors = learner.summaries if encoder is None else encoder.vectors
         self._metric = metric
 
     def scores(self, tasks: Sequence[Task]) -> dict[str, Scores]:
@@ -234,8 +238,8 @@ class NearestTaught:
     @torch.no_grad()
     def _accuracy(self, task: Task) -> float:
         support, query = task.episode.support, task.episode.query
-        prompts = [encode_turn(turn, self._learner.encoder).prompt for turn in (*support, *query)]
-        vectors = self._learner.summaries(prompts)
+        prompts = [encode_turn(turn, self._chat).prompt for turn in (*support, *query)]
+        vectors = self._vectors(prompts)
         names = sorted({turn.answer for turn in support})
         labels = torch.tensor([names.index(turn.answer) for turn in support])
         known, asked = vectors.split((len(support), len(query)))

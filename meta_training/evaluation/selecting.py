@@ -21,6 +21,7 @@ from adapters.artifact import Artifact, load_artifact
 from adapters.chat import ChatEncoder
 from meta_training.corpus import Corpus
 from meta_training.device import use_device
+from meta_training.evaluation.bench import WEIGHTS
 from meta_training.evaluation.cells import (
     COMPARED,
     Cell,
@@ -28,8 +29,7 @@ from meta_training.evaluation.cells import (
     chosen_cells,
     drawable_cells,
 )
-from meta_training.evaluation.judging import (
-    WEIGHTS,
+from meta_training.evaluation.material import (
     EvaluationError,
     corpus_of,
     identity,

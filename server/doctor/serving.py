@@ -6,6 +6,8 @@ from typing import Any
 import httpx
 
 from adapters.artifact import ArtifactError, load_artifact
+from adapters.calibrated import CalibrationError, chosen_encoder
+from adapters.encoder import EncoderError
 from server.doctor import Finding, Level
 from server.doctor.machine import free_bytes, memory
 from server.listener import StartError, listen
@@ -31,16 +33,20 @@ def model(settings: Settings, load: bool) -> Iterator[Finding]:
         yield Finding("model", "warning", f"{folder} was not loaded, so nothing is known about it")
         return
     try:
-        artifact = load_artifact(folder)
-    except ArtifactError as error:
+        encoder = chosen_encoder(settings.encoder, folder)
+        artifact = load_artifact(folder, encoder=encoder)
+    except (ArtifactError, CalibrationError) as error:
         mend = "make or copy the folder again, or name another with INNERLOOP_MODEL"
+        if isinstance(error.__cause__ or error, EncoderError | CalibrationError):
+            mend = "name another with INNERLOOP_ENCODER, or serve without one: none"
         yield Finding("model", "problem", str(error), mend)
         return
+    beside = "no encoder" if encoder is None else f"the encoder {encoder}"
     rule = "its own inner rule" if artifact.report is not None else "the default inner rule"
     yield Finding(
         "model",
         "ok",
-        f"{artifact.name} loads, with {rule}, rank {artifact.spec.rank}, "
+        f"{artifact.name} loads, with {rule} and {beside}, rank {artifact.spec.rank}, "
         f"{artifact.context_tokens} tokens of context; its weights have the fingerprint "
         f"{artifact.fingerprint[:16]}",
     )

@@ -22,6 +22,7 @@ from server.engine.course import make_course
 from server.engine.errors import AdapterMismatch, EngineStopped, InvalidRequest, RequestTooLong
 from server.engine.grammar import Grammars
 from server.engine.host_adapters import HostAdapters
+from server.engine.isolation import failure
 from server.engine.job import Job
 from server.engine.linear import fast_linears
 from server.engine.looks import Look
@@ -108,6 +109,8 @@ class Engine:
         self._worker.check_open()  # before loading for nothing
         state = None if request.adapter is None else await self._state(request.adapter)
         house = None if request.house is None else await self._state(request.house)
+        if any(s is not None and s.taught is not None for s in (state, house)):
+            await self._encode([request.prompt.prefix])
         schema = request.sampling.schema
         grammar = None if schema is None else await self._grammars.begin(schema)
         outbox: Outbox[Delta | Finished] = Outbox(self._worker.mail)
@@ -142,6 +145,7 @@ class Engine:
             for _, completion in example.rows():
                 tokens = example.prompt + example.header + completion
                 self._check_tokens(tokens, f"examples[{index}]", len(tokens))
+        await self._encode([example.prompt for example in request.examples])
         steps = self._artifact.rule.steps if request.steps is None else request.steps
         outbox: Outbox[Candidate] = Outbox(self._worker.mail)
         examples = len(request.examples)
@@ -168,12 +172,27 @@ class Engine:
             if not tokens:
                 raise InvalidRequest(f"prompts[{index}] is empty: there is nothing to compare")
             self._check_tokens(tokens, f"prompts[{index}]", len(tokens))
+        await self._encode(prompts)
         outbox: Outbox[Tensor] = Outbox(self._worker.mail)
         self._worker.submit(Look(prompts, tenant, outbox))
         try:
             return await outbox.get()
         finally:
             outbox.cancel()
+
+    async def _encode(self, prompts: Sequence[Tokens]) -> None:
+        """Have the gate's encoder, if any, know these prompts before the engine thread asks it.
+
+        Raises:
+            EngineFailed: it cannot compute them.
+        """
+        gate = self._base.gate
+        if gate is None or gate.encoder is None or not prompts:
+            return
+        try:
+            await asyncio.to_thread(gate.encoder.vectors, prompts)
+        except Exception as error:  # model code of any architecture raises anything
+            raise failure("encoding prompts", error) from None
 
     def fits(self, tokens: int) -> bool:
         """Whether a sequence of so many tokens can be answered: by the context, and in memory."""
@@ -242,8 +261,7 @@ class Engine:
         gate, taught = self._base.gate, state.taught
         if gate is None or taught is None:
             return
-        width = self._base.width + (0 if gate.words is None else gate.words.width)
-        if taught.view != gate.view or taught.keys.shape[1] != width:
+        if taught.view != gate.view or taught.keys.shape[1] != gate.width(self._base.width):
             raise AdapterMismatch(
                 f"adapter {key} was taught under another gate than this engine's: derive it again "
                 "from its log"

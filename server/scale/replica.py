@@ -25,7 +25,7 @@ class Replica:
         """Start the server's insides.
 
         Raises:
-            SettingsError, SessionStoreError, ArtifactError, EngineError: see `running`. A model
+            SettingsError, SessionStoreError, AdapterError, EngineError: see `running`. A model
                 other than that of a live replica on this Redis is a StoreRefused.
         """
         logs.configure(settings.log_level, settings.log_format)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from adapters.chat import ROLES, ChatEncoder, PromptError, user_turn
+from adapters.chat import ROLES, ChatEncoder, PromptError, last_turn, user_turn
 
 CHAT = [
     {"role": "system", "content": "You work in a shop."},
@@ -154,3 +154,15 @@ def test_no_text_adds_a_control_token(
     control = [token for token in prompt.ids if token in tokenizer.all_special_ids]
     expected = encoder.prompt([{"role": role, "content": "x"}])
     assert control == [token for token in expected.ids if token in tokenizer.all_special_ids]
+
+
+def test_the_last_turn_is_what_was_said_last(tokenizer: PreTrainedTokenizerFast) -> None:
+    encoder = ChatEncoder(tokenizer)
+    text = "Where is my parcel?"
+    alone = tokenizer(text, add_special_tokens=False)["input_ids"]
+    before = [*user_turn("What time?"), {"role": "assistant", "content": "At nine."}]
+    for messages in (user_turn(text), before + user_turn(text)):
+        assert last_turn(tokenizer, encoder.prompt(messages).prefix).strip() == text
+        assert last_turn(tokenizer, encoder.prompt(messages).ids) != ""
+    assert last_turn(tokenizer, alone).strip() == text, "without control tokens it is all one turn"
+    assert last_turn(tokenizer, [1, 1]) == last_turn(tokenizer, []) == ""

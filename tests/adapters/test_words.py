@@ -13,7 +13,6 @@ from tiny_models import random_words
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from adapters.chat import ChatEncoder, user_turn
 from adapters.spelling import BUCKETS, buckets_of
 from adapters.words import (
     SIGNS,
@@ -34,18 +33,6 @@ def cosine(a: Tensor, b: Tensor) -> float:
 
 def prompts_of(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> list[list[int]]:
     return [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
-
-
-def test_only_what_was_said_last_counts(tokenizer: PreTrainedTokenizerFast) -> None:
-    words, encoder = random_words(tokenizer), ChatEncoder(tokenizer)
-    text = "Where is my parcel?"
-    alone = tokenizer(text, add_special_tokens=False)["input_ids"]
-    before = [*user_turn("What time?"), {"role": "assistant", "content": "At nine."}]
-    for messages in (user_turn(text), before + user_turn(text)):
-        assert words.last_turn(encoder.prompt(messages).prefix).strip() == text
-        assert words.last_turn(encoder.prompt(messages).ids) != ""
-    assert words.last_turn(alone).strip() == text, "without control tokens it is all one turn"
-    assert words.last_turn([1, 1]) == words.last_turn([]) == ""
 
 
 def test_bags_are_sums_over_the_words_and_their_pieces(tokenizer: PreTrainedTokenizerFast) -> None:

@@ -10,6 +10,7 @@ import pytest
 from engine_harness import SHOP, collect, run, running
 
 from adapters.artifact import Artifact, load_artifact
+from adapters.calibrated import chosen_encoder
 from adapters.chat import ChatEncoder, user_turn
 from adapters.state import AdapterState
 from server.engine import AdapterRef, AdaptRequest, Engine, GenerateRequest, Sampling
@@ -19,9 +20,25 @@ FOLDER = MODELS / "innerloop-tiny"
 TAUGHT, ASKED, OTHERS = 5, 3, 3
 
 
-@pytest.fixture(scope="module")
-def artifact() -> Artifact:
-    return load_artifact(FOLDER)
+ENCODER = chosen_encoder("auto", FOLDER)
+# Right and kept in each test, looser than the published figures, which are over many tasks.
+LEAST = {None: (0.65, 0.8, 0.5), ENCODER: (0.8, 0.8, 0.75)}
+
+
+@pytest.fixture(scope="module", params=list(LEAST))
+def artifact(request: pytest.FixtureRequest) -> Artifact:
+    """As it is served with nothing else installed, and with the encoder that is."""
+    return load_artifact(FOLDER, encoder=request.param)
+
+
+@pytest.fixture
+def least(artifact: Artifact) -> tuple[float, float, float]:
+    assert artifact.rule.gate is not None
+    return LEAST[artifact.rule.gate.encoder and artifact.rule.gate.encoder.name]
+
+
+def test_its_encoder_is_installed_where_tests_run() -> None:
+    assert ENCODER == "all-MiniLM-L6-v2"
 
 
 def test_it_is_as_small_as_it_says_and_brings_its_report(artifact: Artifact) -> None:
@@ -36,24 +53,25 @@ def test_it_is_as_small_as_it_says_and_brings_its_report(artifact: Artifact) -> 
 
 
 def test_five_examples_of_a_shops_answer_are_followed_and_other_answers_stay(
-    artifact: Artifact,
+    artifact: Artifact, least: tuple[float, float, float]
 ) -> None:
-    """Looser than the published figures, which are over many tasks: it guards the weights."""
     for recall, (right, kept) in run(_teach_the_shop(artifact)).items():
         share_right, share_kept = sum(right) / len(right), sum(kept) / len(kept)
         print(
             f"recall {recall}: {share_right:.1%} of {len(right)} right, "
             f"{1 - share_kept:.1%} of {len(kept)} changed"
         )
-        assert share_right >= (0.65 if recall else 0.6)
-        assert share_kept >= 0.8
+        assert share_right >= (least[0] if recall else 0.6)
+        assert share_kept >= least[1]
 
 
-def test_a_shops_ten_answers_at_once_need_recall(artifact: Artifact) -> None:
+def test_a_shops_ten_answers_at_once_need_recall(
+    artifact: Artifact, least: tuple[float, float, float]
+) -> None:
     right = run(_teach_ten(artifact))
     shares = {recall: sum(found) / len(found) for recall, found in right.items()}
     print({recall: f"{share:.1%}" for recall, share in shares.items()})
-    assert shares[True] >= 0.5
+    assert shares[True] >= least[2]
     assert shares[True] > shares[False]
 
 

@@ -1,0 +1,178 @@
+"""The methods of a report, by the names they are asked for, and the tasks and models they share.
+
+Knows methods, artifacts and the command's arguments; knows nothing about results or reports.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import torch
+from transformers import PreTrainedModel
+
+from adapters.artifact import Artifact, load_artifact
+from adapters.base_model import load_base
+from adapters.chat import ChatEncoder
+from adapters.state import fingerprint
+from meta_training.algorithms.metric import Matching, Prototypical, Siamese
+from meta_training.corpus import Corpus
+from meta_training.evaluate_command import NEEDED
+from meta_training.evaluation.cells import Cell, chosen_cells, drawable_cells
+from meta_training.evaluation.cost import adaptation_costs
+from meta_training.evaluation.intervals import interval
+from meta_training.evaluation.material import EvaluationError, identity
+from meta_training.evaluation.methods import (
+    InContext,
+    MetaLearned,
+    Method,
+    NearestTaught,
+    Shown,
+    TfidfCentroid,
+    tuned_lora,
+)
+from meta_training.evaluation.report import ADAPTER, SERVED
+from meta_training.learner import Learner
+from meta_training.pipeline import held_out_drawer, validation_drawer
+from meta_training.pretrain import TextRows, language_loss
+from meta_training.recipe import told_recipe
+from meta_training.recipe_parts import InnerPart, OuterPart
+
+WEIGHTS: Final = torch.float32  # on a GPU too, where a server has 16 bits: figures compare
+TUNED: Final = {"lora", "multitask-lora"}  # on validation tasks
+LABELS_ONLY: Final = ("tfidf", "encoder", "prototypical", "matching", "siamese", "frozen")
+
+
+class Bench:
+    """The methods of a report, made when they are asked for, and the tasks they share."""
+
+    def __init__(
+        self,
+        arguments: argparse.Namespace,
+        artifact: Artifact,
+        corpus: Corpus,
+        device: torch.device,
+    ) -> None:
+        self._arguments = arguments
+        self._artifact = artifact
+        self._corpus = corpus
+        self.drawer = held_out_drawer(corpus, artifact.tokenizer, arguments.seed)
+        # Loaded before hours of work, so that a wrong folder shows at once.
+        base, control = arguments.pretrained, arguments.multitask
+        self._base = load_base(base, device, WEIGHTS) if base else None
+        self._control = load_artifact(control, device, WEIGHTS) if control else None
+
+    def cells(self) -> list[Cell]:
+        """The cells that are asked for. Raises EvaluationError where there are none."""
+        asked = self._arguments
+        try:
+            return chosen_cells(
+                drawable_cells(self.drawer), asked.cells, asked.queries, asked.wrong
+            )
+        except ValueError as error:
+            raise EvaluationError(str(error)) from error
+
+    def method(self, name: str) -> Method:
+        """The method called ``name``; some are tuned first, which takes minutes."""
+        makers: dict[str, Callable[[], Method]] = {
+            "ours": lambda: MetaLearned(ADAPTER, self._ours()),
+            "ours-recall": lambda: MetaLearned(SERVED, self._ours(), recall=True),
+            "ours-prompt": lambda: MetaLearned(
+                f"{SERVED} and the examples in the prompt", self._ours(), True, self._shown()
+            ),
+            "tfidf": TfidfCentroid,
+            "encoder": self._encoder,
+            "prototypical": lambda: NearestTaught(
+                "nearest prototype, this base", self._ours(), Prototypical()
+            ),
+            "matching": lambda: NearestTaught(
+                "matching network, this base", self._ours(), Matching(self._outer().sharpness)
+            ),
+            "siamese": lambda: NearestTaught(
+                "siamese network, this base", self._ours(), Siamese(self._outer().margin)
+            ),
+            "frozen": lambda: NearestTaught(
+                "nearest prototype, pre-trained base", self._plain(), Prototypical()
+            ),
+            "in-context": lambda: InContext("examples in the prompt", self._plain(), self._shown()),
+            "lora": lambda: self._tuned("LoRA, pre-trained base", self._plain()),
+            "multitask-lora": lambda: self._tuned("LoRA, multi-task base", self._multitask()),
+        }
+        return makers[name]()
+
+    def cells_for(self, name: str, cells: Sequence[Cell]) -> list[Cell]:
+        """Cells a method can be judged on: some only pick labels."""
+        return [cell for cell in cells if name not in LABELS_ONLY or self.drawer.picks(cell.family)]
+
+    def control(self, name: str) -> str:
+        """What a method's results depend on beside artifact and tasks, to go on with."""
+        needed = NEEDED.get(name)
+        if needed == "pretrained" and self._base is not None:
+            control = fingerprint(self._base.model)[:16]
+        elif needed == "multitask" and self._control is not None:
+            control = identity(self._control)
+        else:
+            return ""
+        tuned = f"/{self._corpus.validation_digest}" if name in TUNED else ""
+        return f"/{needed}={control}{tuned}"
+
+    def costs(self, cells: Sequence[Cell]) -> dict[str, dict[str, Any]]:
+        """What adapting to a task of each cell costs; see ``adaptation_costs``."""
+        return adaptation_costs(self._ours(), self.drawer, cells)
+
+    def perplexities(self) -> dict[str, float]:
+        """Per token on held-out dialogues, where there are some, adapters off."""
+        if not self._corpus.test_dialogues:
+            return {}
+        models = {"innerloop": self._artifact.model}
+        if self._base:
+            models["pre-trained"] = self._base.model
+        return {name: self._perplexity(model) for name, model in models.items()}
+
+    def _perplexity(self, model: PreTrainedModel) -> float:
+        tokenizer = self._artifact.tokenizer
+        held_out = Corpus(train_dialogues=self._corpus.test_dialogues)
+        rows = TextRows(held_out, tokenizer, 128, seed=7, dialogue_share=1.0)
+        with torch.no_grad():
+            losses = [float(language_loss(model, rows.batch(16))) for _ in range(10)]
+        return round(math.exp(interval(losses)[0]), 3)
+
+    def _encoder(self) -> Method:
+        gate = self._artifact.rule.gate
+        assert gate is not None
+        assert gate.encoder is not None
+        name = f"nearest prototype, {gate.encoder.name}"
+        return NearestTaught(name, self._ours(), Prototypical(), gate.encoder)
+
+    def _ours(self) -> Learner:
+        return Learner.from_artifact(self._artifact)
+
+    def _outer(self) -> OuterPart:
+        """What the artifact was made by; the defaults where that is not told."""
+        told = told_recipe(self._artifact.report, self._artifact.name)
+        return OuterPart() if told is None else told.outer
+
+    def _shown(self) -> Shown:
+        return Shown(self._artifact.tokenizer, self._artifact.context_tokens)
+
+    def _plain(self) -> Learner:
+        assert self._base is not None
+        spec = self._artifact.spec
+        part = InnerPart(rank=spec.rank, targets=list(spec.targets), scope=spec.scope, anchors=0)
+        return Learner(self._base.model, ChatEncoder(self._base.tokenizer), part, [], seed=0)
+
+    def _multitask(self) -> Learner:
+        assert self._control is not None
+        learner = Learner.from_artifact(self._control)
+        learner.anchor_examples = []
+        return learner
+
+    def _tuned(self, name: str, learner: Learner) -> Method:
+        """Plain LoRA at the learning rate that is best on validation tasks after most steps."""
+        drawer = validation_drawer(self._corpus, self._artifact.tokenizer, seed=77)
+        method = tuned_lora(name, learner, drawer)
+        print(f"{name}: learning rate {method.learning_rate:g}", file=sys.stderr)
+        return method

@@ -1,0 +1,217 @@
+"""A sentence encoder at the gate: what it sees of a prompt, what it keeps, and whom it refuses."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_encoder import WIDTH, save_encoder
+from torch import Tensor
+from torch.nn.functional import normalize
+from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerFast
+
+from adapters import encoder as module
+from adapters.chat import ChatEncoder, user_turn
+from adapters.encoder import Encoder, EncoderError, load_encoder
+
+TEXT = "Where is my parcel?"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_encoder(tmp_path_factory.mktemp("encoder") / "tiny")
+
+
+@pytest.fixture
+def encoder(folder: Path, tokenizer: PreTrainedTokenizerFast) -> Encoder:
+    return load_encoder(str(folder), tokenizer)
+
+
+def prompt(tokenizer: PreTrainedTokenizerFast, text: str, before: str = "") -> tuple[int, ...]:
+    said = [*user_turn(before), {"role": "assistant", "content": "At nine."}] if before else []
+    return ChatEncoder(tokenizer).prompt([*said, *user_turn(text)]).prefix
+
+
+@torch.no_grad()
+def by_hand(folder: Path, text: str, first_token: bool = False) -> Tensor:
+    model = AutoModel.from_pretrained(folder).eval()
+    tokens = AutoTokenizer.from_pretrained(folder)(text, return_tensors="pt")
+    states = model(**tokens).last_hidden_state[0]
+    return normalize(states[0] if first_token else states.mean(0), dim=0)
+
+
+def test_a_vector_is_of_the_last_turn_alone(
+    folder: Path, encoder: Encoder, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    asked = [prompt(tokenizer, TEXT), prompt(tokenizer, TEXT, before="What time?")]
+    vectors = encoder.vectors([*asked, prompt(tokenizer, "What time do you open tomorrow?")])
+    assert vectors.shape == (3, encoder.width)
+    assert encoder.width == WIDTH
+    torch.testing.assert_close(vectors.norm(dim=1), torch.ones(3))
+    torch.testing.assert_close(vectors[0], vectors[1])
+    assert not torch.allclose(vectors[0], vectors[2])
+    turn = module.last_turn(tokenizer, asked[0])
+    assert turn.strip() == TEXT
+    torch.testing.assert_close(vectors[0], by_hand(folder, turn))
+
+
+def test_an_encoder_may_be_pooled_by_its_first_token(
+    tmp_path: Path, encoder: Encoder, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    folder = save_encoder(tmp_path / "first", pooling="cls_token")
+    first, asked = load_encoder(str(folder), tokenizer), prompt(tokenizer, TEXT)
+    turn = module.last_turn(tokenizer, asked)
+    torch.testing.assert_close(first.vectors([asked])[0], by_hand(folder, turn, first_token=True))
+    assert first.digest != encoder.digest, "of the same weights"
+
+
+def test_what_a_turn_was_asked_beside_does_not_matter(
+    folder: Path, encoder: Encoder, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    prompts = [prompt(tokenizer, " ".join([TEXT] * n)) for n in (1, 2, 5, 9, 40)]
+    together = encoder.vectors(prompts)
+    alone = load_encoder(str(folder), tokenizer)
+    for row, each in enumerate(prompts):
+        torch.testing.assert_close(alone.vectors([each])[0], together[row], atol=1e-5, rtol=1e-5)
+
+
+def test_turns_are_kept_and_the_oldest_leave(
+    encoder: Encoder, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "KEPT", 2)
+    encoded: list[str] = []
+    encode = encoder._encode
+    monkeypatch.setattr(encoder, "_encode", lambda texts: encoded.extend(texts) or encode(texts))
+    one, two, three = (prompt(tokenizer, text) for text in ("one", "two", "three"))
+    first = encoder.vectors([one])
+    assert torch.equal(encoder.vectors([one, two, one])[2:], first)
+    assert [text.strip() for text in encoded] == ["one", "two"]
+    encoder.vectors([one])
+    encoder.vectors([three])  # two is the oldest
+    encoder.vectors([one])
+    encoder.vectors([two])
+    assert [text.strip() for text in encoded[2:]] == ["three", "two"]
+    many = [prompt(tokenizer, str(number)) for number in range(9)]
+    assert encoder.vectors(many).shape == (9, WIDTH), "more at once than are kept"
+
+
+def test_threads_get_what_one_alone_gets(
+    encoder: Encoder, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "KEPT", 3)
+    prompts = [prompt(tokenizer, f"{number} parcels") for number in range(6)]
+    expected = encoder.vectors(prompts)
+    with ThreadPoolExecutor(4) as pool:
+        turns = [(n * 7 + k) % 6 for n in range(40) for k in range(2)]
+        pairs = [turns[i : i + 2] for i in range(0, len(turns), 2)]
+        found = pool.map(lambda pair: encoder.vectors([prompts[i] for i in pair]), pairs)
+        for pair, vectors in zip(pairs, found, strict=True):
+            torch.testing.assert_close(vectors, expected[pair], atol=1e-5, rtol=1e-5)
+
+
+def test_the_digest_is_of_the_weights(
+    folder: Path, tmp_path: Path, encoder: Encoder, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    assert load_encoder(str(folder), tokenizer).digest == encoder.digest
+    other = load_encoder(str(save_encoder(tmp_path / "other", seed=1)), tokenizer)
+    assert other.digest != encoder.digest
+
+
+def test_a_pooler_that_is_not_stored_is_not_missed(
+    folder: Path, tmp_path: Path, encoder: Encoder, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    other = save_encoder(tmp_path / "bare")
+    weights = load_file(other / "model.safetensors")
+    kept = {name: tensor for name, tensor in weights.items() if not name.startswith("pooler.")}
+    assert len(kept) < len(weights)
+    save_file(kept, other / "model.safetensors", metadata={"format": "pt"})
+    assert load_encoder(str(other), tokenizer).digest == encoder.digest
+
+
+def test_a_published_name_is_looked_for_in_the_package(
+    folder: Path, tmp_path: Path, encoder: Encoder, tokenizer: PreTrainedTokenizerFast,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    package = tmp_path / "carrier"
+    package.mkdir()
+    (package / "model").symlink_to(folder)
+    spec = ModuleSpec("carrier", None)
+    spec.submodule_search_locations = [str(package)]
+    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: spec)
+    found = load_encoder("all-MiniLM-L6-v2", tokenizer)
+    assert (found.name, found.digest) == ("all-MiniLM-L6-v2", encoder.digest)
+
+
+@pytest.mark.parametrize("name", ["all-MiniLM-L6-v2", "somebody/something"])
+def test_where_the_hub_is_not_reached_the_error_says_what_to_do(
+    name: str, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(repository: str, allow_patterns: object) -> str:
+        raise ConnectionError(f"no route to {repository}")
+
+    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(module, "snapshot_download", away)
+    with pytest.raises(EncoderError, match="give the folder's path") as caught:
+        load_encoder(name, tokenizer)
+    assert ("innerloop[encoder]" in str(caught.value)) == ("/" not in name)
+
+
+@pytest.mark.parametrize("name", ["nowhere", "./nowhere", "/tmp/nowhere", "~/nowhere"])
+def test_a_folder_that_is_not_there_is_not_asked_of_the_hub(
+    name: str, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "snapshot_download", pytest.fail)
+    with pytest.raises(EncoderError, match=r"there is no folder .*all-MiniLM-L6-v2"):
+        load_encoder(name, tokenizer)
+
+
+def spoil(folder: Path, file: str, content: object) -> Path:
+    text = content if isinstance(content, str) else json.dumps(content)
+    (folder / file).write_text(text, encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "why"),
+    [
+        ("modules.json", "{", "is not JSON"),
+        ("modules.json", {}, "must hold a JSON list"),
+        ("modules.json", [{"type": "sentence_transformers.models.Dense"}], "a layer Dense on top"),
+        ("modules.json", [3], "must hold a JSON list of objects"),
+        ("1_Pooling/config.json", [], "must hold a JSON dict"),
+        ("1_Pooling/config.json", {"pooling_mode_max_tokens": True}, "pooling_mode_max_tokens"),
+        ("config.json", "{}", "cannot be loaded as a sentence encoder"),
+        ("tokenizer.json", "{", "cannot be loaded as a sentence encoder"),
+        ("model.safetensors", "no", "cannot be loaded as a sentence encoder"),
+    ],
+)
+def test_a_broken_encoder_is_refused_by_name(
+    tmp_path: Path, file: str, content: object, why: str, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    folder = spoil(save_encoder(tmp_path / "broken"), file, content)
+    with pytest.raises(EncoderError, match=why) as caught:
+        load_encoder(str(folder), tokenizer)
+    assert str(folder) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("value", "why"), [(None, "lacks 1 weights"), (float("nan"), "not finite")]
+)
+def test_weights_must_be_there_and_finite(
+    tmp_path: Path, value: float | None, why: str, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    folder = save_encoder(tmp_path / "broken")
+    weights = load_file(folder / "model.safetensors")
+    name = "encoder.layer.0.attention.self.query.weight"
+    if value is None:
+        del weights[name]
+    else:
+        weights[name].fill_(value)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(EncoderError, match=why):
+        load_encoder(str(folder), tokenizer)
