@@ -6,23 +6,30 @@ Knows recipes, artifacts and learners; knows nothing about stages or data.
 from __future__ import annotations
 
 from typing import Final
+from zlib import crc32
 
 from transformers import PreTrainedModel
 
-from adapters.artifact import load_artifact, read_report
+from adapters.artifact import RULE_FILE, load_artifact, read_report
 from meta_training.kept_out import KEY, KeptOut, check_further
 from meta_training.learner import Learner
 from meta_training.pretrain import artifact_folder
 from meta_training.recipe import Recipe, RecipeError, told_recipe
 from meta_training.tasks.part import TaskPart
 
-OTHER_DRAWS: Final = 1_000_003  # added to the seed, so that the outer loop draws other episodes
+OTHER_DRAWS: Final = 1_000_003  # more than any seed of a recipe
 SPLIT: Final = ("split", "held_out", "validation", "held_out_persona_share")  # of the public data
 
 
 def further_seed(recipe: Recipe) -> int:
-    """What the outer loop draws by: not the episodes of the run that it goes on from."""
-    return recipe.seed + (0 if recipe.model.artifact is None else OTHER_DRAWS)
+    """What the outer loop draws by: not the episodes of the run that it goes on from.
+
+    Nor those of any run before that one: it goes by the artifact's rule, which is its alone.
+    """
+    if recipe.model.artifact is None:
+        return recipe.seed
+    rule = artifact_folder(recipe.model) / RULE_FILE
+    return recipe.seed + OTHER_DRAWS + (crc32(rule.read_bytes()) if rule.exists() else 0)
 
 
 def check_split(recipe: Recipe) -> None:

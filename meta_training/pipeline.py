@@ -16,9 +16,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from adapters.base_model import input_embedding
 from adapters.chat import ChatEncoder, PromptError, user_turn
-from adapters.config import Anchor, Gate
+from adapters.config import Anchor, Gate, SpecError
 from adapters.device import CPU
 from adapters.plain import linear_targets
+from adapters.state import target_modules
 from adapters.words import Words
 from meta_training.base_lora import add_base_lora
 from meta_training.contrast import QuestionDraws
@@ -122,11 +123,18 @@ def build_learner(workshop: Workshop) -> Learner:
 
 
 def choose_base(learner: Learner, recipe: Recipe) -> None:
-    """Let the outer loop learn of the base what the recipe says; after the stages before it."""
-    if recipe.outer.base == "frozen":
+    """Let the outer loop learn of the base what the recipe says; after the stages before it.
+
+    Raises:
+        SpecError: the base has no module of a name.
+    """
+    part = recipe.outer
+    if part.base == "lora":
+        add_base_lora(learner.model, learner.spec.targets, part.base_rank, recipe.seed)
+    elif part.base == "frozen" or part.base_modules:
         learner.model.requires_grad_(False)
-    elif recipe.outer.base == "lora":
-        add_base_lora(learner.model, learner.spec.targets, recipe.outer.base_rank, recipe.seed)
+        for module in target_modules(learner.model, part.base_modules).values():
+            module.requires_grad_(True)
 
 
 def embed_questions(workshop: Workshop, learner: Learner) -> None:
@@ -220,6 +228,10 @@ def _check_fit(
         )
     if recipe.inner.scope == "full" and recipe.inner.gate:
         raise RecipeError("inner.gate needs inner.scope activated: set it to false")
+    try:
+        target_modules(model, recipe.outer.base_modules)
+    except SpecError as error:
+        raise RecipeError(f"outer.base_modules: {error}") from error
     for text in corpus.own_texts() if recipe.data.tasks else ():
         try:
             encoder.completion(text)

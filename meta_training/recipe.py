@@ -88,6 +88,8 @@ class Recipe(Part):
             wrong = "outer.selection: agreement weighs a step's batches; set outer.batches to 2 up"
         if outer.base == "frozen" and algorithm in BASE_ONLY:
             wrong = f"outer.base: {algorithm} learns nothing but the base, which is frozen"
+        if outer.base_modules and outer.base != "full":
+            wrong = f"outer.base_modules: the base is {outer.base}; they are of one that is full"
         if wrong:
             raise ValueError(wrong)
         return self

@@ -215,6 +215,11 @@ class OuterPart(Part):
         "full", description="what the outer loop learns of the base; lora is merged in the end"
     )
     base_rank: int = Field(16, ge=1, description="rank of the base's own LoRA")
+    base_modules: list[str] = Field(
+        default_factory=list,
+        description="where the base is full: names of the modules whose weights learn, as "
+        "down_proj; none: all of its weights",
+    )
     steps: int = Field(3000, ge=0, description="outer steps")
     tasks: int = Field(4, ge=1, description="episodes a batch")
     batches: int = Field(

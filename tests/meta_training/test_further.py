@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ from yaml import safe_dump
 
 from adapters.artifact import load_artifact
 from meta_training import train_command
-from meta_training.further import further_learner
+from meta_training.further import further_learner, further_seed
 from meta_training.pipeline import open_workshop
 from meta_training.recipe import Recipe, RecipeError
+from meta_training.recipe_parts import ModelPart
 
 OUTER = {"steps": 2, "tasks": 2, "language_rows": 1, "warmup_steps": 1}
 
@@ -68,6 +70,39 @@ def test_no_stage_but_the_outer_loop_is_run_again(before: Path, data: Path, tmp_
     assert new.start.digest != old.start.digest
     report = json.loads((tmp_path / "maml" / "artifact" / "report.json").read_text("utf-8"))
     assert report["recipe"]["model"]["artifact"] == str(before)
+
+
+def test_only_the_named_modules_of_the_base_learn(
+    before: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outer = OUTER | {"base_modules": ["down_proj", "o_proj"], "base_learning_rate": 0.05}
+    assert train(data, tmp_path / "run", recipe_from(before, outer=outer)) == 0
+
+    old = load_artifact(before).model.state_dict()
+    new = load_artifact(tmp_path / "run" / "maml" / "artifact").model.state_dict()
+    moved = {name.split(".")[-2] for name in old if not torch.equal(old[name], new[name])}
+    assert moved == {"down_proj", "o_proj"}
+    kept = {name: tensor for name, tensor in old.items() if name.split(".")[-2] not in moved}
+    assert all(torch.equal(tensor, new[name]) for name, tensor in kept.items())
+
+    capsys.readouterr()
+    outer["base_modules"] = ["dwon_proj"]
+    assert train(data, tmp_path / "wrong", recipe_from(before, outer=outer)) == 2
+    assert "outer.base_modules: the model has no module named dwon_proj" in capsys.readouterr().err
+
+
+def test_every_run_that_goes_on_draws_other_episodes(before: Path, tmp_path: Path) -> None:
+    recipe = Recipe.model_validate(recipe_from(before))
+    later = Path(shutil.copytree(before, tmp_path / "later"))
+    rule = json.loads((later / "inner_rule.json").read_text("utf-8"))
+    rule["clip"] *= 2
+    (later / "inner_rule.json").write_text(json.dumps(rule), encoding="utf-8")
+    further = Recipe.model_validate(recipe_from(later))
+    alone = recipe.model_copy(update={"model": ModelPart()})
+    assert further_seed(alone) == recipe.seed
+    seeds = [further_seed(each) for each in (alone, recipe, further)]
+    assert len({*seeds}) == 3
+    assert seeds[1:] == [further_seed(each) for each in (recipe, further)]
 
 
 def test_without_outer_steps_nothing_changes(before: Path, data: Path, tmp_path: Path) -> None:

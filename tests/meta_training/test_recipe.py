@@ -78,6 +78,10 @@ def test_a_name_alone_is_a_recipe(tmp_path: Path) -> None:
             "outer.base: siamese learns nothing but the base",
         ),
         (
+            "name: a\nouter: {base: lora, base_modules: [down_proj]}\n",
+            "outer.base_modules: the base is lora",
+        ),
+        (
             "name: a\nouter: {algorithm: siamese}\ndata: {tasks: [{path: t.jsonl, form: pairs}]}\n",
             "outer.families: siamese compares a question with examples of the same question, which "
             "pairs does not have: set pairs to 0",
