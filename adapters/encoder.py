@@ -71,7 +71,7 @@ class Encoder:
         pooling = "first token" if first_token else "mean"
         seen_as = f"{fingerprint(model)} {pooling} {LONGEST}"
         self.digest = hashlib.sha256(seen_as.encode()).hexdigest()
-        self._model = model
+        self.model = model
         self._tokenizer = tokenizer
         self._prompts = prompts
         self._first_token = first_token
@@ -100,8 +100,8 @@ class Encoder:
         said = [text or "." for text in texts]  # some tokenizers have no token for nothing
         tokens = self._tokenizer(
             said, padding=True, truncation=True, max_length=LONGEST, return_tensors="pt"
-        ).to(self._model.device)
-        states = self._model(**tokens).last_hidden_state.float()  # (B, T, E)
+        ).to(self.model.device)
+        states = self.model(**tokens).last_hidden_state.float()  # (B, T, E)
         counts = tokens["attention_mask"].unsqueeze(-1)
         pooled = states[:, 0] if self._first_token else (states * counts).sum(1) / counts.sum(1)
         return list(normalize(pooled, dim=-1).cpu())

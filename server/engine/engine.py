@@ -52,7 +52,10 @@ class Engine:
         """
         self.limits = EngineLimits() if limits is None else limits
         self._artifact = artifact
-        self._linears = fast_linears(artifact.model)
+        models = [artifact.model]
+        if artifact.rule.gate is not None and artifact.rule.gate.encoder is not None:
+            models.append(artifact.rule.gate.encoder.model)
+        self._linears = [fast_linears(model) for model in models]
         self._base = make_base(artifact)
         self._grammars = Grammars(self._base)
         pinned = self._base.device.type == "cuda"
@@ -85,7 +88,8 @@ class Engine:
         self._worker.detach()
         self._base.hooks.remove()
         self._course.lower.remove()
-        self._linears.remove()
+        for linears in self._linears:
+            linears.remove()
 
     def status(self) -> EngineStatus:
         """What the engine is doing now."""
