@@ -196,6 +196,7 @@ COMPARED: Final = {
 }
 ENGINE: Final = {
     "model": MODEL["id"],
+    "encoder": "all-MiniLM-L6-v2",
     "base_fingerprint": FINGERPRINT,
     "rule_hash": RULE_HASH,
     "context_tokens": 512,

@@ -33,7 +33,8 @@ const share = (hits, misses) => (hits + misses ? `${short((100 * hits) / (hits +
 
 export async function readEngine() {
   const now = { ...(await api.readEngine()), at: Date.now() };
-  status(`${now.model} · rank ${now.rank} · ${now.steps} steps · scope ${now.scope}`, "on");
+  const gate = now.encoder ? ` · ${now.encoder} at its gate` : "";
+  status(`${now.model} · rank ${now.rank} · ${now.steps} steps · scope ${now.scope}${gate}`, "on");
   LIVE.forEach(([, value], index) => {
     series[index].push(value(now, before));
     if (series[index].length > POINTS) series[index].shift();
