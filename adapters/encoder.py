@@ -75,22 +75,23 @@ class Encoder:
         self._tokenizer = tokenizer
         self._prompts = prompts
         self._first_token = first_token
-        self._kept: OrderedDict[str, Tensor] = OrderedDict()
+        self._kept: OrderedDict[bytes, Tensor] = OrderedDict()
         self._lock = threading.Lock()
 
     def vectors(self, prompts: Sequence[Sequence[int]]) -> Tensor:
         """(B, E) unit vectors of what was said last in each prompt, in float32 on the CPU."""
         texts = [last_turn(self._prompts, prompt) for prompt in prompts]
+        keys = {text: _digest(text) for text in texts}
         with self._lock:
-            found = {text: self._kept[text] for text in texts if text in self._kept}
-        new = sorted({*texts} - found.keys(), key=len)
+            found = {text: self._kept[key] for text, key in keys.items() if key in self._kept}
+        new = sorted(keys.keys() - found.keys(), key=len)
         for start in range(0, len(new), AT_ONCE):
             part = new[start : start + AT_ONCE]
             found.update(zip(part, self._encode(part), strict=True))
         with self._lock:
-            for text in texts:
-                self._kept[text] = found[text]
-                self._kept.move_to_end(text)
+            for text, key in keys.items():
+                self._kept[key] = found[text]
+                self._kept.move_to_end(key)
             while len(self._kept) > KEPT:
                 self._kept.popitem(last=False)
         return torch.stack([found[text] for text in texts])
@@ -105,6 +106,11 @@ class Encoder:
         counts = tokens["attention_mask"].unsqueeze(-1)
         pooled = states[:, 0] if self._first_token else (states * counts).sum(1) / counts.sum(1)
         return list(normalize(pooled, dim=-1).cpu())
+
+
+def _digest(text: str) -> bytes:
+    """What a turn is kept by: nobody's words stay in memory for a vector's sake."""
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
 def carried(name: str) -> Path | None:
