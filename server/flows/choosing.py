@@ -92,7 +92,8 @@ class Chooser:
     ) -> AsyncGenerator[tuple[Chosen, Delta | Finished], None]:
         """Run on the engine, each event with the version that answers.
 
-        A version that turns out to be trimmed, lost or foreign while it is loaded is replaced once.
+        A version that turns out to be trimmed, lost or foreign while it is loaded is replaced; so
+        may its house's be, each once.
         """
         if standing is None:
             async with aclosing(self._engine.generate(request)) as events:
@@ -100,20 +101,18 @@ class Chooser:
                     yield NOBODY, event
             return
         chosen = await self._resolve(standing, version)
-        started = False
-        try:
-            async with aclosing(self._generate(request, chosen)) as events:
-                async for event in events:
-                    started = True
-                    yield chosen, event
-            return
-        except (*UNUSABLE, VersionNotFound) as error:
-            if started:
-                raise
-            chosen = await self._recover(standing, chosen, version, error)
-        async with aclosing(self._generate(request, chosen)) as events:
-            async for event in events:
-                yield chosen, event
+        for recoveries in (2, 1, 0):
+            started = False
+            try:
+                async with aclosing(self._generate(request, chosen)) as events:
+                    async for event in events:
+                        started = True
+                        yield chosen, event
+                return
+            except (*UNUSABLE, VersionNotFound) as error:
+                if started or not recoveries:
+                    raise
+                chosen = await self._recover(standing, chosen, version, error)
 
     async def adapter(
         self, tenant: str, session_id: str, version: int | None
@@ -245,7 +244,8 @@ class Chooser:
         house = None
         if beside is not None:
             house = AdapterRef(_key(beside, beside.version), lambda: self._houses.state(beside))
-        adapter = AdapterRef(_key(chosen.pointer, chosen.number), lambda: self._load(chosen))
+        pointer, number = chosen.pointer, chosen.number
+        adapter = AdapterRef(_key(pointer, number), lambda: self._loader.answering(pointer, number))
         return self._engine.generate(replace(request, adapter=adapter, house=house))
 
     async def _load(self, chosen: Chosen) -> AdapterState:

@@ -124,13 +124,13 @@ class Houses:
             VersionNotFound: another version is in force by now. EngineError, SessionStoreError.
         """
         try:
-            return await self._loader.load(house, house.version)
+            return await self._loader.answering(house, house.version)
         except UNUSABLE as error:
             logger.info("the house of %s is derived again: %s", house.tenant, error)
             if not await self._rebuilder.restore(house, house.version):
                 await self.mend(house)
                 raise VersionNotFound("the house had to be derived anew: ask again") from error
-        return await self._loader.load(house, house.version)
+        return await self._loader.answering(house, house.version)
 
     async def mend(self, house: Pointer) -> Pointer:
         """The house, derived anew, instead of a version that nobody can have again; of version 0

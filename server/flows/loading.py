@@ -36,3 +36,23 @@ class Loader:
             shapes=self._shapes,
             start=self.artifact.start,
         )
+
+    async def answering(self, pointer: Pointer, number: int) -> AdapterState:
+        """The same, to answer with: it must have been taught under the gate that is served now.
+
+        Raises:
+            AdapterMismatch: it was not. As `load`.
+        """
+        state = await self.load(pointer, number)
+        gate, taught = self.artifact.rule.gate, state.taught
+        if gate is None:
+            return state
+        foreign = taught is not None and taught.view != gate.view
+        if taught is None:  # an import; or nothing was to be remembered; or there was no gate then
+            known = await self._store.version_record(pointer.tenant, pointer.session_id, number)
+            foreign = known.record.rule_hash not in ("", self.artifact.rule_hash)
+        if foreign:
+            raise AdapterMismatch(
+                f"version {number} of {pointer.session_id!r} was taught under another gate"
+            )
+        return state
