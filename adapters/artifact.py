@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,8 +21,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
 from adapters.base_model import ArtifactError, load_base, probe, save_base
-from adapters.calibrated import calibrated_gate
-from adapters.chat import ChatEncoder, last_turn, user_turn
+from adapters.calibrated import calibrated_gate, installed_encoder
+from adapters.chat import ChatEncoder, tells_turns_apart, user_turn
 from adapters.config import AdapterError, InnerRule, LoraSpec
 from adapters.encoder import load_encoder
 from adapters.factors import load_factors, save_factors
@@ -47,6 +48,12 @@ REPORT_FILE: Final = "report.json"
 WORDS_FILE: Final = "gate_words.safetensors"
 FACTORS_FILE: Final = "step_factors.safetensors"
 
+NOT_APART: Final = (
+    "words and encoders are of no use with this chat template, which ends a turn with text: all "
+    "prompts look the same"
+)
+
+_log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
@@ -71,6 +78,12 @@ class Artifact:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of every adapter tensor by name."""
         return {name: tuple(tensor.shape) for name, tensor in self.session_init.items()}
+
+    @property
+    def encoder(self) -> str | None:
+        """The name of the sentence encoder at its gate, where it was loaded with one."""
+        gate = self.rule.gate
+        return None if gate is None or gate.encoder is None else gate.encoder.name
 
     @property
     def transposed(self) -> bool:
@@ -194,6 +207,26 @@ def load_artifact(
     )
 
 
+def load_served(path: Path, device: torch.device | str, encoder: str) -> Artifact:
+    """Load an artifact as a server does, in a server's types.
+
+    ``encoder``: its name; ``none``; or ``auto`` for a published one that is installed here and that
+    the artifact's gate has numbers for. Where that one cannot be used, there is a warning and none.
+
+    Raises:
+        ArtifactError: as of ``load_artifact``.
+    """
+    if encoder != "auto":
+        return load_artifact(path, device, encoder=None if encoder == "none" else encoder)
+    try:
+        name = installed_encoder(path)
+        if name is not None:
+            return load_artifact(path, device, encoder=name)
+    except AdapterError as error:  # of the artifact alone, it is raised again below
+        _log.warning("served without a sentence encoder: %s", error)
+    return load_artifact(path, device)
+
+
 def _rule_hash(start: bytes, spec: LoraSpec, rule: InnerRule) -> str:
     encoder = None if rule.gate is None else rule.gate.encoder
     known_by = rule_text(spec, rule) + ("" if encoder is None else encoder.digest)
@@ -271,13 +304,9 @@ def _check_gate(rule: InnerRule, spec: LoraSpec, model: PreTrainedModel, chat: C
         raise ArtifactError(
             f"{RULE_FILE} has a gate at layer {rule.gate.layer} of a model with {layers}"
         )
-    if rule.gate.words is not None or rule.gate.encoder is not None:
-        prompts = [chat.prompt(user_turn(text)).prefix for text in "ab"]
-        if len({last_turn(chat.tokenizer, prompt) for prompt in prompts}) == 1:
-            raise ArtifactError(
-                "words and encoders are of no use with this chat template, which ends a turn with "
-                "text: all prompts look the same"
-            )
+    compares_turns = rule.gate.words is not None or rule.gate.encoder is not None
+    if compares_turns and not tells_turns_apart(chat):
+        raise ArtifactError(NOT_APART)
 
 
 def _transposed(model: PreTrainedModel, spec: LoraSpec) -> bool:

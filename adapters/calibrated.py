@@ -34,18 +34,13 @@ class _File(FilePart):
     encoders: list[_Calibrated]
 
 
-def chosen_encoder(asked: str, folder: Path) -> str | None:
-    """The name of the encoder that the artifact in ``folder`` is served with, if any.
-
-    ``asked``: its name; ``none``; or ``auto`` for a published one that is installed here and that
-    the artifact's gate has numbers for.
+def installed_encoder(folder: Path) -> str | None:
+    """The published encoder that is installed here and that the gate in ``folder`` has numbers for.
 
     Raises:
         CalibrationError: the file of numbers is broken.
     """
-    if asked == "auto":
-        return next((each.name for each in _read(folder) if carried(each.name) is not None), None)
-    return None if asked == "none" else asked
+    return next((entry.name for entry in _read(folder) if carried(entry.name) is not None), None)
 
 
 def calibrated_gate(folder: Path, encoder: Encoder, words: Words | None) -> Gate:
@@ -58,7 +53,7 @@ def calibrated_gate(folder: Path, encoder: Encoder, words: Words | None) -> Gate
     known = {entry.digest: entry for entry in _read(folder)}
     entry = known.get(encoder.digest)
     if entry is None:
-        those = ", ".join(sorted(other.name for other in known.values()))
+        those = ", ".join(sorted(f"{other.name} ({other.digest[:16]})" for other in known.values()))
         raise CalibrationError(
             f"the gate of {folder} has no numbers for the encoder {encoder.name}, of digest "
             f"{encoder.digest[:16]}: `innerloop calibrate {folder} --encoder ...` makes them, "

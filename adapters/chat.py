@@ -142,12 +142,24 @@ def user_turn(text: str) -> list[dict[str, str]]:
 def last_turn(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int]) -> str:
     """The text of what was said last: of all of a prompt that has no control tokens.
 
-    It lies between the last two runs of them.
+    It lies between the last two runs of them. Some templates end a turn with a line, and begin it
+    with the speaker's name as text (ChatML): neither was said.
     """
     control = _control_ids(tokenizer)
-    backwards = dropwhile(control.__contains__, reversed(prompt))
+    told = list(prompt)
+    while told and told[-1] not in control and not str(tokenizer.decode(told[-1:])).strip():
+        told.pop()
+    backwards = dropwhile(control.__contains__, reversed(told))
     turn = list(takewhile(lambda token: token not in control, backwards))[::-1]
-    return str(tokenizer.decode(turn, clean_up_tokenization_spaces=False))
+    text = str(tokenizer.decode(turn, clean_up_tokenization_spaces=False))
+    speaker, line, said = text.partition("\n")
+    return said if line and speaker.strip() in ROLES else text
+
+
+def tells_turns_apart(encoder: ChatEncoder) -> bool:
+    """Whether ``last_turn`` finds what was said, which templates that end it with text prevent."""
+    prompts = [encoder.prompt(user_turn(text)).prefix for text in ("a", "b")]
+    return len({last_turn(encoder.tokenizer, prompt) for prompt in prompts}) == len(prompts)
 
 
 @lru_cache(maxsize=8)

@@ -26,11 +26,29 @@ from adapters.chat import last_turn
 from adapters.config import AdapterError, one_line
 from adapters.state import fingerprint
 
-LONGEST: Final = 128  # tokens of a turn that are read; what comes after them is left out
+LONGEST: Final = 128  # tokens of a turn that are read at most; what comes after is left out
 AT_ONCE: Final = 32  # turns of a forward pass
 KEPT: Final = 8192  # turns whose vectors are kept
-POOLING_FILE: Final = "1_Pooling/config.json"
+ALIKE: Final = 1e-4  # least difference of any two sentences' vectors
+FILES: Final = ("*.json", "*.txt", "*.model", "*.safetensors")
+TOKENIZER_FILES: Final = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
 MODULES: Final = ("Transformer", "Pooling", "Normalize")
+POOLINGS: Final = {"mean_tokens": False, "mean": False, "cls_token": True, "cls": True}
+# Beside its weights, an encoder is what it computes with them and which tokens it makes of texts.
+COMPUTED_BY: Final = (
+    "model_type",
+    "hidden_act",
+    "num_attention_heads",
+    "layer_norm_eps",
+    "position_embedding_type",
+)
+SAID: Final = (
+    "Where is my parcel?",
+    "WHERE'S IT",
+    "naïve café – 5 €",
+    "日本語 привет 🙂",
+    "x" * 50,
+)
 
 
 class Published(NamedTuple):
@@ -61,20 +79,22 @@ class Encoder:
         prompts: PreTrainedTokenizerBase,
         *,
         first_token: bool = False,
+        longest: int = LONGEST,
     ) -> None:
         """Encode prompts of ``prompts``, a base's tokenizer, by ``model`` and its ``tokenizer``.
 
-        ``first_token``: a turn's vector is that of its first token, instead of the mean of all.
+        Args:
+            first_token: a turn's vector is that of its first token, instead of the mean of all.
+            longest: tokens of a turn that are read.
         """
         self.name = name
         self.width = int(model.config.hidden_size)
-        pooling = "first token" if first_token else "mean"
-        seen_as = f"{fingerprint(model)} {pooling} {LONGEST}"
-        self.digest = hashlib.sha256(seen_as.encode()).hexdigest()
         self.model = model
         self._tokenizer = tokenizer
         self._prompts = prompts
         self._first_token = first_token
+        self._longest = longest
+        self.digest = self._told_apart_by()
         self._kept: OrderedDict[bytes, Tensor] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -100,12 +120,20 @@ class Encoder:
     def _encode(self, texts: Sequence[str]) -> list[Tensor]:
         said = [text or "." for text in texts]  # some tokenizers have no token for nothing
         tokens = self._tokenizer(
-            said, padding=True, truncation=True, max_length=LONGEST, return_tensors="pt"
+            said, padding=True, truncation=True, max_length=self._longest, return_tensors="pt"
         ).to(self.model.device)
         states = self.model(**tokens).last_hidden_state.float()  # (B, T, E)
         counts = tokens["attention_mask"].unsqueeze(-1)
         pooled = states[:, 0] if self._first_token else (states * counts).sum(1) / counts.sum(1)
-        return list(normalize(pooled, dim=-1).cpu())
+        # Clones: a view that is kept keeps all rows of its pass.
+        return [vector.clone() for vector in normalize(pooled, dim=-1).cpu()]
+
+    def _told_apart_by(self) -> str:
+        """SHA-256 of what its vectors depend on: weights, arithmetic, tokens and pooling."""
+        computed = [getattr(self.model.config, name, None) for name in COMPUTED_BY]
+        tokens = [self._tokenizer(text)["input_ids"] for text in SAID]
+        whole = [fingerprint(self.model), computed, tokens, self._first_token, self._longest]
+        return hashlib.sha256(json.dumps(whole).encode()).hexdigest()
 
 
 def _digest(text: str) -> bytes:
@@ -134,6 +162,8 @@ def load_encoder(
     """
     folder = _folder(name)
     first_token = _first_token(folder)
+    if not any(found for pattern in TOKENIZER_FILES for found in folder.glob(pattern)):
+        raise EncoderError(f"{folder} has no tokenizer: one of {', '.join(TOKENIZER_FILES)}")
     try:
         model, info = AutoModel.from_pretrained(
             str(folder),
@@ -159,19 +189,44 @@ def load_encoder(
         raise EncoderError(
             f"{folder} lacks {len(missing)} weights of its model, {missing[0]} first"
         )
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > vocabulary:
+        raise EncoderError(
+            f"{folder}: the tokenizer has {len(tokenizer)} tokens and the model {vocabulary}; they "
+            "do not belong together"
+        )
     model.requires_grad_(False).eval().to(device)
-    encoder = Encoder(Path(name).name, model, tokenizer, prompts, first_token=first_token)
-    return _probed(encoder, folder)
+    kind, longest = Path(name).name, _longest(folder, model)
+    encoder = Encoder(kind, model, tokenizer, prompts, first_token=first_token, longest=longest)
+    _probe(encoder, folder)
+    return encoder
 
 
-def _probed(encoder: Encoder, folder: Path) -> Encoder:
+def _probe(encoder: Encoder, folder: Path) -> None:
+    """Encode nothing, little, and more than is read.
+
+    Raises:
+        EncoderError: it cannot, or texts cannot be told apart.
+    """
     try:
-        finite = bool(torch.isfinite(torch.stack(encoder._encode(["", "a"]))).all())
+        vectors = torch.stack(encoder._encode(["", SAID[0], "a b c " * LONGEST]))
     except Exception as error:  # model code of any architecture raises anything
         raise EncoderError(f"{folder} cannot encode a sentence: {one_line(error, 400)}") from error
-    if not finite:
+    if not bool(torch.isfinite(vectors).all()):
         raise EncoderError(f"{folder} encodes sentences as numbers that are not finite")
-    return encoder
+    if float((vectors[1] - vectors[2]).abs().max()) < ALIKE:
+        raise EncoderError(f"{folder} encodes all sentences alike")
+
+
+def _longest(folder: Path, model: PreTrainedModel) -> int:
+    """Tokens of a turn that are read: as many as it was made for, has positions for, and we want.
+
+    Some count positions from 2 on.
+    """
+    told = _json(folder / "sentence_bert_config.json", {}).get("max_seq_length")
+    positions = getattr(model.config, "max_position_embeddings", None)
+    limits = [told, positions and positions - 2, LONGEST]
+    return min(limit for limit in limits if isinstance(limit, int) and limit > 0)
 
 
 def _folder(name: str) -> Path:
@@ -187,9 +242,7 @@ def _folder(name: str) -> Path:
         )
     repository = name if published is None else published.repository
     try:
-        return Path(
-            snapshot_download(repository, allow_patterns=["*.json", "*.txt", "*.safetensors"])
-        )
+        return Path(snapshot_download(repository, allow_patterns=list(FILES)))
     # Of the hub, of the network below it, and of the file system.
     except Exception as error:
         or_else = "" if published is None else "pip install 'innerloop[encoder]', or "
@@ -208,18 +261,23 @@ def _first_token(folder: Path) -> bool:
     modules: list[Any] = _json(folder / "modules.json", [])
     if not all(isinstance(module, dict) for module in modules):
         raise EncoderError(f"{folder / 'modules.json'} must hold a JSON list of objects")
-    kinds = {str(module.get("type", "")).rpartition(".")[2] for module in modules}
-    if further := sorted(kinds - {*MODULES}):
+    paths = {str(m.get("type", "")).rpartition(".")[2]: str(m.get("path", "")) for m in modules}
+    if further := sorted(paths.keys() - {*MODULES}):
         raise EncoderError(f"{folder} has a layer {further[0]} on top, which we cannot compute")
-    pooling: dict[str, Any] = _json(folder / POOLING_FILE, {})
-    modes = {
-        mode for mode, on in pooling.items() if mode.startswith("pooling_mode_") and on is True
-    }
-    if modes <= {"pooling_mode_mean_tokens"}:
+    if "Pooling" not in paths:
         return False
-    if modes == {"pooling_mode_cls_token"}:
-        return True
-    raise EncoderError(f"{folder} is pooled by {', '.join(sorted(modes))}: take one by mean or CLS")
+    told: dict[str, Any] = _json(folder / paths["Pooling"] / "config.json", {})
+    prefix = "pooling_mode_"
+    modes = {
+        mode.removeprefix(prefix) for mode, on in told.items() if on is True and prefix in mode
+    }
+    if isinstance(named := told.get("pooling_mode"), str):
+        modes.add(named)
+    found = {POOLINGS.get(mode) for mode in modes}
+    if len(found) != 1 or None in found:
+        said = ", ".join(sorted(modes)) or "nothing that it says"
+        raise EncoderError(f"{folder} is pooled by {said}: take one by the mean or the first token")
+    return bool(found.pop())
 
 
 def _json(path: Path, otherwise: Any) -> Any:

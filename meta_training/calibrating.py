@@ -11,8 +11,9 @@ from typing import Final
 
 import torch
 
-from adapters.artifact import Artifact, ArtifactError, load_artifact
+from adapters.artifact import NOT_APART, Artifact, ArtifactError, load_artifact
 from adapters.calibrated import CALIBRATED_FILE, calibrated_text
+from adapters.chat import ChatEncoder, tells_turns_apart
 from adapters.config import Gate
 from adapters.encoder import Encoder, load_encoder
 from meta_training.corpus import load_corpus
@@ -41,6 +42,8 @@ def _calibrate(arguments: argparse.Namespace) -> None:
     artifact = load_artifact(folder, use_device(arguments.device))
     if artifact.spec.scope == "full":
         raise ArtifactError(f"{folder}: a gate needs scope 'activated', and this one's is 'full'")
+    if not tells_turns_apart(ChatEncoder(artifact.tokenizer)):
+        raise ArtifactError(f"{folder}: {NOT_APART}")
     encoder = load_encoder(arguments.encoder, artifact.tokenizer, artifact.model.device)
     gate = _gate(artifact, encoder, arguments.data)
     path = folder / CALIBRATED_FILE

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from adapters.artifact import Artifact, load_artifact
-from adapters.calibrated import chosen_encoder
+from adapters.artifact import Artifact, load_served
 from adapters.chat import ChatEncoder
 from adapters.device import DeviceError, pick_device
 from server import spans
@@ -72,7 +71,7 @@ async def running(settings: Settings) -> AsyncIterator[Runtime]:
     Raises:
         SettingsError: no such model or device, or memory in which nothing can be answered.
         SessionStoreError: Redis cannot be started or reached, or the data folder is in use.
-        ArtifactError, CalibrationError, EngineError: the model cannot be served.
+        ArtifactError, EngineError: the model cannot be served.
     """
     folder, device = model_folder(settings.model), device_of(settings)
     if settings.guessable_keys:
@@ -105,8 +104,7 @@ async def running(settings: Settings) -> AsyncIterator[Runtime]:
             shared=False,
         )
         store = await stack.enter_async_context(opened)
-        encoder = chosen_encoder(settings.encoder, folder)
-        artifact = await asyncio.to_thread(load_artifact, folder, device, encoder=encoder)
+        artifact = await asyncio.to_thread(load_served, folder, device, settings.encoder)
         replica = None if settings.redis_url is None else replica_of(settings, artifact, store)
         if replica is not None:
             await replica.join(allow_mixed=settings.allow_mixed)
@@ -119,7 +117,7 @@ async def running(settings: Settings) -> AsyncIterator[Runtime]:
         if replica is not None:
             runtime.telemetry.watch_replicas(lambda: replica.live)
         runtime.background.start(replica)
-        beside = "" if encoder is None else f", with {encoder} at its gate"
+        beside = f", with {artifact.encoder} at its gate" if artifact.encoder else ""
         logger.info("serving %s on %s%s", artifact.name, device, beside)
         drain_s = 0.0
         try:

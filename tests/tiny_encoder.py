@@ -38,7 +38,14 @@ def save_encoder(
         BertModel(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     kinds = ("Transformer", "Pooling", "Normalize")
-    modules = [{"idx": n, "type": f"sentence_transformers.models.{k}"} for n, k in enumerate(kinds)]
+    modules = [
+        {
+            "idx": n,
+            "path": "1_Pooling" if n == 1 else "",
+            "type": f"sentence_transformers.models.{k}",
+        }
+        for n, k in enumerate(kinds)
+    ]
     (folder / "modules.json").write_text(json.dumps(modules), encoding="utf-8")
     (folder / "1_Pooling").mkdir()
     modes = {f"pooling_mode_{mode}": mode == pooling for mode in ("cls_token", "mean_tokens")}

@@ -80,8 +80,9 @@ def _judge(arguments: argparse.Namespace, device: torch.device) -> Summary:
     corpus = corpus_of(artifact, arguments.data) if own is None else _own(arguments, own)
     bench = Bench(arguments, artifact, corpus, device)
     cells = bench.cells()
-    of_what = [Path(part).stem for part in (arguments.tasks, arguments.encoder) if part is not None]
-    stem = "-".join(["results", *of_what])
+    of_tasks = [] if own is None else [arguments.tasks.stem]
+    of_gate = [] if artifact.encoder is None else [artifact.encoder]
+    stem = "-".join(["results", *of_tasks, *of_gate])
     results = arguments.results or arguments.artifact.parent / f"{stem}.jsonl"
     of = f"{identity(artifact)}/{arguments.seed}/{corpus.held_out_digest}"
     _tell_others(results, f"{identity(artifact)}/{arguments.seed}", of)

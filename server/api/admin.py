@@ -166,10 +166,9 @@ async def compare_answers(
 async def engine(_: Operator, running: Running) -> dict[str, Any]:
     """The engine's queues, batch, slots, rates and prefix cache, and the model that it serves."""
     artifact = running.artifact
-    gate = artifact.rule.gate
     return {
         "model": artifact.name,
-        "encoder": gate and gate.encoder and gate.encoder.name,
+        "encoder": artifact.encoder,
         "base_fingerprint": artifact.fingerprint,
         "rule_hash": artifact.rule_hash,
         "context_tokens": artifact.context_tokens,

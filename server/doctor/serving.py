@@ -5,8 +5,8 @@ from typing import Any
 
 import httpx
 
-from adapters.artifact import ArtifactError, load_artifact
-from adapters.calibrated import CalibrationError, chosen_encoder
+from adapters.artifact import ArtifactError, load_served
+from adapters.calibrated import CalibrationError
 from adapters.encoder import EncoderError
 from server.doctor import Finding, Level
 from server.doctor.machine import free_bytes, memory
@@ -33,15 +33,14 @@ def model(settings: Settings, load: bool) -> Iterator[Finding]:
         yield Finding("model", "warning", f"{folder} was not loaded, so nothing is known about it")
         return
     try:
-        encoder = chosen_encoder(settings.encoder, folder)
-        artifact = load_artifact(folder, encoder=encoder)
-    except (ArtifactError, CalibrationError) as error:
+        artifact = load_served(folder, "cpu", settings.encoder)
+    except ArtifactError as error:
         mend = "make or copy the folder again, or name another with INNERLOOP_MODEL"
-        if isinstance(error.__cause__ or error, EncoderError | CalibrationError):
+        if isinstance(error.__cause__, EncoderError | CalibrationError):
             mend = "name another with INNERLOOP_ENCODER, or serve without one: none"
         yield Finding("model", "problem", str(error), mend)
         return
-    beside = "no encoder" if encoder is None else f"the encoder {encoder}"
+    beside = f"the encoder {artifact.encoder}" if artifact.encoder else "no sentence encoder"
     rule = "its own inner rule" if artifact.report is not None else "the default inner rule"
     yield Finding(
         "model",

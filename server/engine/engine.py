@@ -22,10 +22,10 @@ from server.engine.course import make_course
 from server.engine.errors import AdapterMismatch, EngineStopped, InvalidRequest, RequestTooLong
 from server.engine.grammar import Grammars
 from server.engine.host_adapters import HostAdapters
-from server.engine.isolation import failure
 from server.engine.job import Job
 from server.engine.linear import fast_linears
 from server.engine.looks import Look
+from server.engine.meanings import Meanings
 from server.engine.outbox import Outbox
 from server.engine.prefix_cache import Tokens
 from server.engine.status import EngineStatus
@@ -58,6 +58,7 @@ class Engine:
         self._linears = [fast_linears(model) for model in models]
         self._base = make_base(artifact)
         self._grammars = Grammars(self._base)
+        self._meanings = Meanings(self._base.gate, self.limits.queue)
         pinned = self._base.device.type == "cuda"
         self._host = HostAdapters(self.limits.host_adapter_bytes, pinned)
         self._course = make_course(self._base, artifact)
@@ -82,6 +83,7 @@ class Engine:
         so far, everything else with EngineStopped.
         """
         thread = self._worker.close(drain_s)
+        self._meanings.close()
         await asyncio.to_thread(self._grammars.close)
         if thread is not None:
             await asyncio.to_thread(thread.join)
@@ -114,7 +116,7 @@ class Engine:
         state = None if request.adapter is None else await self._state(request.adapter)
         house = None if request.house is None else await self._state(request.house)
         if any(s is not None and s.taught is not None for s in (state, house)):
-            await self._encode([request.prompt.prefix])
+            await self._meanings.of_question(request.prompt.prefix)
         schema = request.sampling.schema
         grammar = None if schema is None else await self._grammars.begin(schema)
         outbox: Outbox[Delta | Finished] = Outbox(self._worker.mail)
@@ -149,7 +151,8 @@ class Engine:
             for _, completion in example.rows():
                 tokens = example.prompt + example.header + completion
                 self._check_tokens(tokens, f"examples[{index}]", len(tokens))
-        await self._encode([example.prompt for example in request.examples])
+        self._worker.check_open()  # before encoding for nothing
+        await self._meanings.of_lesson([example.prompt for example in request.examples])
         steps = self._artifact.rule.steps if request.steps is None else request.steps
         outbox: Outbox[Candidate] = Outbox(self._worker.mail)
         examples = len(request.examples)
@@ -176,27 +179,14 @@ class Engine:
             if not tokens:
                 raise InvalidRequest(f"prompts[{index}] is empty: there is nothing to compare")
             self._check_tokens(tokens, f"prompts[{index}]", len(tokens))
-        await self._encode(prompts)
+        self._worker.check_open()
+        await self._meanings.of_lesson(prompts)
         outbox: Outbox[Tensor] = Outbox(self._worker.mail)
         self._worker.submit(Look(prompts, tenant, outbox))
         try:
             return await outbox.get()
         finally:
             outbox.cancel()
-
-    async def _encode(self, prompts: Sequence[Tokens]) -> None:
-        """Have the gate's encoder, if any, know these prompts before the engine thread asks it.
-
-        Raises:
-            EngineFailed: it cannot compute them.
-        """
-        gate = self._base.gate
-        if gate is None or gate.encoder is None or not prompts:
-            return
-        try:
-            await asyncio.to_thread(gate.encoder.vectors, prompts)
-        except Exception as error:  # model code of any architecture raises anything
-            raise failure("encoding prompts", error) from None
 
     def fits(self, tokens: int) -> bool:
         """Whether a sequence of so many tokens can be answered: by the context, and in memory."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,15 @@ from tiny_encoder import WIDTH, save_encoder
 from tiny_models import llama_spec, make_llama, make_rule, random_adapter, random_words
 from transformers import PreTrainedTokenizerFast
 
-from adapters.artifact import Artifact, ArtifactError, load_artifact, save_artifact
+from adapters import calibrated
+from adapters import encoder as encoders
+from adapters.artifact import (
+    Artifact,
+    ArtifactError,
+    load_artifact,
+    load_served,
+    save_artifact,
+)
 from adapters.calibrated import (
     CALIBRATED_FILE,
     CalibrationError,
@@ -183,3 +192,42 @@ def test_no_file_of_ours_is_refused(
         calibrated_gate(artifact, encoder, None)
     with pytest.raises(CalibrationError, match="is not usable"):
         calibrated_text(artifact, replace(OWN_GATE, encoder=encoder))
+
+
+@pytest.fixture
+def installed(encoder_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if a package carried the tiny encoder."""
+    here = {"tiny": encoder_folder}
+    monkeypatch.setattr(calibrated, "carried", here.get)
+    monkeypatch.setattr(encoders, "carried", here.get)
+
+
+@pytest.mark.usefixtures("installed")
+def test_a_server_takes_the_encoder_that_is_installed_and_fits(
+    artifact: Path, encoder_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def served(name: str) -> str | None:
+        return load_served(artifact, "cpu", name).encoder
+
+    assert served("auto") is None, "there are no numbers"
+    calibrate(artifact, encoder_folder)
+    assert (served("auto"), served("none"), served(str(encoder_folder))) == ("tiny", None, "tiny")
+    assert not caplog.records
+    path = artifact / CALIBRATED_FILE
+    path.write_text(re.sub('"digest": "..', '"digest": "zz', path.read_text("utf-8")), "utf-8")
+    assert served("auto") is None
+    assert "without a sentence encoder" in caplog.text
+    assert "there are some for tiny (zz" in caplog.text
+    with pytest.raises(ArtifactError, match="has no numbers for"):
+        served("tiny")
+    path.write_text("{", encoding="utf-8")
+    assert served("auto") is None
+    assert "is not usable" in caplog.text
+    (artifact / "inner_rule.json").write_text("{", encoding="utf-8")
+    with pytest.raises(ArtifactError, match="is not JSON"):
+        served("auto")
+
+
+def test_nothing_is_taken_that_is_not_installed(artifact: Path, encoder_folder: Path) -> None:
+    calibrate(artifact, encoder_folder)
+    assert load_served(artifact, "cpu", "auto").encoder is None

@@ -9,7 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from adapters.chat import ROLES, ChatEncoder, PromptError, last_turn, user_turn
+from adapters.chat import (
+    ROLES,
+    ChatEncoder,
+    PromptError,
+    last_turn,
+    tells_turns_apart,
+    user_turn,
+)
 
 CHAT = [
     {"role": "system", "content": "You work in a shop."},
@@ -166,3 +173,23 @@ def test_the_last_turn_is_what_was_said_last(tokenizer: PreTrainedTokenizerFast)
         assert last_turn(tokenizer, encoder.prompt(messages).ids) != ""
     assert last_turn(tokenizer, alone).strip() == text, "without control tokens it is all one turn"
     assert last_turn(tokenizer, [1, 1]) == last_turn(tokenizer, []) == ""
+
+
+CHATML = (
+    "{% for message in messages %}<|user|>{{ message['role'] + '\\n' + message['content'] }}<|end|>"
+    "{{ '\\n' }}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def test_a_speakers_name_and_the_line_after_a_turn_were_not_said(
+    own: PreTrainedTokenizerFast,
+) -> None:
+    own.chat_template = CHATML
+    encoder = ChatEncoder(own)
+    assert encoder.prompt(CHAT).prefix[-1] not in own.all_special_ids, "it ends with a line"
+    assert last_turn(own, encoder.prompt(CHAT).prefix) == "When do you open?"
+    lines = user_turn("user\nis a word")
+    assert last_turn(own, encoder.prompt(lines).prefix) == "user\nis a word"
+    assert tells_turns_apart(encoder)
+    own.chat_template = CHATML.replace("{{ '\\n' }}", "(end)")
+    assert not tells_turns_apart(encoder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -114,12 +115,100 @@ def test_threads_get_what_one_alone_gets(
             torch.testing.assert_close(vectors, expected[pair], atol=1e-5, rtol=1e-5)
 
 
-def test_the_digest_is_of_the_weights(
+def test_the_digest_is_of_all_that_vectors_depend_on(
     folder: Path, tmp_path: Path, encoder: Encoder, tokenizer: PreTrainedTokenizerFast
 ) -> None:
+    def changed(name: str, **fields: object) -> str:
+        copy = save_encoder(tmp_path / f"{len(digests)}")
+        content = json.loads((copy / name).read_text("utf-8"))
+        return load_encoder(str(spoil(copy, name, content | fields)), tokenizer).digest
+
+    digests = [encoder.digest]
+    digests.append(load_encoder(str(save_encoder(tmp_path / "other", seed=1)), tokenizer).digest)
+    digests.append(changed("config.json", num_attention_heads=4))
+    digests.append(changed("config.json", hidden_act="relu"))
+    digests.append(
+        changed("1_Pooling/config.json", pooling_mode_mean_tokens=False, pooling_mode="cls")
+    )
+    digests.append(changed("config.json", max_position_embeddings=256))
+    assert digests[-1] == encoder.digest, "nothing changed"
+    fewer = save_encoder(tmp_path / "fewer")
+    spoil(fewer, "sentence_bert_config.json", {"max_seq_length": 20})
+    digests.append(load_encoder(str(fewer), tokenizer).digest)
+    others = save_encoder(tmp_path / "others", texts=["zebras xylophone quux"])
+    shutil.copy(folder / "model.safetensors", others)
+    shutil.copy(folder / "config.json", others)
+    digests.append(load_encoder(str(others), tokenizer).digest)
+    assert len({*digests}) == len(digests) - 1
     assert load_encoder(str(folder), tokenizer).digest == encoder.digest
-    other = load_encoder(str(save_encoder(tmp_path / "other", seed=1)), tokenizer)
-    assert other.digest != encoder.digest
+
+
+def test_what_is_kept_holds_nothing_else(
+    encoder: Encoder, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    encoder.vectors([prompt(tokenizer, f"{number} parcels") for number in range(20)])
+    for vector in encoder._kept.values():
+        assert vector.untyped_storage().nbytes() == 4 * WIDTH
+
+
+def test_of_a_long_turn_the_beginning_is_read(
+    tmp_path: Path, encoder: Encoder, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    long = " ".join([TEXT] * 60)
+    vectors = encoder.vectors([prompt(tokenizer, long), prompt(tokenizer, f"{long} And so on.")])
+    torch.testing.assert_close(vectors[0], vectors[1])
+    short = spoil(
+        save_encoder(tmp_path / "short"), "sentence_bert_config.json", {"max_seq_length": 9}
+    )
+    fewer = load_encoder(str(short), tokenizer)
+    twice = [prompt(tokenizer, " ".join([TEXT] * count)) for count in (3, 4)]
+    torch.testing.assert_close(*fewer.vectors(twice))
+    assert not torch.allclose(*encoder.vectors(twice), atol=1e-4)
+
+
+def test_pooling_is_read_where_the_modules_say(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    folder = save_encoder(tmp_path / "moved", pooling="cls_token")
+    plain = load_encoder(str(folder), tokenizer)
+    (folder / "1_Pooling").rename(folder / "pool")
+    with pytest.raises(EncoderError, match="pooled by nothing that it says"):
+        load_encoder(str(folder), tokenizer)
+    modules = json.loads((folder / "modules.json").read_text("utf-8"))
+    modules[1]["path"] = "pool"
+    assert (
+        load_encoder(str(spoil(folder, "modules.json", modules)), tokenizer).digest == plain.digest
+    )
+
+
+def test_an_encoder_needs_its_own_tokenizer(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    folder = save_encoder(tmp_path / "bare")
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(EncoderError, match="has no tokenizer"):
+        load_encoder(str(folder), tokenizer)
+    larger = save_encoder(tmp_path / "larger")
+    added = AutoTokenizer.from_pretrained(larger)
+    added.add_tokens([f"word{number}" for number in range(9)])
+    added.save_pretrained(larger)
+    with pytest.raises(EncoderError, match="they do not belong together"):
+        load_encoder(str(larger), tokenizer)
+
+
+def test_an_encoder_that_tells_nothing_apart_is_refused(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    folder = save_encoder(tmp_path / "alike")
+    weights = load_file(folder / "model.safetensors")
+    for name, tensor in weights.items():
+        if "LayerNorm.weight" in name:
+            tensor.zero_()
+        elif "LayerNorm.bias" in name:
+            tensor.fill_(1.0)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(EncoderError, match="all sentences alike"):
+        load_encoder(str(folder), tokenizer)
 
 
 def test_a_pooler_that_is_not_stored_is_not_missed(
@@ -184,7 +273,9 @@ def spoil(folder: Path, file: str, content: object) -> Path:
         ("modules.json", [{"type": "sentence_transformers.models.Dense"}], "a layer Dense on top"),
         ("modules.json", [3], "must hold a JSON list of objects"),
         ("1_Pooling/config.json", [], "must hold a JSON dict"),
-        ("1_Pooling/config.json", {"pooling_mode_max_tokens": True}, "pooling_mode_max_tokens"),
+        ("1_Pooling/config.json", {"pooling_mode_max_tokens": True}, "pooled by max_tokens"),
+        ("1_Pooling/config.json", {}, "pooled by nothing that it says"),
+        ("1_Pooling/config.json", {"pooling_mode": "lasttoken"}, "pooled by lasttoken"),
         ("config.json", "{}", "cannot be loaded as a sentence encoder"),
         ("tokenizer.json", "{", "cannot be loaded as a sentence encoder"),
         ("model.safetensors", "no", "cannot be loaded as a sentence encoder"),

@@ -10,7 +10,7 @@ import pytest
 from engine_harness import SHOP, collect, run, running
 
 from adapters.artifact import Artifact, load_artifact
-from adapters.calibrated import chosen_encoder
+from adapters.calibrated import installed_encoder
 from adapters.chat import ChatEncoder, user_turn
 from adapters.state import AdapterState
 from server.engine import AdapterRef, AdaptRequest, Engine, GenerateRequest, Sampling
@@ -20,7 +20,7 @@ FOLDER = MODELS / "innerloop-tiny"
 TAUGHT, ASKED, OTHERS = 5, 3, 3
 
 
-ENCODER = chosen_encoder("auto", FOLDER)
+ENCODER = installed_encoder(FOLDER)
 # Right and kept in each test, looser than the published figures, which are over many tasks.
 LEAST = {None: (0.65, 0.8, 0.5), ENCODER: (0.8, 0.8, 0.75)}
 

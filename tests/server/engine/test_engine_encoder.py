@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,7 +18,13 @@ from adapters.config import Gate
 from adapters.encoder import load_encoder
 from adapters.gate import prompt_vectors
 from adapters.prefix import prefill
-from server.engine import AdapterMismatch, AdaptRequest, EngineFailed
+from server.engine import (
+    AdapterMismatch,
+    AdaptRequest,
+    EngineBusy,
+    EngineFailed,
+    EngineStopped,
+)
 
 TAUGHT, FAR = "Can I return a jug?", "Where is my parcel, and is the cat still asleep in it?"
 LAYER = 1
@@ -132,5 +139,92 @@ def test_what_was_taught_without_the_encoder_is_derived_again(artifact: Artifact
         async with running(artifact) as engine:
             with pytest.raises(AdapterMismatch, match="taught under another gate"):
                 await collect(engine, world.request(TAUGHT, "ann"))
+
+    run(main())
+
+
+def test_a_question_does_not_wait_for_lessons_that_are_encoded(
+    artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does a lesson keep the encoder from another one for all of its examples."""
+    world, gate = World(artifact), artifact.rule.gate
+    assert gate is not None
+    assert gate.encoder is not None
+    encode, held, parts = gate.encoder._encode, threading.Event(), list[int]()
+
+    def slow(texts: Sequence[str]) -> list[torch.Tensor]:
+        if threading.current_thread().name.startswith("innerloop-encoding"):
+            parts.append(len(texts))
+            held.wait(60)
+        return encode(texts)
+
+    async def main() -> None:
+        async with running(artifact) as engine:
+            first = await engine.adapt(AdaptRequest((world.example(TAUGHT, "Gladly."),)))
+            world.states["ann"] = first.state
+            monkeypatch.setattr(gate.encoder, "_encode", slow)
+            many = tuple(world.example(f"{number} jugs", "No.") for number in range(10))
+            lessons = [asyncio.ensure_future(engine.adapt(AdaptRequest(many)))]
+            await until(lambda: bool(parts))
+            asked = [world.request(text, "ann") for text in (TAUGHT, FAR)]
+            near, far = await gather(engine, asked)
+            assert [near.finished.adapter_used, far.finished.adapter_used] == [True, False]
+            held.set()
+            await asyncio.gather(*lessons)
+
+    run(main())
+    assert sum(parts) == 10
+    assert max(parts) <= 4
+
+
+def test_a_house_is_compared_by_what_was_encoded_beforehand(
+    artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(artifact)
+
+    async def main() -> None:
+        async with running(artifact) as engine:
+            house = await engine.adapt(AdaptRequest((world.example(TAUGHT, "Gladly."),)))
+            world.states["eve"] = house.state
+            threads = watch(artifact, monkeypatch)
+            # The session's own adapter was taught nothing that a gate remembers, as an import.
+            asked = replace(world.request(FAR, "bob"), house=world.ref("eve"))
+            await collect(engine, asked)
+            assert len(threads) == 1
+            assert "innerloop-engine" not in threads
+
+    run(main())
+
+
+def test_whoever_waits_to_be_encoded_is_bounded_and_ends_with_the_engine(
+    artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world, gate = World(artifact), artifact.rule.gate
+    assert gate is not None
+    assert gate.encoder is not None
+    held, inside = threading.Event(), threading.Event()
+
+    def slow(texts: Sequence[str]) -> list[torch.Tensor]:
+        inside.set()
+        held.wait(60)
+        return [torch.zeros(gate.encoder.width) for _ in texts] if gate.encoder else []
+
+    monkeypatch.setattr(gate.encoder, "_encode", slow)
+
+    async def main() -> None:
+        async with running(artifact, queue=2) as engine:
+            waiting = [
+                asyncio.ensure_future(engine.look([world.prompt(f"{n} jugs").prefix], "shop"))
+                for n in range(2)
+            ]
+            await until(inside.is_set)
+            with pytest.raises(EngineBusy, match="wait to be encoded"):
+                await engine.look([world.prompt(FAR).prefix], "shop")
+            stopping = asyncio.ensure_future(engine.stop(0.0))
+            await asyncio.sleep(0.05)
+            held.set()
+            await stopping
+            ended = await asyncio.gather(*waiting, return_exceptions=True)
+            assert [type(error) for error in ended] == [EngineStopped] * 2
 
     run(main())
