@@ -117,8 +117,8 @@ async def running(settings: Settings) -> AsyncIterator[Runtime]:
         if replica is not None:
             runtime.telemetry.watch_replicas(lambda: replica.live)
         runtime.background.start(replica)
-        beside = f", with {artifact.encoder} at its gate" if artifact.encoder else ""
-        logger.info("serving %s on %s%s", artifact.name, device, beside)
+        gate = "no sentence encoder" if artifact.encoder is None else artifact.encoder
+        logger.info("serving %s on %s, with %s at its gate", artifact.name, device, gate)
         drain_s = 0.0
         try:
             yield runtime
@@ -189,7 +189,8 @@ SHARED_SETTINGS = (
 
 def replica_of(settings: Settings, artifact: Artifact, store: SessionStore) -> Replica:
     """This server's place beside others on the same Redis."""
-    fit = Fit(artifact.name, artifact.fingerprint, artifact.rule_hash)
+    name = artifact.name if artifact.encoder is None else f"{artifact.name} with {artifact.encoder}"
+    fit = Fit(name, artifact.fingerprint, artifact.rule_hash)
     return store.replica(fit, {name: getattr(settings, name) for name in SHARED_SETTINGS})
 
 
