@@ -17,6 +17,7 @@ from server.cli import main
 from server.doctor import machine, serving, storage
 from server.sessions import RedisServerMissing
 from server.sessions.folder import Record
+from server.settings import MODELS
 
 Doctor = Callable[..., tuple[int, dict[str, dict[str, Any]]]]
 
@@ -176,6 +177,18 @@ def test_models(doctor: Doctor, place: Place, tmp_path: Path) -> None:
     (broken / "model.safetensors").write_bytes(weights[:-100])
     code, found = doctor(quick=False, model=str(broken))
     assert (code, found["model"]["level"]) == (1, "problem")
+
+
+def test_a_sentence_encoder(doctor: Doctor, tmp_path: Path) -> None:
+    tiny = str(MODELS / "innerloop-tiny")
+    for name, told in (("auto", "the encoder all-MiniLM-L6-v2"), ("none", "no sentence encoder")):
+        found = doctor(quick=False, model=tiny, encoder=name)[1]["model"]
+        assert (found["level"], told in found["detail"]) == ("ok", True)
+    for name, why in (("nowhere", "there is no folder nowhere"), (str(tmp_path), "no tokenizer")):
+        code, every = doctor(quick=False, model=tiny, encoder=name)
+        found = every["model"]
+        assert (code, found["level"], why in found["detail"]) == (1, "problem", True)
+        assert "INNERLOOP_ENCODER" in found["mend"]
 
 
 def test_memory(doctor: Doctor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
