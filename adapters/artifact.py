@@ -82,8 +82,7 @@ class Artifact:
     @property
     def encoder(self) -> str | None:
         """The name of the sentence encoder at its gate, where it was loaded with one."""
-        gate = self.rule.gate
-        return None if gate is None or gate.encoder is None else gate.encoder.name
+        return None if self.rule.encoder is None else self.rule.encoder.name
 
     @property
     def transposed(self) -> bool:
@@ -119,7 +118,7 @@ def save_artifact(
             no rule's own, or a folder with something else in it.
         OSError: a file system that does not let itself be written.
     """
-    if rule.gate is not None and rule.gate.encoder is not None:
+    if rule.encoder is not None:
         raise ArtifactError(f"nothing was written to {folder}: its gate has an encoder")
     folder = folder.resolve()  # of a link, what it points to is replaced
     if folder.exists() and any(folder.iterdir()) and not (folder / RULE_FILE).is_file():
@@ -228,8 +227,7 @@ def load_served(path: Path, device: torch.device | str, encoder: str) -> Artifac
 
 
 def _rule_hash(start: bytes, spec: LoraSpec, rule: InnerRule) -> str:
-    encoder = None if rule.gate is None else rule.gate.encoder
-    known_by = rule_text(spec, rule) + ("" if encoder is None else encoder.digest)
+    known_by = rule_text(spec, rule) + ("" if rule.encoder is None else rule.encoder.digest)
     return hashlib.sha256(start + known_by.encode()).hexdigest()
 
 

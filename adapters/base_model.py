@@ -21,9 +21,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from adapters.config import AdapterError, LoraSpec, one_line
+from adapters.config import AdapterError, LoraSpec
 from adapters.layer import LoraHooks, Rows
 from adapters.prefix import continue_from, prefill
+from adapters.pretrained import check_vocabulary, from_folder
 from adapters.state import repeat
 
 ATTENTION_KINDS: Final = {"full_attention", "sliding_attention", "chunked_attention"}
@@ -78,12 +79,7 @@ def load_base(folder: Path, device: torch.device, dtype: torch.dtype | None = No
     )
     _check_weights(folder, model, info)
     tokenizer = _call(folder, AutoTokenizer.from_pretrained)
-    vocabulary = model.get_input_embeddings().weight.shape[0]
-    if len(tokenizer) > vocabulary:
-        raise ArtifactError(
-            f"{folder}: the tokenizer has {len(tokenizer)} tokens and the model {vocabulary}; they "
-            "do not belong together"
-        )
+    check_vocabulary(folder, tokenizer, input_embedding(model).shape[0], ArtifactError)
     model.requires_grad_(False).eval().to(device)
     return LoadedBase(model, tokenizer, context_tokens)
 
@@ -137,15 +133,8 @@ def probe(
 
 
 def _call(folder: Path, load: Any, **arguments: Any) -> Any:
-    try:
-        # Said, not left out: transformers would ask whoever sits at the terminal.
-        return load(str(folder), local_files_only=True, trust_remote_code=False, **arguments)
-    # Broken folders surface as anything from KeyError to SafetensorError.
-    except Exception as error:
-        raise ArtifactError(
-            f"{folder} cannot be loaded as a causal LM with safetensors weights and a tokenizer: "
-            f"{type(error).__name__}: {one_line(error, 400)}"
-        ) from error
+    what = "a causal LM with safetensors weights and a tokenizer"
+    return from_folder(folder, load, what, ArtifactError, **arguments)
 
 
 def _context_tokens(folder: Path, config: PreTrainedConfig) -> int:

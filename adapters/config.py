@@ -138,6 +138,11 @@ class InnerRule:
     factors: Mapping[str, Tensor] | None = None
     still: frozenset[str] = frozenset()
 
+    @property
+    def encoder(self) -> Encoder | None:
+        """The sentence encoder at its gate, if any."""
+        return None if self.gate is None else self.gate.encoder
+
     def __post_init__(self) -> None:
         """Refuse rules that cannot work.
 

@@ -13,6 +13,7 @@ import json
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -22,8 +23,10 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from adapters.base_model import input_embedding
 from adapters.chat import last_turn
 from adapters.config import AdapterError, one_line
+from adapters.pretrained import check_vocabulary, from_folder
 from adapters.state import fingerprint
 
 LONGEST: Final = 128  # tokens of a turn that are read at most; what comes after is left out
@@ -164,24 +167,19 @@ def load_encoder(
     first_token = _first_token(folder)
     if not any(found for pattern in TOKENIZER_FILES for found in folder.glob(pattern)):
         raise EncoderError(f"{folder} has no tokenizer: one of {', '.join(TOKENIZER_FILES)}")
-    try:
-        model, info = AutoModel.from_pretrained(
-            str(folder),
-            dtype=torch.float32,
-            use_safetensors=True,  # never pickle
-            local_files_only=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
-        tokenizer = AutoTokenizer.from_pretrained(
-            str(folder), local_files_only=True, trust_remote_code=False
-        )
-    # Broken folders surface as anything from KeyError to SafetensorError.
-    except Exception as error:
-        raise EncoderError(
-            f"{folder} cannot be loaded as a sentence encoder with safetensors weights: "
-            f"{type(error).__name__}: {one_line(error, 400)}"
-        ) from error
+    load = partial(
+        from_folder,
+        folder,
+        what="a sentence encoder with safetensors weights",
+        refused=EncoderError,
+    )
+    model, info = load(
+        AutoModel.from_pretrained,
+        dtype=torch.float32,
+        use_safetensors=True,  # never pickle
+        output_loading_info=True,
+    )
+    tokenizer = load(AutoTokenizer.from_pretrained)
     if hasattr(model, "pooler"):
         model.pooler = None  # of another task; often not even stored
     missing = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))
@@ -189,12 +187,7 @@ def load_encoder(
         raise EncoderError(
             f"{folder} lacks {len(missing)} weights of its model, {missing[0]} first"
         )
-    vocabulary = model.get_input_embeddings().weight.shape[0]
-    if len(tokenizer) > vocabulary:
-        raise EncoderError(
-            f"{folder}: the tokenizer has {len(tokenizer)} tokens and the model {vocabulary}; they "
-            "do not belong together"
-        )
+    check_vocabulary(folder, tokenizer, input_embedding(model).shape[0], EncoderError)
     model.requires_grad_(False).eval().to(device)
     kind, longest = Path(name).name, _longest(folder, model)
     encoder = Encoder(kind, model, tokenizer, prompts, first_token=first_token, longest=longest)

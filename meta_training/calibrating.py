@@ -16,15 +16,14 @@ from adapters.calibrated import CALIBRATED_FILE, calibrated_text
 from adapters.chat import ChatEncoder, tells_turns_apart
 from adapters.config import Gate
 from adapters.encoder import Encoder, load_encoder
-from meta_training.corpus import load_corpus
 from meta_training.data.rows import replace_text
 from meta_training.device import use_device
+from meta_training.evaluation.material import material_of
 from meta_training.exits import exit_code
 from meta_training.gating import calibrate_gate, calibrate_memory
-from meta_training.kept_out import KEY, check_kept_out
 from meta_training.learner import Learner
 from meta_training.pipeline import validation_drawer
-from meta_training.recipe import Recipe, load_recipe, told_recipe
+from meta_training.recipe import load_recipe, told_recipe
 
 # Who was made by no recipe has seen nothing of the public data by one: any recipe's split will do.
 ANY_RECIPE: Final = Path(__file__).with_name("recipes") / "innerloop-tiny.yaml"
@@ -55,16 +54,11 @@ def _calibrate(arguments: argparse.Namespace) -> None:
 
 
 def _gate(artifact: Artifact, encoder: Encoder, data: Path) -> Gate:
-    recipe = _recipe(artifact)
-    corpus = load_corpus(data, recipe.data, recipe.seed)
-    check_kept_out((artifact.report or {}).get(KEY), corpus.kept_out, recipe.name)
+    recipe = told_recipe(artifact.report, artifact.name) or load_recipe(ANY_RECIPE)
+    corpus = material_of(artifact, data, recipe)
     learner = Learner.from_artifact(artifact)
     words = None if artifact.rule.gate is None else artifact.rule.gate.words
     gate = calibrate_gate(learner, corpus, words, recipe.seed, encoder)
     return calibrate_memory(
         learner, gate, validation_drawer(corpus, artifact.tokenizer, recipe.seed)
     )
-
-
-def _recipe(artifact: Artifact) -> Recipe:
-    return told_recipe(artifact.report, artifact.name) or load_recipe(ANY_RECIPE)

@@ -17,7 +17,7 @@ from meta_training.pretrain import artifact_folder
 from meta_training.recipe import Recipe, RecipeError, told_recipe
 from meta_training.tasks.part import TaskPart
 
-OTHER_DRAWS: Final = 1_000_003  # more than any seed of a recipe
+OTHER_DRAWS: Final = 1_000_003  # added to the seed, also where an artifact has no rule of its own
 SPLIT: Final = ("split", "held_out", "validation", "held_out_persona_share")  # of the public data
 
 

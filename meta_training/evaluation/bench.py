@@ -141,11 +141,10 @@ class Bench:
         return round(math.exp(interval(losses)[0]), 3)
 
     def _encoder(self) -> Method:
-        gate = self._artifact.rule.gate
-        assert gate is not None
-        assert gate.encoder is not None
-        name = f"nearest prototype, {gate.encoder.name}"
-        return NearestTaught(name, self._ours(), Prototypical(), gate.encoder)
+        encoder = self._artifact.rule.encoder
+        assert encoder is not None
+        name = f"nearest prototype, {encoder.name}"
+        return NearestTaught(name, self._ours(), Prototypical(), encoder)
 
     def _ours(self) -> Learner:
         return Learner.from_artifact(self._artifact)

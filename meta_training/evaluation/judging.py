@@ -100,7 +100,8 @@ def _judge(arguments: argparse.Namespace, device: torch.device) -> Summary:
     name = stem.replace("results", "report")
     # A report of some cells does not take the place of one of all, nor one of another gate.
     fewer = bool(known - set(report["cells"]))
-    aside = own is not None or arguments.encoder or arguments.results is not None or fewer
+    side = (own, artifact.encoder, arguments.results)
+    aside = fewer or any(each is not None for each in side)
     written = (results.parent if aside else arguments.artifact) / f"{name}.json"
     _write(written, report)
     print(f"report: {written}", file=sys.stderr)

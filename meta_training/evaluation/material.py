@@ -31,14 +31,14 @@ def corpus_of(artifact: Artifact, data: Path) -> Corpus:
     return corpus
 
 
-def material_of(artifact: Artifact, data: Path) -> Corpus:
-    """The material that ``artifact`` was made from, split as it was then.
+def material_of(artifact: Artifact, data: Path, recipe: Recipe | None = None) -> Corpus:
+    """The material that ``artifact`` was made from, split as it was then, or as ``recipe`` says.
 
     Raises:
         EvaluationError: its report does not say what that was.
         DataError: a file is missing, broken or split in another way.
     """
-    recipe = recipe_of(artifact)
+    recipe = recipe or recipe_of(artifact)
     corpus = load_corpus(data, recipe.data, recipe.seed)
     check_kept_out((artifact.report or {}).get(KEY), corpus.kept_out, recipe.name)
     return corpus

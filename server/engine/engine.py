@@ -52,13 +52,12 @@ class Engine:
         """
         self.limits = EngineLimits() if limits is None else limits
         self._artifact = artifact
-        models = [artifact.model]
-        if artifact.rule.gate is not None and artifact.rule.gate.encoder is not None:
-            models.append(artifact.rule.gate.encoder.model)
+        encoder = artifact.rule.encoder
+        models = [artifact.model] if encoder is None else [artifact.model, encoder.model]
         self._linears = [fast_linears(model) for model in models]
         self._base = make_base(artifact)
         self._grammars = Grammars(self._base)
-        self._meanings = Meanings(self._base.gate, self.limits.queue)
+        self._meanings = Meanings(encoder, self.limits.queue)
         pinned = self._base.device.type == "cuda"
         self._host = HostAdapters(self.limits.host_adapter_bytes, pinned)
         self._course = make_course(self._base, artifact)

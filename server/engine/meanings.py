@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
-from adapters.config import Gate
+from adapters.encoder import Encoder
 from server import spans
 from server.engine.errors import EngineBusy, EngineStopped
 from server.engine.isolation import failure
@@ -23,9 +23,9 @@ AT_ONCE: Final = 4  # turns of a lesson, until another one's are encoded
 class Meanings:
     """Has prompts encoded; without an encoder there is nothing to do."""
 
-    def __init__(self, gate: Gate | None, queue: int) -> None:
+    def __init__(self, encoder: Encoder | None, queue: int) -> None:
         """Start no thread yet. Whoever comes while ``queue`` others wait is turned away."""
-        self._encoder = None if gate is None else gate.encoder
+        self._encoder = encoder
         self._queue = queue
         self._waiting = 0
         self._asking = ThreadPoolExecutor(1, "innerloop-asking")

@@ -15,7 +15,7 @@ from tiny_encoder import save_encoder
 
 from adapters.artifact import Artifact
 from adapters.config import Gate
-from adapters.encoder import load_encoder
+from adapters.encoder import Encoder, load_encoder
 from adapters.gate import prompt_vectors
 from adapters.prefix import prefill
 from server.engine import (
@@ -44,18 +44,22 @@ def artifact(tmp_path: Path, encoder_folder: Path) -> Artifact:
     return replace(plain, rule=replace(plain.rule, gate=gate))
 
 
+def encoder_of(artifact: Artifact) -> Encoder:
+    encoder = artifact.rule.encoder
+    assert encoder is not None
+    return encoder
+
+
 def watch(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the threads that the encoder computes on."""
-    gate, threads = artifact.rule.gate, list[str]()
-    assert gate is not None
-    assert gate.encoder is not None
-    encode = gate.encoder._encode
+    encoder, threads = encoder_of(artifact), list[str]()
+    encode = encoder._encode
 
     def noted(texts: Sequence[str]) -> list[torch.Tensor]:
         threads.append(threading.current_thread().name)
         return encode(texts)
 
-    monkeypatch.setattr(gate.encoder, "_encode", noted)
+    monkeypatch.setattr(encoder, "_encode", noted)
     return threads
 
 
@@ -97,17 +101,15 @@ def test_taught_prompts_open_the_gate_and_the_engine_thread_never_encodes(
 def test_an_encoder_that_fails_fails_its_request_alone(
     artifact: Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    world, gate = World(artifact), artifact.rule.gate
-    assert gate is not None
-    assert gate.encoder is not None
-    encode = gate.encoder._encode
+    world, encoder = World(artifact), encoder_of(artifact)
+    encode = encoder._encode
 
     def broken(texts: Sequence[str]) -> list[torch.Tensor]:
         if any("parcel" in text for text in texts):
             raise RuntimeError("no memory")
         return encode(texts)
 
-    monkeypatch.setattr(gate.encoder, "_encode", broken)
+    monkeypatch.setattr(encoder, "_encode", broken)
 
     async def main() -> None:
         async with running(artifact) as engine:
@@ -147,10 +149,8 @@ def test_a_question_does_not_wait_for_lessons_that_are_encoded(
     artifact: Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nor does a lesson keep the encoder from another one for all of its examples."""
-    world, gate = World(artifact), artifact.rule.gate
-    assert gate is not None
-    assert gate.encoder is not None
-    encode, held, parts = gate.encoder._encode, threading.Event(), list[int]()
+    world, encoder = World(artifact), encoder_of(artifact)
+    encode, held, parts = encoder._encode, threading.Event(), list[int]()
 
     def slow(texts: Sequence[str]) -> list[torch.Tensor]:
         if threading.current_thread().name.startswith("innerloop-encoding"):
@@ -162,7 +162,7 @@ def test_a_question_does_not_wait_for_lessons_that_are_encoded(
         async with running(artifact) as engine:
             first = await engine.adapt(AdaptRequest((world.example(TAUGHT, "Gladly."),)))
             world.states["ann"] = first.state
-            monkeypatch.setattr(gate.encoder, "_encode", slow)
+            monkeypatch.setattr(encoder, "_encode", slow)
             many = tuple(world.example(f"{number} jugs", "No.") for number in range(10))
             lessons = [asyncio.ensure_future(engine.adapt(AdaptRequest(many)))]
             await until(lambda: bool(parts))
@@ -199,17 +199,15 @@ def test_a_house_is_compared_by_what_was_encoded_beforehand(
 def test_whoever_waits_to_be_encoded_is_bounded_and_ends_with_the_engine(
     artifact: Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    world, gate = World(artifact), artifact.rule.gate
-    assert gate is not None
-    assert gate.encoder is not None
+    world, encoder = World(artifact), encoder_of(artifact)
     held, inside = threading.Event(), threading.Event()
 
     def slow(texts: Sequence[str]) -> list[torch.Tensor]:
         inside.set()
         held.wait(60)
-        return [torch.zeros(gate.encoder.width) for _ in texts] if gate.encoder else []
+        return [torch.zeros(encoder.width) for _ in texts]
 
-    monkeypatch.setattr(gate.encoder, "_encode", slow)
+    monkeypatch.setattr(encoder, "_encode", slow)
 
     async def main() -> None:
         async with running(artifact, queue=2) as engine:
