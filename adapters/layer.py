@@ -6,7 +6,7 @@ as they were. Knows nothing about sessions, caches or how adapters are made.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -17,6 +17,10 @@ from torch.utils.hooks import RemovableHandle
 from adapters.config import LoraSpec
 from adapters.state import target_modules
 
+AddLora = Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor]
+"""``output + scale * B A inputs``, of ``output``, ``inputs``, ``A``, ``B`` and ``scale``; the rows
+are equal groups, one for each adapter in turn."""
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -26,11 +30,13 @@ class Rows:
     ``slots``: (B,) slot of each row; None when the rows are S groups of equal size, in slot order,
     which spares gathering a copy of the adapter for every row.
     ``active``: (B, T) true where the adapter acts; None means on every token.
+    ``add``: computes groups that are all active in one operation, without gradients; None: PyTorch.
     """
 
     tensors: Mapping[str, Tensor]
     slots: Tensor | None
     active: Tensor | None = None
+    add: AddLora | None = None
 
 
 def rows_of(tensors: Mapping[str, Tensor], slots: Tensor, active: Tensor | None = None) -> Rows:
@@ -85,6 +91,8 @@ class _Hook:
             return output
         lora_a, lora_b = rows.tensors[self._name_a], rows.tensors[self._name_b]
         hidden = inputs[0].to(lora_a.dtype)  # (B, T, in)
+        if rows.add is not None:
+            return rows.add(output, hidden, lora_a, lora_b, self._owner.spec.scale)
         if hidden.ndim == 2:  # a classifier's head sees no tokens
             hidden = hidden.unsqueeze(1)
         if rows.slots is None:

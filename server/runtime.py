@@ -252,5 +252,6 @@ def engine_limits(settings: Settings, artifact: Artifact) -> EngineLimits:
         prefix_cache_bytes=settings.prefix_cache_bytes,
         adapt_batch=settings.adapt_batch,
         halvings=settings.halvings,
+        kernels=settings.kernels,
         threads=settings.threads or None,
     )

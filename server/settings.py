@@ -180,6 +180,11 @@ class Settings(BaseSettings):
     threads: int = Field(
         0, ge=0, le=1024, description="CPU threads of the model; 0 leaves it to PyTorch"
     )
+    kernels: bool = Field(
+        True,
+        description="decode on a CPU with operations of the server's own, which the machine's C++ "
+        "compiler makes once; without a compiler PyTorch's do the same, slower",
+    )
     rows: int = Field(32, ge=1, le=4096, description="sequences decoded together in one step")
     adapter_bytes: int = Field(
         256 * 1024**2, ge=1, description="memory on the device for session adapters, bytes"

@@ -63,6 +63,8 @@ def _findings(args: argparse.Namespace) -> Iterator[Finding]:
         "data folder", lambda: storage.data_folder(settings.data_dir, settings.redis_url)
     )
     yield from _guarded("torch", lambda: machine.pytorch(settings.device))
+    if settings.kernels and not settings.device.startswith("cuda"):
+        yield from _guarded("kernels", machine.kernels)
     from server.doctor import serving  # imports PyTorch, which may be missing
 
     yield from _guarded("model", lambda: serving.model(settings, load=not args.quick))

@@ -74,6 +74,21 @@ def pytorch(device: str) -> Iterator[Finding]:
         yield Finding("torch", "ok", shown)
 
 
+def kernels() -> Iterator[Finding]:
+    """Whether decode steps on a CPU can have their own operations."""
+    from server.engine.kernels import compiler, found_kernels
+
+    found = found_kernels()
+    if found is not None:
+        yield Finding("kernels", "ok", f"operations for decode steps are compiled: {found}")
+    elif compiler() is not None:
+        told = f"operations for decode steps are compiled at the first start, by {compiler()}"
+        yield Finding("kernels", "ok", told)
+    else:
+        told = "there is no C++ compiler: answers on a CPU take a quarter to a half longer"
+        yield Finding("kernels", "warning", told, "install one (Debian, Ubuntu: apt install g++)")
+
+
 def memory(needed_bytes: int, budgets_bytes: int) -> Iterator[Finding]:
     """Whether a model and the budgets of the settings fit into what is free."""
     free = free_bytes()

@@ -6,7 +6,7 @@ transformers' cache interface; knows nothing about sequences, prompts or adapter
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -20,7 +20,15 @@ from adapters.prefix import Prefix
 from server.engine.base import LayerForm
 
 KeysValues = tuple[Tensor, Tensor]
+Store = Callable[[Tensor, Tensor, Tensor, Tensor], object]
+"""Writes new tokens' keys or values: (R, H, C, D) that is kept gets (B, H, T, D), at rows (B, 1)
+and columns (B, T)."""
 _COLUMN_BLOCK: Final = 64  # capacities are multiples of it, so that few requests reallocate
+
+
+def store(kept: Tensor, states: Tensor, rows: Tensor, columns: Tensor) -> None:
+    """What ``Store`` says, by PyTorch."""
+    kept[rows, :, columns] = states.transpose(1, 2)
 
 
 @dataclass(frozen=True)
@@ -29,13 +37,14 @@ class Window:
 
     ``rows``: (B, 1) their numbers. ``positions``: (B, T) column of every new token. ``columns``:
     (W,) numbers of those that are read, from 0 on; not only how many, so that a recorded pass can
-    be run again with more.
+    be run again with more. ``store``: how new tokens are written.
     """
 
     first: int
     rows: Tensor
     positions: Tensor
     columns: Tensor
+    store: Store = store
 
 
 class BatchKV:
@@ -173,8 +182,8 @@ class _Layer(CacheLayerMixin):
     ) -> tuple[Tensor, Tensor]:
         """Write B rows' T new tokens, and return what they read: (B, H, W, D) views."""
         window = self._window
-        self._stored_keys[window.rows, :, window.positions] = key_states.transpose(1, 2)
-        self._stored_values[window.rows, :, window.positions] = value_states.transpose(1, 2)
+        window.store(self._stored_keys, key_states, window.rows, window.positions)
+        window.store(self._stored_values, value_states, window.rows, window.positions)
         rows = slice(window.first, window.first + key_states.shape[0])
         width = window.columns.shape[0]
         return self._stored_keys[rows, :, :width], self._stored_values[rows, :, :width]

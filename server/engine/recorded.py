@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, Final
 
 import torch
@@ -22,7 +23,8 @@ from adapters.layer import Rows
 from adapters.state import tensor_shapes
 from server.engine.base import Base
 from server.engine.forward import Step, changes_with_length, run
-from server.engine.kv import BatchKV, KeysValues, Window
+from server.engine.fused import Fused, attending, fused_operations
+from server.engine.kv import BatchKV, KeysValues, Window, store
 from server.engine.linear import packed_weights, using_packed
 
 _log = logging.getLogger(__name__)
@@ -36,20 +38,27 @@ class RecordingError(RuntimeError):
     """A recording that cannot stand for the model's own code."""
 
 
-def recorded_step(base: Base) -> Step | None:
-    """A recorded decode step; None, and a word in the log, where it does not work."""
-    try:
-        return Recorded(base)
-    except Exception as error:  # tracing runs code of any architecture
-        _log.warning("decode steps are not recorded and so slower: %s", one_line(error))
-        return None
+def recorded_step(base: Base, own: bool = True) -> Step | None:
+    """A recorded decode step; None, and a word in the log, where it does not work.
+
+    ``own``: by operations of our own, where there are some.
+    """
+    for fused in dict.fromkeys((fused_operations(base) if own else None, None)):
+        try:
+            return Recorded(base, fused)
+        except Exception as error:  # tracing runs code of any architecture
+            without = "not recorded" if fused is None else "recorded without our own operations"
+            _log.warning("decode steps are %s and so slower: %s", without, one_line(error))
+    return None
 
 
 class Recorded:
     """A decode step as two recordings, with adapters and without."""
 
-    def __init__(self, base: Base) -> None:
+    def __init__(self, base: Base, fused: Fused | None = None) -> None:
         """Record, and compare with the model's own code at other numbers of rows and columns.
+
+        ``fused``: operations of our own to record in the place of PyTorch's.
 
         Raises:
             RecordingError: a recording cannot give, or does not give, the same logits.
@@ -58,6 +67,7 @@ class Recorded:
         if changes_with_length(base):
             raise RecordingError("its position embeddings change with how long a sequence became")
         self._base = base
+        self._fused = fused
         shapes = tensor_shapes(base.model, base.spec)
         self._names = tuple(shapes)
         self._packed = packed_weights(base.model)
@@ -87,7 +97,8 @@ class Recorded:
 
     @torch.no_grad()
     def _record(self, shapes: Mapping[str, tuple[int, ...]]) -> Callable[..., Any]:
-        base, names = self._base, self._names
+        base, names, fused = self._base, self._names, self._fused
+        add = fused.add if fused else None
 
         def step(
             ids: Tensor,
@@ -98,10 +109,12 @@ class Recorded:
             adapters: list[Tensor],
             packed: list[Tensor],
         ) -> Tensor:
-            window = Window(0, numbers, positions, columns)
+            window = Window(0, numbers, positions, columns, fused.store if fused else store)
             layers = list(zip(flat[::2], flat[1::2], strict=True))
-            rows = Rows(dict(zip(names, adapters, strict=True)), None) if shapes else None
-            with using_packed(base.model, packed[: len(self._packed)]):
+            taught = dict(zip(names, adapters, strict=True)) if shapes else {}
+            rows = Rows(taught, None, add=add) if shapes else None
+            attention = attending(base) if fused else nullcontext()
+            with attention, using_packed(base.model, packed[: len(self._packed)]):
                 return run(base, ids, window, layers, rows)
 
         generator = torch.Generator(base.device).manual_seed(0)

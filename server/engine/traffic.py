@@ -39,7 +39,7 @@ class Traffic:
         self.kv = BatchKV(
             base.layers, limits.rows, base.context_tokens, limits.kv_bytes, base.device
         )
-        self.batch = Batch(base, slots, self.kv, _decode_step(base) if limits.recorded else None)
+        self.batch = Batch(base, slots, self.kv, _decode_step(base, limits))
         self.scorer = Scorer(base, slots, limits.prefill_tokens, self.kv.can_hold)
         self.finished = self.cancelled = self.failed = 0
         self._base = base
@@ -219,6 +219,10 @@ class Traffic:
             ticket.prompt = None
 
 
-def _decode_step(base: Base) -> Step | None:
+def _decode_step(base: Base, limits: EngineLimits) -> Step | None:
     """The fastest way to compute decode steps on the base's device; None: the model's own code."""
-    return Graphed(base) if base.device.type == "cuda" else recorded_step(base)
+    if not limits.recorded:
+        return None
+    if base.device.type == "cuda":
+        return Graphed(base)
+    return recorded_step(base, limits.kernels)

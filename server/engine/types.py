@@ -44,6 +44,7 @@ class EngineLimits:
     learn_share: float = 0.42  # of the engine's time, while others wait for answers too
     # Decode steps from a recording, on a GPU CUDA graphs, where one can be made.
     recorded: bool = True
+    kernels: bool = True  # recorded ones by operations of our own, where they can be compiled
     threads: int | None = None  # of one torch operation on the CPU; None means one per core
 
     def __post_init__(self) -> None:

@@ -13,7 +13,9 @@ from adapters.layer import Rows
 from adapters.state import stack
 from server.engine.base import Base, make_base
 from server.engine.forward import Step, run
+from server.engine.fused import fused_operations
 from server.engine.graphed import Graphed, Replay
+from server.engine.kernels import compiler
 from server.engine.kv import BatchKV
 from server.engine.recorded import Recorded, recorded_step
 
@@ -38,6 +40,15 @@ def adapters(world: World, form: str, count: int) -> Rows | None:
     return Rows(stack(tensors), torch.tensor(slots))
 
 
+def fused(base: Base) -> Recorded:
+    """A recording of our own operations, which have to be there."""
+    if compiler() is None:
+        pytest.skip("no C++ compiler")
+    own = fused_operations(base)
+    assert own is not None
+    return Recorded(base, own)
+
+
 def forgetful(step: Replay) -> Replay:
     """As a graph does: it keeps where tensors are, and not the tensors."""
     seen = weakref.ref(step)
@@ -52,7 +63,7 @@ def forgetful(step: Replay) -> Replay:
 
 @torch.no_grad()
 @pytest.mark.parametrize("form", ["untaught", "one", "each", "in slots"])
-@pytest.mark.parametrize("make", [Recorded, lambda base: Graphed(base, forgetful)])
+@pytest.mark.parametrize("make", [Recorded, fused, lambda base: Graphed(base, forgetful)])
 def test_it_is_the_models_own_step(
     world: World, base: Base, make: Callable[[Base], Step], form: str
 ) -> None:

@@ -1,0 +1,312 @@
+// What a decode step computes once for every row, in one operation each where PyTorch takes several:
+// an adapter's product, one token's attention, and where its key and value are kept.
+//
+// float32 on a CPU, last axes contiguous. Plain loops that a compiler vectorises; `kernels.py`
+// compiles and loads this file. Knows tensors; knows nothing of models.
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <type_traits>
+#include <vector>
+
+// One library for every processor: the loader picks the widest clone that this one has.
+#if defined(__x86_64__) && defined(__linux__)
+#define EVERY_PROCESSOR __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define EVERY_PROCESSOR
+#endif
+#define INLINE static inline __attribute__((always_inline))
+
+namespace {
+
+using at::Tensor;
+
+constexpr int64_t LEAST_WORK = 1 << 16;  // multiplications that are worth a thread of their own
+constexpr int64_t AHEAD = 16;            // keys, or values, that are asked of memory beforehand
+constexpr int64_t LINE = 16;             // floats in a cache line
+constexpr float HIDDEN = -1e30f;         // what a mask adds to a column that is not to be seen
+
+int64_t share(int64_t work_of_one) {
+  return std::max<int64_t>(1, LEAST_WORK / std::max<int64_t>(1, work_of_one));
+}
+
+// What is read next, and too far away for the processor to see by itself.
+INLINE void ask_for(const float* from, int64_t floats) {
+  for (int64_t i = 0; i < floats; i += LINE) __builtin_prefetch(from + i);
+}
+
+// ---- y + scale * B (A x) ----
+
+// rows (n, width) times x (width): to + scale * that; four rows at a time read x once.
+INLINE void product(
+    const float* x, const float* rows, const float* to, float* out, int64_t n, int64_t width,
+    float scale) {
+  int64_t k = 0;
+  for (; k + 4 <= n; k += 4) {
+    const float *a = rows + k * width, *b = a + width, *c = b + width, *d = c + width;
+    ask_for(d + width, 4 * width);
+    float sa = 0, sb = 0, sc = 0, sd = 0;
+#pragma omp simd reduction(+ : sa, sb, sc, sd)
+    for (int64_t i = 0; i < width; ++i) {
+      sa += x[i] * a[i];
+      sb += x[i] * b[i];
+      sc += x[i] * c[i];
+      sd += x[i] * d[i];
+    }
+    out[k] = (to ? to[k] : 0) + scale * sa, out[k + 1] = (to ? to[k + 1] : 0) + scale * sb;
+    out[k + 2] = (to ? to[k + 2] : 0) + scale * sc, out[k + 3] = (to ? to[k + 3] : 0) + scale * sd;
+  }
+  for (; k < n; ++k) {
+    float sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < width; ++i) sum += x[i] * rows[k * width + i];
+    out[k] = (to ? to[k] : 0) + scale * sum;
+  }
+}
+
+// The same for rows shorter than a processor's registers: many of them at once. Their width is known
+// to the compiler (W > 0) or not (W = 0).
+template <int64_t W>
+INLINE void short_product(
+    const float* x, const float* rows, const float* to, float* out, int64_t n, int64_t width) {
+  const int64_t w = W ? W : width;
+#pragma omp simd
+  for (int64_t k = 0; k < n; ++k) {
+    float sum = to[k];
+    for (int64_t i = 0; i < w; ++i) sum += x[i] * rows[k * w + i];
+    out[k] = sum;
+  }
+}
+
+// Tokens begin to end, of which `each` in a row have one adapter.
+EVERY_PROCESSOR void add_adapters(
+    const float* y, const float* x, const float* a, const float* b, float* out, int64_t begin,
+    int64_t end, int64_t each, int64_t in, int64_t n, int64_t r, float scale) {
+  std::vector<float> h(r);
+  for (int64_t i = begin; i < end; ++i) {
+    const float* bi = b + i / each * n * r;
+    ask_for(bi, n * r);
+    product(x + i * in, a + i / each * r * in, nullptr, h.data(), r, in, scale);
+    if (i + 1 < end) ask_for(a + (i + 1) / each * r * in, r * in);
+    const float* yi = y + i * n;
+    float* oi = out + i * n;
+    if (r == 8) {
+      short_product<8>(h.data(), bi, yi, oi, n, r);
+    } else if (r == 4) {
+      short_product<4>(h.data(), bi, yi, oi, n, r);
+    } else if (r <= 16) {
+      short_product<0>(h.data(), bi, yi, oi, n, r);
+    } else {
+      product(h.data(), bi, yi, oi, n, r, 1);
+    }
+  }
+}
+
+// output (..., N), inputs (..., I), a (S, R, I), b (S, N, R): of all tokens in turn, an equal share
+// for each of S adapters.
+Tensor add_lora(
+    const Tensor& output, const Tensor& inputs, const Tensor& a, const Tensor& b, double scale) {
+  const Tensor y = output.contiguous(), x = inputs.contiguous();
+  const Tensor down_first = a.contiguous(), then_up = b.contiguous();
+  const int64_t in = a.size(2), n = b.size(1), r = a.size(1), tokens = x.numel() / in;
+  Tensor out = at::empty_like(y);
+  const float *yp = y.const_data_ptr<float>(), *xp = x.const_data_ptr<float>();
+  const float *ap = down_first.const_data_ptr<float>(), *bp = then_up.const_data_ptr<float>();
+  float* op = out.mutable_data_ptr<float>();
+  const int64_t each = std::max<int64_t>(1, tokens / a.size(0));
+  at::parallel_for(0, tokens, share(r * (in + n)), [&](int64_t begin, int64_t end) {
+    add_adapters(yp, xp, ap, bp, op, begin, end, each, in, n, r, static_cast<float>(scale));
+  });
+  return out;
+}
+
+// ---- attention of one new token a row ----
+
+// e to the x, for x up to 0, to 2e-7 of itself (Cephes' expf); a call would not be vectorised.
+INLINE float exponential(float x) {
+  x = x < -87.0f ? -87.0f : x;
+  const float n = std::nearbyint(x * 1.44269504f);
+  const float f = x - n * 0.693359375f + n * 2.12194440e-4f;
+  float p = 1.9875691500e-4f;
+  p = p * f + 1.3981999507e-3f;
+  p = p * f + 8.3334519073e-3f;
+  p = p * f + 4.1665795894e-2f;
+  p = p * f + 1.6666665459e-1f;
+  p = p * f + 5.0000001201e-1f;
+  p = p * f * f + f + 1.0f;
+  const int32_t bits = (static_cast<int32_t>(n) + 127) << 23;
+  float power;
+  std::memcpy(&power, &bits, sizeof power);
+  return p * power;
+}
+
+INLINE void scores(
+    const float* q, const float* keys, int64_t stride, const float* mask, float* s, int64_t first,
+    int64_t last, int64_t width) {
+  int64_t w = first;
+  for (; w + 4 <= last; w += 4) {
+    const float *a = keys + w * stride, *b = a + stride, *c = b + stride, *d = c + stride;
+    for (int64_t row = 0; row < 4; ++row) ask_for(a + (AHEAD + row) * stride, width);
+    float sa = 0, sb = 0, sc = 0, sd = 0;
+#pragma omp simd reduction(+ : sa, sb, sc, sd)
+    for (int64_t i = 0; i < width; ++i) {
+      sa += q[i] * a[i];
+      sb += q[i] * b[i];
+      sc += q[i] * c[i];
+      sd += q[i] * d[i];
+    }
+    s[w] = sa + mask[w], s[w + 1] = sb + mask[w + 1];
+    s[w + 2] = sc + mask[w + 2], s[w + 3] = sd + mask[w + 3];
+  }
+  for (; w < last; ++w) {
+    float sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < width; ++i) sum += q[i] * keys[w * stride + i];
+    s[w] = sum + mask[w];
+  }
+}
+
+// In place; returns their sum.
+INLINE float exponentials(float* s, int64_t first, int64_t last) {
+  float top = -std::numeric_limits<float>::infinity(), sum = 0;
+#pragma omp simd reduction(max : top)
+  for (int64_t w = first; w < last; ++w) top = s[w] > top ? s[w] : top;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t w = first; w < last; ++w) {
+    s[w] = exponential(s[w] - top);
+    sum += s[w];
+  }
+  return sum;
+}
+
+INLINE void mix(
+    const float* p, const float* values, int64_t stride, float* out, int64_t first, int64_t last,
+    int64_t width) {
+  int64_t w = first;
+  for (; w + 4 <= last; w += 4) {
+    const float *a = values + w * stride, *b = a + stride, *c = b + stride, *d = c + stride;
+    for (int64_t row = 0; row < 4; ++row) ask_for(a + (AHEAD + row) * stride, width);
+    const float pa = p[w], pb = p[w + 1], pc = p[w + 2], pd = p[w + 3];
+#pragma omp simd
+    for (int64_t i = 0; i < width; ++i) out[i] += pa * a[i] + pb * b[i] + pc * c[i] + pd * d[i];
+  }
+  for (; w < last; ++w) {
+#pragma omp simd
+    for (int64_t i = 0; i < width; ++i) out[i] += p[w] * values[w * stride + i];
+  }
+}
+
+// A head's width is known to the compiler (W > 0) or not (W = 0).
+template <int64_t W>
+INLINE void attend_head(
+    const float* q, const float* keys, int64_t key_stride, const float* values,
+    int64_t value_stride, const float* mask, int64_t first, int64_t last, int64_t key_width,
+    int64_t value_width, float scale, float* scratch, float* out) {
+  const int64_t kw = W ? W : key_width, vw = W ? W : value_width;
+  float *scaled = scratch, *s = scratch + kw - first;
+  for (int64_t i = 0; i < kw; ++i) scaled[i] = scale * q[i];
+  scores(scaled, keys, key_stride, mask, s, first, last, kw);
+  const float sum = exponentials(s, first, last);
+  float local[W ? W : 1];  // a compiler keeps it in registers
+  float* mixed = W ? local : out;
+  for (int64_t i = 0; i < vw; ++i) mixed[i] = 0;
+  mix(s, values, value_stride, mixed, first, last, vw);
+  for (int64_t i = 0; i < vw; ++i) out[i] = mixed[i] / sum;
+}
+
+struct Heads {
+  const float* at;
+  int64_t row, head, column;  // strides
+  int64_t count, width;
+
+  const float* of(int64_t b, int64_t h) const { return at + b * row + h * head; }
+};
+
+Heads heads_of(const Tensor& t) {
+  return {t.const_data_ptr<float>(), t.stride(0), t.stride(1), t.stride(2), t.size(1), t.size(3)};
+}
+
+// Heads begin to end of all rows' in turn.
+EVERY_PROCESSOR void attend_heads(
+    const Heads& q, const Heads& k, const Heads& v, const float* masks, int64_t mask_row,
+    int64_t columns, float scale, float* out, int64_t begin, int64_t end) {
+  std::vector<float> scratch(q.width + columns);
+  for (int64_t i = begin; i < end; ++i) {
+    const int64_t b = i / q.count, h = i % q.count, group = h / (q.count / k.count);
+    const float* mask = masks + b * mask_row;
+    int64_t first = 0, last = columns;  // what is hidden at both ends is not read
+    while (last > 1 && mask[last - 1] < HIDDEN) --last;
+    while (first < last - 1 && mask[first] < HIDDEN) ++first;
+    const auto head = [&](auto width) __attribute__((always_inline)) {
+      attend_head<decltype(width)::value>(
+          q.of(b, h), k.of(b, group), k.column, v.of(b, group), v.column, mask, first, last,
+          q.width, v.width, scale, scratch.data(), out + i * v.width);
+    };
+    switch (q.width == v.width ? q.width : 0) {
+      case 32: head(std::integral_constant<int64_t, 32>{}); break;
+      case 64: head(std::integral_constant<int64_t, 64>{}); break;
+      case 128: head(std::integral_constant<int64_t, 128>{}); break;
+      default: head(std::integral_constant<int64_t, 0>{});
+    }
+  }
+}
+
+// query (B, H, 1, D), keys (B, G, W, D) and values (B, G, W, E) of G heads that H share, mask
+// (B, 1, 1, W) that is added to the scores; (B, 1, H, E).
+Tensor attend(
+    const Tensor& query, const Tensor& keys, const Tensor& values, const Tensor& mask,
+    double scale) {
+  TORCH_CHECK(query.size(2) == 1, "one token a row");
+  const int64_t rows = query.size(0), columns = keys.size(2);
+  const Heads q = heads_of(query), k = heads_of(keys), v = heads_of(values);
+  Tensor out = at::empty({rows, 1, q.count, v.width}, query.options());
+  const float* masks = mask.const_data_ptr<float>();
+  const int64_t mask_row = mask.size(0) == 1 ? 0 : mask.stride(0);
+  float* op = out.mutable_data_ptr<float>();
+  const int64_t grain = share(columns * (q.width + v.width));
+  at::parallel_for(0, rows * q.count, grain, [&](int64_t begin, int64_t end) {
+    attend_heads(q, k, v, masks, mask_row, columns, static_cast<float>(scale), op, begin, end);
+  });
+  return out;
+}
+
+// ---- keys and values ----
+
+// kept (R, H, C, D) gets states (B, H, T, D) at rows (B, 1) and columns (B, T).
+void store(const Tensor& kept, const Tensor& states, const Tensor& rows, const Tensor& columns) {
+  const int64_t tokens = states.size(2);
+  float* to = kept.mutable_data_ptr<float>();
+  const float* from = states.const_data_ptr<float>();
+  const int64_t *row = rows.const_data_ptr<int64_t>(), *column = columns.const_data_ptr<int64_t>();
+  for (int64_t b = 0; b < states.size(0); ++b) {
+    for (int64_t t = 0; t < tokens; ++t) {
+      float* place = to + row[b] * kept.stride(0) + column[b * tokens + t] * kept.stride(2);
+      const float* state = from + b * states.stride(0) + t * states.stride(2);
+      for (int64_t h = 0; h < states.size(1); ++h) {
+        std::memcpy(place + h * kept.stride(1), state + h * states.stride(1),
+                    states.size(3) * sizeof(float));
+      }
+    }
+  }
+}
+
+}  // namespace
+
+TORCH_LIBRARY(innerloop, m) {
+  m.def("add_lora(Tensor output, Tensor inputs, Tensor a, Tensor b, float scale) -> Tensor");
+  m.def("attend(Tensor query, Tensor keys, Tensor values, Tensor mask, float scale) -> Tensor");
+  m.def("store(Tensor(a!) kept, Tensor states, Tensor rows, Tensor columns) -> ()");
+}
+
+TORCH_LIBRARY_IMPL(innerloop, CPU, m) {
+  m.impl("add_lora", add_lora);
+  m.impl("attend", attend);
+  m.impl("store", store);
+}
