@@ -60,7 +60,7 @@ def bare_root(root: Path, release: str, python: Path) -> None:
 
 
 def pip_settings() -> tuple[dict[str, str], list[Path]]:
-    """This machine's configuration of pip as variables, and the folders that it names."""
+    """This machine's configuration of pip as variables, and the folders of what it names."""
     told = subprocess.run(
         [sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=True
     ).stdout
@@ -70,7 +70,8 @@ def pip_settings() -> tuple[dict[str, str], list[Path]]:
         key = name.rpartition(".")[2].replace("-", "_").upper()
         found[f"PIP_{key}"] = value.strip("'").replace("\\n", " ").strip()
     words = " ".join(found.values()).replace("file://", "").split()
-    folders = {Path("/", *Path(word).parts[1:3]) for word in words if Path(word).is_dir()}
+    named = [Path(word) for word in words if Path(word).exists() and Path(word) != CERTIFICATES]
+    folders = {Path("/", *path.parts[1:3]) for path in named if path.is_absolute()}
     return found, sorted(folders)
 
 
