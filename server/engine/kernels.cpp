@@ -31,6 +31,7 @@ using at::Tensor;
 constexpr int64_t LEAST_WORK = 1 << 16;  // multiplications that are worth a thread of their own
 constexpr int64_t AHEAD = 16;            // keys, or values, that are asked of memory beforehand
 constexpr int64_t LINE = 16;             // floats in a cache line
+constexpr int64_t MOST_ASKED = 1 << 13;  // floats at once: more would push each other out again
 constexpr float HIDDEN = -1e30f;         // what a mask adds to a column that is not to be seen
 
 int64_t share(int64_t work_of_one) {
@@ -39,6 +40,7 @@ int64_t share(int64_t work_of_one) {
 
 // What is read next, and too far away for the processor to see by itself.
 INLINE void ask_for(const float* from, int64_t floats) {
+  floats = std::min(floats, MOST_ASKED);
   for (int64_t i = 0; i < floats; i += LINE) __builtin_prefetch(from + i);
 }
 
@@ -116,6 +118,7 @@ Tensor add_lora(
   const Tensor y = output.contiguous(), x = inputs.contiguous();
   const Tensor down_first = a.contiguous(), then_up = b.contiguous();
   const int64_t in = a.size(2), n = b.size(1), r = a.size(1), tokens = x.numel() / in;
+  TORCH_CHECK(tokens % a.size(0) == 0, "adapters have equal shares of the tokens");
   Tensor out = at::empty_like(y);
   const float *yp = y.const_data_ptr<float>(), *xp = x.const_data_ptr<float>();
   const float *ap = down_first.const_data_ptr<float>(), *bp = then_up.const_data_ptr<float>();

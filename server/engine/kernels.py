@@ -148,7 +148,3 @@ def _name() -> str:
     """Other sources, another PyTorch or another kind of processor have another library."""
     parts = (_SOURCE.read_text("utf-8"), *_FLAGS, torch.__version__, platform.machine())
     return f"kernels-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:16]}.so"
-
-
-if __name__ == "__main__":
-    print(compile_kernels())
