@@ -5,7 +5,6 @@ Knows every contender by its front door; knows nothing about tables.
 
 from __future__ import annotations
 
-import gc
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
@@ -26,6 +25,7 @@ from benchmarks.peers import Batching, Peft, Transformers
 from benchmarks.serving import Serving
 from benchmarks.vllm_peer import Vllm, vllm
 from benchmarks.workload import Sizes, make_work
+from server.runtime import settled
 
 COLD, WARM = "innerloop, cold prefix", "innerloop, warm prefix"
 FULL = "innerloop"  # where the adapter acts on the prompt too, no prefix is shared
@@ -116,7 +116,7 @@ async def _field(
                 stack.enter_context(vllm(vllm_python, artifact, work, sizes, taught=taught))
                 for taught in (True, False)
             ]
-        with _threads(sizes.threads), _settled():
+        with _threads(sizes.threads), settled():
             activated = artifact.spec.scope == "activated"
             yield Field(cold, warm, peft, plain, batched, *rivals, speech, activated)
 
@@ -142,17 +142,6 @@ def _threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-@contextmanager
-def _settled() -> Iterator[None]:
-    """Leave what is there already out of garbage collections: it is large and stays."""
-    gc.collect()
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 def _adapting(field: Field, sessions: int) -> Contest:

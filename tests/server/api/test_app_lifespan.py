@@ -1,5 +1,6 @@
 """`uvicorn server.app:create_app --factory`: the application starts and stops what it owns."""
 
+import gc
 import re
 from pathlib import Path
 
@@ -28,6 +29,17 @@ async def test_lifespan_owns_redis_and_engine(model_folder: Path, tmp_path: Path
     again = create_app(make_settings(model_folder, tmp_path))
     async with again.router.lifespan_context(again):
         pass
+
+
+@pytest.mark.anyio
+async def test_collections_leave_out_what_a_server_starts_with(
+    model_folder: Path, tmp_path: Path
+) -> None:
+    app = create_app(make_settings(model_folder, tmp_path))
+    async with app.router.lifespan_context(app):
+        assert gc.get_freeze_count() > 100_000  # libraries, the model, the application
+        assert len(gc.get_objects()) < gc.get_freeze_count() / 10
+    assert gc.get_freeze_count() == 0
 
 
 @pytest.mark.anyio
