@@ -24,7 +24,7 @@ from adapters.base_model import ArtifactError, load_base, probe, save_base
 from adapters.calibrated import calibrated_gate, installed_encoder
 from adapters.chat import ChatEncoder, tells_turns_apart, user_turn
 from adapters.config import AdapterError, InnerRule, LoraSpec
-from adapters.encoder import load_encoder
+from adapters.encoder_folder import load_encoder
 from adapters.factors import load_factors, save_factors
 from adapters.peft_io import PeftAdapter, check_shapes, load_peft, save_peft
 from adapters.plain import plain_rule, plain_spec

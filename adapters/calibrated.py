@@ -12,7 +12,8 @@ from typing import Final, Literal
 from pydantic import ValidationError
 
 from adapters.config import AdapterError, Gate
-from adapters.encoder import Encoder, carried
+from adapters.encoder import Encoder
+from adapters.encoder_folder import carried
 from adapters.rule_io import FilePart, GateNumbers, gate_numbers
 from adapters.words import Words
 

@@ -15,7 +15,8 @@ from adapters.artifact import NOT_APART, Artifact, ArtifactError, load_artifact
 from adapters.calibrated import CALIBRATED_FILE, calibrated_text
 from adapters.chat import ChatEncoder, tells_turns_apart
 from adapters.config import Gate
-from adapters.encoder import Encoder, load_encoder
+from adapters.encoder import Encoder
+from adapters.encoder_folder import load_encoder
 from meta_training.data.rows import replace_text
 from meta_training.device import use_device
 from meta_training.evaluation.material import material_of

@@ -52,3 +52,10 @@ def save_encoder(
     text = json.dumps({"word_embedding_dimension": WIDTH, f"pooling_mode_{pooling}": True} | modes)
     (folder / "1_Pooling" / "config.json").write_text(text, encoding="utf-8")
     return folder
+
+
+def spoil(folder: Path, file: str, content: object) -> Path:
+    """Put JSON content in the place of a file of ``folder``."""
+    text = content if isinstance(content, str) else json.dumps(content)
+    (folder / file).write_text(text, encoding="utf-8")
+    return folder

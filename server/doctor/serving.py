@@ -7,7 +7,7 @@ import httpx
 
 from adapters.artifact import ArtifactError, load_served
 from adapters.calibrated import CalibrationError
-from adapters.encoder import EncoderError
+from adapters.encoder_folder import EncoderError
 from server.doctor import Finding, Level
 from server.doctor.machine import free_bytes, memory
 from server.listener import StartError, listen

@@ -15,7 +15,7 @@ from tiny_models import llama_spec, make_llama, make_rule, random_adapter, rando
 from transformers import PreTrainedTokenizerFast
 
 from adapters import calibrated
-from adapters import encoder as encoders
+from adapters import encoder_folder as encoders
 from adapters.artifact import (
     Artifact,
     ArtifactError,
@@ -31,7 +31,7 @@ from adapters.calibrated import (
 )
 from adapters.chat import ChatEncoder
 from adapters.config import Gate, InnerRule, Mix
-from adapters.encoder import load_encoder
+from adapters.encoder_folder import load_encoder
 from adapters.gate import OWN, prompt_vectors
 
 PROMPTS = [[55, 56, 57], [58, 59, 60, 61, 62], [63]]

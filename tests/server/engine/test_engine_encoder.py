@@ -15,7 +15,8 @@ from tiny_encoder import save_encoder
 
 from adapters.artifact import Artifact
 from adapters.config import Gate
-from adapters.encoder import Encoder, load_encoder
+from adapters.encoder import Encoder
+from adapters.encoder_folder import load_encoder
 from adapters.gate import prompt_vectors
 from adapters.prefix import prefill
 from server.engine import (
