@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -19,6 +19,11 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from adapters.config import SpecError
 from adapters.masks import Masks, additive_masks, attention_windows
+
+Layers = tuple[tuple[Tensor, Tensor], ...]
+"""Of each decoder layer keys and values, (B, H, P, D) each."""
+Pass = Callable[["Prefix", Tensor, Tensor], tuple[Layers, Tensor | None]]
+"""What `one_pass` computes with a model, of what began, token ids and lengths."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +35,7 @@ class Prefix:
     ``summaries``: (B, D) what a chosen layer sees at each prompt's last token, where asked for.
     """
 
-    layers: tuple[tuple[Tensor, Tensor], ...]
+    layers: Layers
     lengths: Tensor
     summaries: Tensor | None = None
 
@@ -73,29 +78,39 @@ def prefill(
     device: torch.device,
     summary_layer: int | None = None,
     begun: Prefix | None = None,
+    compute: Pass | None = None,
 ) -> Prefix:
     """Run B prompts through the model as it stands and keep their keys and values.
 
     ``summary_layer``: index into the hidden states whose last tokens are kept as summaries.
     ``begun``: what was kept of the beginning of each prompt; ``prompts`` are then the rest, at
     least one token each, and the result is the whole.
+    ``compute``: the pass, where it is not the model's own code that runs.
     """
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
     if int(lengths.max()) == 0:
         return empty_prefix(len(prompts), device)
-    rest = Continuation(model, empty_prefix(len(prompts), device) if begun is None else begun)
-    output = rest.run(
-        pad(prompts, 0, device), logits_to_keep=1, output_hidden_states=summary_layer is not None
-    )
-    summaries = None
-    if summary_layer is not None:
-        hidden = output.hidden_states[summary_layer]  # (B, T, D)
-        lasts = (lengths - 1).clamp(min=0)  # of an empty prompt: a row that means nothing
-        summaries = hidden[torch.arange(len(prompts), device=device), lasts]
-    return replace(rest.prefix(lengths), summaries=summaries)
+    before, ids = begun or empty_prefix(len(prompts), device), pad(prompts, 0, device)
+    run = compute or partial(one_pass, model, summary_layer)
+    layers, summaries = run(before, ids, lengths)
+    return replace(_grown(before, layers, lengths), summaries=summaries)
 
 
-def kept_layers(cache: DynamicCache) -> tuple[tuple[Tensor, Tensor], ...]:
+def one_pass(
+    model: nn.Module, summary_layer: int | None, begun: Prefix, ids: Tensor, lengths: Tensor
+) -> tuple[Layers, Tensor | None]:
+    """Keys and values of what began and of ``ids`` (B, T) behind it, padding where it was, and the
+    summaries (B, D) at the last of each row's ``lengths`` (B,) new tokens."""
+    rest = Continuation(model, begun)
+    output = rest.run(ids, logits_to_keep=1, output_hidden_states=summary_layer is not None)
+    if summary_layer is None:
+        return rest.layers, None
+    hidden = output.hidden_states[summary_layer]  # (B, T, D)
+    lasts = (lengths - 1).clamp(min=0)  # of an empty prompt: a row that means nothing
+    return rest.layers, hidden[torch.arange(ids.shape[0], device=ids.device), lasts]
+
+
+def kept_layers(cache: DynamicCache) -> Layers:
     """Keys and values of every decoder layer in ``cache``.
 
     Raises:
@@ -156,19 +171,27 @@ class Continuation:
         self._tokens += ids.shape[1]
         return output
 
+    @property
+    def layers(self) -> Layers:
+        """What was computed so far: of each row its prompt, that one's padding, and its tokens."""
+        return kept_layers(self._cache)
+
     def prefix(self, lengths: Tensor) -> Prefix:
         """What was computed so far as a prefix, ``lengths`` (B,) of each row's tokens counted."""
-        before, whole = self._prefix.lengths, self._prefix.lengths + lengths
-        layers = kept_layers(self._cache)
-        if bool((before == self._prefix.width).all()):
-            return Prefix(layers, whole)
-        columns = torch.arange(int(whole.max()), device=whole.device).unsqueeze(0)
-        # Behind a shorter prompt is padding, which comes out between it and its tokens.
-        source = columns + (columns >= before.unsqueeze(1)) * (
-            self._prefix.width - before
-        ).unsqueeze(1)
-        source = source.clamp(max=layers[0][0].shape[2] - 1)
-        return Prefix(tuple((_columns(k, source), _columns(v, source)) for k, v in layers), whole)
+        return _grown(self._prefix, self.layers, lengths)
+
+
+def _grown(before: Prefix, layers: Layers, lengths: Tensor) -> Prefix:
+    """``before`` and ``lengths`` (B,) new tokens of each row, out of the ``layers`` of both."""
+    whole = before.lengths + lengths
+    if bool((before.lengths == before.width).all()):
+        return Prefix(layers, whole)
+    columns = torch.arange(int(whole.max()), device=whole.device).unsqueeze(0)
+    # Behind a shorter prompt is padding, which comes out between it and its tokens.
+    padding = (before.width - before.lengths).unsqueeze(1)
+    source = columns + (columns >= before.lengths.unsqueeze(1)) * padding
+    source = source.clamp(max=layers[0][0].shape[2] - 1)
+    return Prefix(tuple((_columns(k, source), _columns(v, source)) for k, v in layers), whole)
 
 
 def _columns(tensor: Tensor, source: Tensor) -> Tensor:

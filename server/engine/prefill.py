@@ -15,7 +15,7 @@ from typing import Final
 import torch
 from torch.nn.functional import pad as pad_tensor
 
-from adapters.prefix import Prefix, empty_prefix, prefill
+from adapters.prefix import Pass, Prefix, empty_prefix, prefill
 from server.engine.base import Base
 from server.engine.errors import EngineFailed
 from server.engine.isolation import failure, run_together
@@ -58,12 +58,20 @@ class Prompt:
 class Prefills:
     """Prompts being computed in turn, at most ``chunk_tokens`` a pass; long ones take several."""
 
-    def __init__(self, base: Base, slots: Slots, cache: PrefixCache, chunk_tokens: int) -> None:
-        """Wait for prompts."""
+    def __init__(
+        self,
+        base: Base,
+        slots: Slots,
+        cache: PrefixCache,
+        chunk_tokens: int,
+        compute: Pass | None = None,
+    ) -> None:
+        """Wait for prompts. ``compute`` is a pass without adapters; None: the model's own code."""
         self.computed_tokens = 0
         self._base = base
         self._slots = slots
         self._cache = cache
+        self._compute = compute
         self._chunk_tokens = chunk_tokens
         self._begun_tokens = _BEGUN_PER_CHUNK * chunk_tokens
         self._pending: deque[Prompt] = deque()
@@ -127,8 +135,10 @@ class Prefills:
         if any(prompt.done_tokens for prompt in prompts):
             nothing = empty_prefix(1, base.device)
             begun = merge([prompt.begun or nothing for prompt in prompts], base.device)
-        with base.hooks.use(self._slots.rows([prompt.slot for prompt in prompts])):
-            batch = prefill(base.model, tokens, base.device, base.summary_layer, begun)
+        rows = self._slots.rows([prompt.slot for prompt in prompts])
+        compute = self._compute if rows is None else None
+        with base.hooks.use(rows):
+            batch = prefill(base.model, tokens, base.device, base.summary_layer, begun, compute)
         done = [prompt.done_tokens + len(new) for prompt, new in zip(prompts, tokens, strict=True)]
         begun_now = [_row(batch, row, length) for row, length in enumerate(done)]
         for prompt, prefix, new in zip(prompts, begun_now, tokens, strict=True):

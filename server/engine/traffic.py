@@ -23,7 +23,7 @@ from server.engine.isolation import failure
 from server.engine.kv import BatchKV
 from server.engine.prefill import Prefills
 from server.engine.prefix_cache import Tokens
-from server.engine.recorded import recorded_step
+from server.engine.recorded_step import recorded_step
 from server.engine.slots import UNTAUGHT, Slots
 from server.engine.ticket import Ticket, Writing
 from server.engine.types import EngineLimits

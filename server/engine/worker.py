@@ -31,6 +31,7 @@ from server.engine.outbox import Mail, Outbox
 from server.engine.pace import Pace
 from server.engine.prefill import Prefills
 from server.engine.prefix_cache import PrefixCache
+from server.engine.recorded_prefill import recorded_prefill
 from server.engine.slices import PausePoints, Sliced
 from server.engine.slots import Slots
 from server.engine.status import EngineStatus, Rate
@@ -57,7 +58,9 @@ class Worker:
             limits.prefix_cache_bytes,
             base.device,
         )
-        self._prefills = Prefills(base, self.slots, self._cache, limits.prefill_tokens)
+        recorded = limits.recorded and base.device.type == "cpu"
+        compute = recorded_prefill(base) if recorded else None
+        self._prefills = Prefills(base, self.slots, self._cache, limits.prefill_tokens, compute)
         self._traffic = Traffic(base, self.slots, self._prefills, limits)
         self._looks = Looks(base, self._prefills, limits)
         self._threads = limits.threads or _cores()

@@ -9,7 +9,9 @@ import torch
 from engine_harness import World
 from torch import Tensor, nn
 
+from adapters.config import Gate
 from adapters.layer import Rows
+from adapters.prefix import prefill
 from adapters.state import stack
 from server.engine.base import Base, make_base
 from server.engine.forward import Step, run
@@ -17,7 +19,8 @@ from server.engine.fused import fused_operations
 from server.engine.graphed import Graphed, Replay
 from server.engine.kernels import compiler
 from server.engine.kv import BatchKV
-from server.engine.recorded import Recorded, recorded_step
+from server.engine.recorded_prefill import recorded_prefill
+from server.engine.recorded_step import RecordedStep, recorded_step
 
 
 @pytest.fixture
@@ -40,13 +43,13 @@ def adapters(world: World, form: str, count: int) -> Rows | None:
     return Rows(stack(tensors), torch.tensor(slots))
 
 
-def fused(base: Base) -> Recorded:
+def fused(base: Base) -> RecordedStep:
     """A recording of our own operations, which have to be there."""
     if compiler() is None:
         pytest.skip("no C++ compiler")
     own = fused_operations(base)
     assert own is not None
-    return Recorded(base, own)
+    return RecordedStep(base, own)
 
 
 def forgetful(step: Replay) -> Replay:
@@ -63,7 +66,7 @@ def forgetful(step: Replay) -> Replay:
 
 @torch.no_grad()
 @pytest.mark.parametrize("form", ["untaught", "one", "each", "in slots"])
-@pytest.mark.parametrize("make", [Recorded, fused, lambda base: Graphed(base, forgetful)])
+@pytest.mark.parametrize("make", [RecordedStep, fused, lambda base: Graphed(base, forgetful)])
 def test_it_is_the_models_own_step(
     world: World, base: Base, make: Callable[[Base], Step], form: str
 ) -> None:
@@ -88,6 +91,37 @@ def test_it_is_the_models_own_step(
                 torch.testing.assert_close(values[:count], own_values[:count])
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("rows", [1, 2, 5])
+@pytest.mark.parametrize("kept", [0, 1, 12])
+@pytest.mark.parametrize("summed", [None, 1])
+def test_it_is_the_models_own_pass_over_prompts(
+    base: Base, rows: int, kept: int, summed: int | None
+) -> None:
+    recorded = recorded_prefill(base if summed is None else replace(base, gate=Gate(summed, 0.0)))
+    assert recorded is not None
+    begun = None
+    if kept:  # rows of other lengths, the first one's beginning not kept at all
+        beginnings = [[7 + row] * min(row, kept) for row in range(rows)]
+        beginnings[-1] = [9] * kept
+        begun = prefill(base.model, beginnings, base.device, summed)
+    for longest in (1, 3, 40):  # beyond any sliding window of these models
+        prompts = [[3 + (row + place) % 50 for place in range(longest)] for row in range(rows)]
+        prompts[0] = prompts[0][: max(1, longest - 2)]
+        expected = prefill(base.model, prompts, base.device, summed, begun)
+        found = prefill(base.model, prompts, base.device, summed, begun, recorded)
+        assert torch.equal(found.lengths, expected.lengths)
+        for row, length in enumerate(expected.lengths.tolist()):
+            for pair in zip(found.layers, expected.layers, strict=True):
+                for one, other in zip(*pair, strict=True):
+                    torch.testing.assert_close(
+                        one[row, :, :length], other[row, :, :length], rtol=1e-3, atol=2e-4
+                    )
+        assert (found.summaries is None) == (summed is None)
+        if found.summaries is not None:
+            torch.testing.assert_close(found.summaries, expected.summaries, rtol=1e-3, atol=2e-4)
+
+
 def test_a_model_that_looks_at_numbers_is_not_recorded(
     base: Base, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -110,6 +144,8 @@ def test_changing_position_embeddings_are_not_recorded(
     config.rope_parameters = {**parameters, "rope_type": kind}
     try:
         assert recorded_step(replace(base)) is None
+        assert recorded_prefill(replace(base)) is None
     finally:
         config.rope_parameters = parameters
-    assert "not recorded" in caplog.text
+    assert "decode steps are not recorded" in caplog.text
+    assert "prompts' passes are not recorded" in caplog.text

@@ -1,41 +1,25 @@
-"""The decode step recorded once and run again without Python, for any rows and columns.
+"""The decode step as recordings.
 
-On a CPU half of a small model's decode step is Python and not arithmetic. ``torch.jit`` is
-deprecated and has no successor that runs a recording without a compiler on the user's machine;
-where it is missing, or does not fit an architecture, the model's own code runs. Knows
-transformers' models; knows nothing about batches.
+Knows what a step reads and writes; knows nothing about batches.
 """
 
 from __future__ import annotations
 
-import logging
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from adapters.base_model import PROBE_TOLERANCE
-from adapters.config import one_line
 from adapters.layer import Rows
 from adapters.state import tensor_shapes
 from server.engine.base import Base
-from server.engine.forward import Step, changes_with_length, run
+from server.engine.forward import Step, run
 from server.engine.fused import Fused, attending, fused_operations
 from server.engine.kv import BatchKV, KeysValues, Window, store
 from server.engine.linear import packed_weights, using_packed
-
-_log = logging.getLogger(__name__)
-# Rows and columns of the recording, and of two checks; a recording is optimised in its first two
-# runs, and these are they.
-_RECORDED: Final = (2, 9)
-_CHECKED: Final = ((3, 14), (1, 6))
-
-
-class RecordingError(RuntimeError):
-    """A recording that cannot stand for the model's own code."""
+from server.engine.recording import CHECKED, RECORDED, check, record, recorded_or_none
 
 
 def recorded_step(base: Base, own: bool = True) -> Step | None:
@@ -43,16 +27,16 @@ def recorded_step(base: Base, own: bool = True) -> Step | None:
 
     ``own``: by operations of our own, where there are some.
     """
-    for fused in dict.fromkeys((fused_operations(base) if own else None, None)):
-        try:
-            return Recorded(base, fused)
-        except Exception as error:  # tracing runs code of any architecture
-            without = "not recorded" if fused is None else "recorded without our own operations"
-            _log.warning("decode steps are %s and so slower: %s", without, one_line(error))
-    return None
+    fused = fused_operations(base) if own else None
+    if fused is not None:
+        what = "decode steps are recorded without our own operations"
+        step = recorded_or_none(lambda: RecordedStep(base, fused), what)
+        if step is not None:
+            return step
+    return recorded_or_none(lambda: RecordedStep(base), "decode steps are not recorded")
 
 
-class Recorded:
+class RecordedStep:
     """A decode step as two recordings, with adapters and without."""
 
     def __init__(self, base: Base, fused: Fused | None = None) -> None:
@@ -64,8 +48,6 @@ class Recorded:
             RecordingError: a recording cannot give, or does not give, the same logits.
             Exception: what an architecture's code raises when it is traced.
         """
-        if changes_with_length(base):
-            raise RecordingError("its position embeddings change with how long a sequence became")
         self._base = base
         self._fused = fused
         shapes = tensor_shapes(base.model, base.spec)
@@ -118,16 +100,11 @@ class Recorded:
                 return run(base, ids, window, layers, rows)
 
         generator = torch.Generator(base.device).manual_seed(0)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that it is deprecated, and what the checks look at
-            example = self._inputs(*_trial(base, shapes, *_RECORDED, generator))
-            recording: Callable[..., Any] = torch.jit.trace(step, example, check_trace=False)
-        for count, width in _CHECKED:
+        example = self._inputs(*_trial(base, shapes, *RECORDED, generator))
+        recording = record(base, step, example)
+        for count, width in CHECKED:
             trial = _trial(base, shapes, count, width, generator)
-            expected = run(base, *trial)
-            error = float((recording(*self._inputs(*trial)) - expected).abs().max())
-            if not error <= PROBE_TOLERANCE[base.dtype] * max(1.0, float(expected.abs().max())):
-                raise RecordingError(f"{type(base.model).__name__} recorded is off by {error:.2g}")
+            check(base, recording(*self._inputs(*trial)), run(base, *trial))
         return recording
 
 
