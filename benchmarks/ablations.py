@@ -4,8 +4,9 @@ A small model is pre-trained once a seed, then every variant of the outer loop t
 same CPU seconds, one at a time (full scope also for as many steps as the activated one). Judged on
 tasks held out of every stage, the same for all, by the adapter alone: no gate, no memory. Beside
 them LoRA on the pre-trained and on the multi-task base, its step size tuned on validation tasks.
-Small and short: it compares outer loops, and says how fast they begin to learn. A run that is
-stopped goes on. Prints Markdown.
+Small and short: it compares outer loops, and says how fast they begin to learn. With ``--served``
+the two scopes alone, as users get them (``as_served``). A run that is stopped goes on. Prints
+Markdown.
 """
 
 from __future__ import annotations
@@ -16,16 +17,17 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from adapters.encoder import EncoderError
+from benchmarks import as_served
 from benchmarks.trial import percent, table
 from meta_training.evaluation.cells import Cell
-from meta_training.evaluation.intervals import paired_bootstrap
 from meta_training.evaluation.methods import MetaLearned, Method, tuned_lora
 from meta_training.evaluation.report import right_figure
 from meta_training.evaluation.run import evaluate, read_results
@@ -81,18 +83,41 @@ class Ablations:
         self._recipe, self._cpu_s, self._tasks = recipe, cpu_s, tasks
         self._workshop = open_workshop(recipe, data, folder)
         embed_questions(self._workshop, build_learner(self._workshop))
-        self._results = folder / "results.jsonl"
+        self._results, self._served = folder / "results.jsonl", folder / "served.jsonl"
         tokenizer, corpus = self._workshop.tokenizer, self._workshop.corpus
         self._held_out = held_out_drawer(corpus, tokenizer, seed=1000)
         self._validation = validation_drawer(corpus, tokenizer, seed=77)
 
-    def run(self, name: str) -> None:
+    def run(self, name: str) -> Learner:
         """Train and judge a variant, and LoRA on its base where it is a control's."""
         learner = self._trained(name)
         self._judge(MetaLearned(name, learner, steps=(learner.part.steps,)))
         for control, base in LORA.items():
             if base == name:
                 self._judge(tuned_lora(control, learner, self._validation))
+        return learner
+
+    def serve(
+        self, name: str, learner: Learner, encoder: str | None, cells: Sequence[Cell]
+    ) -> None:
+        """Judge a trained variant with the gate and the memory that come after."""
+        workshop = replace(
+            self._workshop,
+            model=learner.model,
+            tokenizer=learner.encoder.tokenizer,
+            folder=self._folder(name) / str(self.steps(name)),
+        )
+        as_served.judge(
+            name,
+            workshop,
+            learner,
+            encoder,
+            self._held_out,
+            cells,
+            self._tasks,
+            self._served,
+            str(self._cpu_s),
+        )
 
     def _judge(self, method: Method) -> None:
         evaluate([method], CELLS, self._held_out, self._tasks, self._results, str(self._cpu_s))
@@ -139,6 +164,9 @@ class Ablations:
     def rows(self) -> list[dict[str, Any]]:
         return read_results(self._results, str(self._cpu_s))
 
+    def served_rows(self) -> list[dict[str, Any]]:
+        return read_results(self._served, str(self._cpu_s))
+
     def steps(self, name: str) -> int:
         """Outer steps that a variant took."""
         plan = self._plan(name)
@@ -174,16 +202,9 @@ def report(found: Sequence[Ablations]) -> str:
     return table([*heads, "unrelated answers changed %"], lines)
 
 
-def _beside(
-    values: Mapping[tuple[int, int], float], exact: Mapping[tuple[int, int], float]
-) -> list[str]:
+def _beside(values: as_served.Values, exact: as_served.Values) -> list[str]:
     """Their mean, and the mean of what they have more on the same tasks, in percent."""
-    apart = [values[task] - exact[task] for task in sorted(values) if task in exact]
-    if not apart or values is exact:
-        return [percent(list(values.values())), "–"]
-    low, high = paired_bootstrap(apart)
-    mean = f"{100 * sum(apart) / len(apart):+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
-    return [percent(list(values.values())), mean]
+    return [percent(list(values.values())), as_served.more(values, exact)]
 
 
 def _name(method: str, checkpoint: str) -> str:
@@ -202,6 +223,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=3, help="pre-trained models (default: 3)")
     parser.add_argument("--tasks", type=int, default=60, help="held-out tasks a cell (default: 60)")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument(
+        "--served", action="store_true", help="activated and full scope with gate and memory"
+    )
+    parser.add_argument("--encoder", metavar="NAME", help="with --served: with that encoder too")
+    every = list(as_served.CELLS)
+    parser.add_argument("--cells", nargs="+", choices=every, default=every, help="with --served")
     parsed = parser.parse_args(argv)
     torch.set_num_threads(1)
     found: list[Ablations] = []
@@ -211,15 +238,22 @@ def main(argv: Sequence[str] | None = None) -> int:
             one = recipe.model_copy(update={"seed": seed})
             place = parsed.out / f"seed{seed}"
             found.append(Ablations(one, parsed.data, place, parsed.cpu_s, parsed.tasks))
-            for name in dict.fromkeys([EXACT, *parsed.variants]):
+            wanted = (FULL_AS_LONG,) if parsed.served else parsed.variants
+            for name in dict.fromkeys([EXACT, *wanted]):
                 print(f"seed {seed}: {name}", file=sys.stderr, flush=True)
-                found[-1].run(name)
+                learner = found[-1].run(name)
+                if parsed.served:
+                    cells = [as_served.CELLS[cell] for cell in parsed.cells]
+                    found[-1].serve(name, learner, parsed.encoder, cells)
     except KeyboardInterrupt:
         print("stopped: the same command goes on from here", file=sys.stderr)
-    except (DataError, RecipeError, OSError) as error:
+    except (DataError, EncoderError, RecipeError, OSError) as error:
         print(f"benchmarks.ablations: {error}", file=sys.stderr)
         return 2
-    if found and any(row["method"] == EXACT for row in found[0].rows()):
+    if parsed.served:
+        rows = [(one.rows(), one.served_rows()) for one in found]
+        print(as_served.report(rows, EXACT, FULL_AS_LONG, parsed.encoder))
+    elif found and any(row["method"] == EXACT for row in found[0].rows()):
         print(report(found))
     return 0
 

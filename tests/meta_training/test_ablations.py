@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 from mini_run import RECIPE
+from test_elsewhere_judged import small_gate
+from tiny_encoder import save_encoder
 
-from benchmarks import ablations
+from benchmarks import ablations, as_served
 from meta_training.train import OuterLoop
 
 NAMES = ("multi-task", "ANIL", "no outer loop")
@@ -48,3 +50,29 @@ def test_variants_are_trained_judged_and_not_again(
     assert capsys.readouterr().out == printed
     assert ablations.main([*told[:2], *told[2:4], "--recipe", str(tmp_path / "none")]) == 2
     assert "none" in capsys.readouterr().err
+
+
+def test_scopes_are_judged_as_served_by_gates_that_are_made_once(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small_gate(monkeypatch)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(RECIPE), encoding="utf-8")
+    encoder = save_encoder(tmp_path / "tiny")
+    cell = "label 5-way 5-shot"
+    monkeypatch.setattr(ablations, "CELLS", ablations.CELLS[:1])
+    arguments = ["--data", data, "--out", tmp_path / "out", "--recipe", recipe, "--cpu-s", 0.5]
+    arguments += ["--seeds", 1, "--served", "--cells", cell, "--encoder", encoder, "--tasks"]
+    told = [str(one) for one in arguments]
+    assert ablations.main([*told, "2"]) == 0
+    printed = capsys.readouterr().out
+    for way in (as_served.ALONE, *as_served.served_ways(str(encoder))):
+        assert printed.count(f"| {cell} | {way} | 2 |") == 1, way
+    kept = sorted((tmp_path / "out" / "seed0").glob("*/*/gate*.json"))
+    assert [path.name for path in kept] == ["gate-tiny.json", "gate.json"] * 2
+
+    monkeypatch.delattr(as_served, "make_gate")
+    assert ablations.main([*told, "2"]) == 0
+    assert capsys.readouterr().out == printed
+    assert ablations.main([*told, "3"]) == 0, "more tasks by the same gates"
+    assert f"| {cell} | {as_served.SERVED} | 3 |" in capsys.readouterr().out
