@@ -109,13 +109,16 @@ def calibrate_memory(learner: Learner, gate: Gate, drawer: TaskDrawer) -> Gate:
 
 
 def memory_tasks(drawer: TaskDrawer, cell: Cell) -> list[Task]:
-    """Tasks of ``cell``, or of the widest cell below it that all of them can be drawn of.
+    """Tasks of ``cell``, or of the widest cell below it whose tasks all leave something alone.
 
     Raises:
-        DataError: not even two classes can be told apart.
+        DataError: not even two classes can be told apart from something else.
     """
     try:
-        return [drawer.draw(cell, index) for index in range(MEMORY_TASKS)]
+        tasks = [drawer.draw(cell, index) for index in range(MEMORY_TASKS)]
+        if all(task.unrelated for task in tasks):
+            return tasks
+        raise DataError(f"{cell.shape} leaves no validation class to tell others from")
     except DataError:
         if cell.ways <= 2:
             raise

@@ -21,7 +21,8 @@ from adapters.state import fingerprint
 from meta_training.algorithms.metric import Matching, Prototypical, Siamese
 from meta_training.corpus import Corpus
 from meta_training.evaluate_command import NEEDED
-from meta_training.evaluation.cells import Cell, chosen_cells, drawable_cells
+from meta_training.evaluation.cells import Cell
+from meta_training.evaluation.choosing import chosen_cells
 from meta_training.evaluation.cost import adaptation_costs
 from meta_training.evaluation.intervals import interval
 from meta_training.evaluation.material import EvaluationError, identity
@@ -69,9 +70,7 @@ class Bench:
         """The cells that are asked for. Raises EvaluationError where there are none."""
         asked = self._arguments
         try:
-            return chosen_cells(
-                drawable_cells(self.drawer), asked.cells, asked.queries, asked.wrong
-            )
+            return chosen_cells(self.drawer, asked.cells, asked.queries, asked.wrong)
         except ValueError as error:
             raise EvaluationError(str(error)) from error
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from meta_training.corpus import Corpus
@@ -16,6 +15,7 @@ from meta_training.tasks.families import Families
 from meta_training.tasks.sources import DataError
 
 UNRELATED_PER_EPISODE = 6
+WIDEST = 5  # ways of a family that has no usual cells
 HOUSE_REPLY_TOKENS = (8, 30)
 
 
@@ -44,6 +44,20 @@ class Cell:
         if found is None:
             raise ValueError(f"no cell is called {shape!r}: write it as label 5-way 3-shot")
         return cls(found[1], int(found[2]), int(found[3]))
+
+    @classmethod
+    def called(cls, name: str) -> Cell:
+        """The cell whose ``name`` that is.
+
+        Raises:
+            ValueError: it is none's.
+        """
+        found = re.fullmatch(r"(.+?-shot)(?:, (\d+) queries)?(?:, (\d+)% wrong)?", name)
+        asked = None if found is None or found[2] is None else int(found[2])
+        wrong = 0 if found is None or found[3] is None else int(found[3])
+        return replace(
+            cls.of(name if found is None else found[1]), asked=asked, wrong_percent=wrong
+        )
 
     @property
     def shape(self) -> str:
@@ -89,7 +103,10 @@ class TaskDrawer:
     """Draws the i-th task of a cell: the same one every time, for every method."""
 
     def __init__(self, families: Families, unrelated: list[tuple[str, str]], seed: int) -> None:
-        """Draw from ``families`` over material held out of every training stage."""
+        """Draw from ``families`` over material held out of every training stage.
+
+        ``unrelated``: kind and text of each question that goes with tasks which do not teach it.
+        """
         self._families = families
         self._unrelated = unrelated
         self._seed = seed
@@ -118,12 +135,19 @@ class TaskDrawer:
         """Whether answers of the family are picked from choices."""
         return self._families.picks(family)
 
+    def most_ways(self, family: str, shots: int) -> int:
+        """Classes of the largest source that have a query beside ``shots`` examples."""
+        return self._families.most_ways(family, shots)
+
     def is_pairs(self, family: str) -> bool:
         """Whether a task of the family is pairs of a prompt and an answer."""
         return self._families.is_pairs(family)
 
     def draw(self, cell: Cell, index: int) -> Task:
         """Task number ``index`` of ``cell``.
+
+        It has no unrelated question where all that is held out is taught, as with both classes of
+        two, and fewer than usual where little else is.
 
         Raises:
             DataError: too little is held out for such a task.
@@ -132,10 +156,8 @@ class TaskDrawer:
         shape = Shape(cell.ways, cell.shots, cell.queries)
         episode = self._families.draw(cell.family, shape, HOUSE_REPLY_TOKENS, rng)
         eligible = {text for kind, text in self._unrelated if kind not in episode.taught}
-        if len(eligible) < UNRELATED_PER_EPISODE:
-            raise DataError(f"fewer than {UNRELATED_PER_EPISODE} held-out questions are unrelated")
         others: list[str] = []
-        while len(others) < UNRELATED_PER_EPISODE:
+        while len(others) < min(UNRELATED_PER_EPISODE, len(eligible)):
             kind, question = rng.choice(self._unrelated)
             if kind not in episode.taught and question not in others:
                 others.append(question)
@@ -152,33 +174,16 @@ def drawable_cells(drawer: TaskDrawer) -> list[Cell]:
 
 
 def _widest(drawer: TaskDrawer, family: str, shots: int) -> Cell | None:
-    """The cell of most classes that can be drawn; pairs have one."""
-    sizes = (1,) if drawer.is_pairs(family) else (5, 3, 2, 1)
-    cells = (Cell(family, ways, shots) for ways in sizes)
-    return next((cell for cell in cells if drawer.can_draw(cell)), None)
+    """The cell of most classes up to ``WIDEST`` that can be drawn; pairs have one.
 
-
-def chosen_cells(
-    cells: Sequence[Cell], words: Sequence[str], queries: int | None, wrong: Sequence[int]
-) -> list[Cell]:
-    """Those of ``cells`` that have all ``words`` in their name, for each share of wrong examples.
-
-    Raises:
-        ValueError: none has, or none has two answers to mix up.
+    Of free answers rather one less, so that something is left whose answers should not change. Of
+    choices two at least: where there is one only, everybody is right.
     """
-    shapes = [cell for cell in cells if all(word in cell.shape for word in words)]
-    if not shapes:
-        names = ", ".join(cell.shape for cell in cells)
-        raise ValueError(f"no cell has all of {list(words)}; there are {names or 'none'}")
-    chosen = [
-        replace(cell, wrong_percent=percent, asked=queries)
-        for cell in shapes
-        for percent in sorted(set(wrong))
-        if cell.ways > 1 or not percent  # one class has no other's answer
-    ]
-    if not chosen:
-        raise ValueError("--wrong needs cells of two classes or more")
-    return chosen
+    sizes = (1,) if drawer.is_pairs(family) else range(WIDEST, 1 if drawer.picks(family) else 0, -1)
+    cells = [cell for ways in sizes if drawer.can_draw(cell := Cell(family, ways, shots))]
+    if not drawer.picks(family):
+        cells.sort(key=lambda cell: not drawer.draw(cell, 0).unrelated)
+    return cells[0] if cells else None
 
 
 def held_out_questions(corpus: Corpus) -> list[tuple[str, str]]:

@@ -102,7 +102,7 @@ class Judge:
             self._options = [
                 [encoder.completion(choice) for choice in task.episode.choices] for task in tasks
             ]
-            self._unrelated, self._reference = self._unrelated_group()
+            self._unrelated = self._unrelated_group()
 
     @torch.no_grad()
     def score(self, adapters: Tensors | None) -> Scores:
@@ -121,7 +121,8 @@ class Judge:
 
         ``changed``: share of unrelated questions whose greedy answer changed, ``changed_first`` in
         its first token already; ``kl``: nats per token there. ``opened`` and ``opened_else``: share
-        of queries and of unrelated questions that the gate let through.
+        of queries and of unrelated questions that the gate let through. A task without unrelated
+        questions lacks what is said of them.
         """
         figures = {"exact": (self.exact(adapters).float(), self._query)}
         if self._tasks[0].episode.choices:
@@ -129,21 +130,32 @@ class Judge:
                 figures[name] = (values.float(), self._query)
         for name, values in self._free(adapters).items():
             figures[name] = (values, self._query)
-        others = self._logits(adapters, self._unrelated)
-        targets = self._unrelated.turns.targets
-        figures["changed"] = (1 - correct_rows(others, targets).float(), self._unrelated)
-        first = (targets != IGNORE).int().argmax(1, keepdim=True)  # (B, 1)
-        wrong = others.argmax(-1).gather(1, first) != targets.gather(1, first)
-        figures["changed_first"] = (wrong.squeeze(1).float(), self._unrelated)
-        figures["kl"] = (divergence(others, self._reference, targets), self._unrelated)
+        groups = {"opened": self._query}
+        if self._unrelated is not None:
+            groups["opened_else"] = self._unrelated[0]
+            for name, values in self._strayed(adapters, *self._unrelated).items():
+                figures[name] = (values, self._unrelated[0])
         if self._learner.gate is not None and adapters is not None:
-            for name, group in (("opened", self._query), ("opened_else", self._unrelated)):
+            for name, group in groups.items():
                 figures[name] = (group.opened.float(), group)
         found = {n: (values.cpu(), group.sessions.cpu()) for n, (values, group) in figures.items()}
         return [
-            {name: float(values[rows == s].mean()) for name, (values, rows) in found.items()}
+            {n: float(values[rows == s].mean()) for n, (values, rows) in found.items() if s in rows}
             for s in range(len(self._tasks))
         ]
+
+    def _strayed(
+        self, adapters: Tensors | None, group: Group, reference: Tensor
+    ) -> dict[str, Tensor]:
+        """(B,) how far the answers to unrelated questions are from the untaught model's."""
+        others, targets = self._logits(adapters, group), group.turns.targets
+        first = (targets != IGNORE).int().argmax(1, keepdim=True)  # (B, 1)
+        wrong = others.argmax(-1).gather(1, first) != targets.gather(1, first)
+        return {
+            "changed": 1 - correct_rows(others, targets).float(),
+            "changed_first": wrong.squeeze(1).float(),
+            "kl": divergence(others, reference, targets),
+        }
 
     @torch.no_grad()
     def exact(self, adapters: Tensors | None) -> Tensor:
@@ -154,8 +166,10 @@ class Judge:
     @torch.no_grad()
     def changed(self, adapters: Tensors | None) -> Tensor:
         """(B,) whether the greedy answer to each unrelated question is another one."""
-        logits = self._logits(adapters, self._unrelated)
-        return ~correct_rows(logits, self._unrelated.turns.targets)
+        if self._unrelated is None:
+            return torch.zeros(0, dtype=torch.bool)
+        group, _ = self._unrelated
+        return ~correct_rows(self._logits(adapters, group), group.turns.targets)
 
     @torch.no_grad()
     def choices(self, adapters: Tensors | None) -> dict[str, Tensor]:
@@ -225,10 +239,12 @@ class Judge:
         anchors = self._prefill(learner.anchor_examples) if learner.anchor_examples else None
         return learner.support(examples, sessions, prefix, anchors)
 
-    def _unrelated_group(self) -> tuple[Group, Tensor]:
+    def _unrelated_group(self) -> tuple[Group, Tensor] | None:
         """The unrelated questions as they are asked, and what the untaught model says to them."""
         encoder = self._learner.encoder
         asked = [(question, s) for s, task in enumerate(self._tasks) for question in task.unrelated]
+        if not asked:
+            return None
         questions = [question for question, _ in asked]
         plain = [encoder.example(user_turn(question), "") for question in questions]
         answers = self._learner.greedy(plain, ANSWER_TOKENS)

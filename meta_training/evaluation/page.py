@@ -20,7 +20,16 @@ from meta_training.evaluation.plots import (
     trade_figure,
     wrong_figure,
 )
-from meta_training.evaluation.report import TASKS, TITLES, columns, lines, right_figure, text
+from meta_training.evaluation.report import (
+    NOTHING_ELSE,
+    TASKS,
+    TITLES,
+    columns,
+    lines,
+    right_figure,
+    teaches_everything,
+    text,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -74,6 +83,11 @@ def render(report: dict[str, Any], name: str, served: tuple[str, str]) -> str:
             cell: [(line, point[TASKS], [text(f, point.get(f)) for f in columns(methods)])
                    for line, point in lines(methods)]
             for cell, methods in report["cells"].items()
+        },
+        notes={
+            cell: NOTHING_ELSE
+            for cell, methods in report["cells"].items()
+            if teaches_everything(methods)
         },
         titles={
             cell: [TITLES[figure] for figure in columns(methods)]

@@ -36,6 +36,10 @@ TITLES = {
     "opened_else": "gate opened, unrelated %",
     "kl": "KL, nats/token",
 }
+NOTHING_ELSE: Final = (
+    "Tasks of this cell teach all that there is to ask, so that nobody knows what happens to other "
+    "answers: more classes, or other tasks beside these, would tell."
+)
 PERCENT = TITLES.keys() - {"kl", "brier", "nats"}
 _Place = tuple[str, str, str, str]  # cell, method, checkpoint, figure
 
@@ -102,6 +106,12 @@ def columns(methods: dict[str, dict[str, dict[str, Any]]]) -> list[str]:
     return [figure for figure in TITLES if figure in have]
 
 
+def teaches_everything(methods: dict[str, dict[str, dict[str, Any]]]) -> bool:
+    """Whether answers were judged, but none to anything unrelated: no task of the cell has such."""
+    figures = set(columns(methods))
+    return "exact" in figures and not figures & {"changed", "kl"}
+
+
 def lines(methods: dict[str, dict[str, dict[str, Any]]]) -> list[tuple[str, dict[str, Any]]]:
     """A cell's methods and checkpoints in the order of tables, named."""
     return [
@@ -140,6 +150,8 @@ def markdown(
         for name, point in lines(methods):
             cells = [shown(figure, point.get(figure)) for figure in figures]
             parts.append(f"| {name} | " + " | ".join(cells) + f" | {point[TASKS]} |")
+        if teaches_everything(methods):
+            parts.append(f"\n{NOTHING_ELSE}")
         parts.append("")
     return "\n".join(parts)
 

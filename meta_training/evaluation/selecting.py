@@ -26,9 +26,9 @@ from meta_training.evaluation.cells import (
     COMPARED,
     Cell,
     TaskDrawer,
-    chosen_cells,
     drawable_cells,
 )
+from meta_training.evaluation.choosing import chosen_cells
 from meta_training.evaluation.material import (
     EvaluationError,
     corpus_of,
@@ -134,7 +134,7 @@ def _cells(drawer: TaskDrawer, words: Sequence[str]) -> list[Cell]:
     have = drawable_cells(drawer)
     usual = [cell for cell in COMPARED if cell in have]
     try:
-        return usual if usual and not words else chosen_cells(have, words, None, [0])
+        return usual if usual and not words else chosen_cells(drawer, words, None, [0])
     except ValueError as error:
         raise EvaluationError(str(error)) from error
 

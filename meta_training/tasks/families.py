@@ -7,6 +7,7 @@ wordings, order. Knows texts only; nothing about tokens' ids, models or gradient
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
@@ -90,6 +91,22 @@ class Families:
     def is_pairs(self, family: str) -> bool:
         """Whether a task of the family is one of ``PairTask``."""
         return family in self._pairs
+
+    def most_ways(self, family: str, shots: int) -> int:
+        """The most ways of an episode: classes of a source, or own answers of a domain.
+
+        Of those with a query beside ``shots`` examples; personas have one pool of questions, pairs
+        one way.
+        """
+        if family in self._pairs:
+            return int(any(len(task.pairs) > shots for task in self._pairs[family]))
+        if family in ("persona", "verdict", "rating"):
+            groups = self._personas if family == "persona" else self._debatable
+            return sum(len(group.questions) > shots for group in groups)
+        own = {"house_reply": self._labelled.get("label", []), **self._labelled, **self._answered}
+        enough = [intent for intent in own.get(family, []) if len(intent.questions) > shots]
+        places = Counter(_place(intent, family in self._answered) for intent in enough)
+        return max(places.values(), default=0)
 
     def fitting(self, family: str, shape: Shape) -> Shape:
         """``shape`` with no more ways and shots than the family has material for."""

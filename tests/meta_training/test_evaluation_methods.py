@@ -43,7 +43,6 @@ from meta_training.learner import Learner
 from meta_training.pipeline import label_words, token_counts
 from meta_training.tasks.episodes import Episode, Turn, unrelated_questions
 from meta_training.tasks.families import Families
-from meta_training.tasks.sources import DataError
 
 PROPERTY = settings(
     max_examples=30,
@@ -122,10 +121,12 @@ def test_another_seed_gives_other_tasks(held_out: TaskDrawer, corpus: Corpus) ->
     assert other.draw(SMALL[0], 0) != held_out.draw(SMALL[0], 0)
 
 
-def test_too_few_unrelated_questions_are_an_error(held_out: TaskDrawer) -> None:
-    few = TaskDrawer(held_out._families, [("k", "Only one?")] * 9, seed=5)
-    with pytest.raises(DataError, match="fewer than 6 held-out questions"):
-        few.draw(SMALL[0], 0)
+def test_there_are_as_many_unrelated_questions_as_are_left(held_out: TaskDrawer) -> None:
+    few = TaskDrawer(held_out._families, [("k", "Only one?"), ("k", "Or two?")] * 9, seed=5)
+    assert sorted(few.draw(SMALL[0], 0).unrelated) == ["Only one?", "Or two?"]
+    none = TaskDrawer(held_out._families, [], seed=5)
+    assert none.draw(SMALL[0], 0).unrelated == ()
+    assert none.draw(SMALL[0], 0).episode == held_out.draw(SMALL[0], 0).episode
 
 
 def test_held_out_questions_are_intents_personas_and_first_turns(corpus: Corpus) -> None:

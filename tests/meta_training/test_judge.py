@@ -97,6 +97,21 @@ def test_without_an_adapter_nothing_is_changed(learner: Learner) -> None:
         assert "opened" not in figures
 
 
+def test_a_task_with_nothing_unrelated_has_no_figures_of_that(learner: Learner) -> None:
+    """Alone, or beside one that has some, whose figures stay as they are."""
+    drawn, adapters = tasks(), nudged(learner, *NUDGES)
+    full = Judge(learner, drawn).score(adapters)
+    others = {"changed", "changed_first", "kl"}
+    alone = {name: value for name, value in full[0].items() if name not in others}
+    drawn[0] = replace(drawn[0], unrelated=())
+    first, second = Judge(learner, drawn).score(adapters)
+    assert first == pytest.approx(alone)
+    assert second == pytest.approx(full[1])
+    judge = Judge(learner, [replace(task, unrelated=()) for task in drawn])
+    assert all(set(figures) == set(alone) for figures in judge.score(adapters))
+    assert judge.changed(adapters).tolist() == []
+
+
 def test_a_zero_adapter_is_no_adapter(learner: Learner) -> None:
     adapters = {name: torch.zeros_like(t) for name, t in nudged(learner, 0.0, 0.0).items()}
     judge = Judge(learner, tasks())
