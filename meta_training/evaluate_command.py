@@ -71,7 +71,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="; ".join(f"{name}: {what}" for name, what in METHODS.items())
         + " (default: all but encoder, matching and siamese)",
     )
-    parser.add_argument("--cells", nargs="+", default=[], help="only cells with these words")
+    parser.add_argument(
+        "--cells",
+        nargs="+",
+        default=[],
+        metavar="WORD",
+        help="only cells with these words; or names in full, which need not be usual ones, as "
+        "'label 20-way 10-shot' and 'label full-way 5-shot' (all held-out classes of a source)",
+    )
     parser.add_argument(
         "--queries", type=positive, help="queries a class (default: some 20 a task for labels)"
     )
@@ -81,7 +88,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_percent,
         default=[0],
         metavar="PERCENT",
-        help="shares of examples that are taught another class's answer (default 0: none)",
+        help="shares of examples that are taught another class's or pair's answer (default 0)",
     )
     add_machine_arguments(parser)
     parser.add_argument("--seed", type=int, default=1000, help="of the tasks drawn")

@@ -120,7 +120,7 @@ def _plots(report: dict[str, Any], steps: str) -> list[Plot]:
         ),
         (
             "Quality against wrong examples",
-            about + " Wrong ones were taught another class's answer.",
+            about + " Wrong ones were taught another class's or pair's answer.",
             wrong_figure(cells, steps),
         ),
         (

@@ -291,8 +291,8 @@ def test_evaluate_stopped_by_ctrl_c_goes_on(
             "no cell has all of ['house', '5-way']",
         ),
         (
-            ("--cells", "1-way", "--wrong", "20", "--methods", "ours"),
-            "--wrong needs cells of two classes or more",
+            ("--cells", "house_reply 1-way 5-shot", "--wrong", "20", "--methods", "ours"),
+            "5-shot would be taught wrongly: one class has no other's answer",
         ),
         (("--methods", "lora", "--pretrained", "nowhere"), "nowhere is no model folder"),
         (("--methods", "tfidf", "--multitask", "nowhere"), "there is no folder nowhere"),
