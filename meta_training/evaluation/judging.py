@@ -23,9 +23,10 @@ from meta_training.device import use_device
 from meta_training.evaluate_command import METHODS
 from meta_training.evaluation.bench import TUNED, WEIGHTS, Bench
 from meta_training.evaluation.cells import Cell
+from meta_training.evaluation.examples_plot import examples_figure
 from meta_training.evaluation.material import EvaluationError, corpus_of, identity, recipe_of
 from meta_training.evaluation.page import render
-from meta_training.evaluation.plots import examples_figure, save
+from meta_training.evaluation.plots import save
 from meta_training.evaluation.report import (
     ADAPTER,
     SERVED,
@@ -108,11 +109,22 @@ def _judge(arguments: argparse.Namespace, device: torch.device) -> Summary:
     page = arguments.page or results.with_name(f"{name}.html")
     replace_text(page, render(report, _title(artifact), served))
     summary: Summary = report["cells"]
-    if arguments.plot is not None:
-        save(examples_figure(summary, served[1]), arguments.plot)
     print(markdown(summary))
     print(json.dumps(report["perplexity"]))
+    if arguments.plot is not None:
+        _plot(summary, served[1], arguments.plot)
     return summary
+
+
+def _plot(summary: Summary, steps: str, path: Path) -> None:
+    figure = examples_figure(summary, steps)
+    if figure is None:
+        raise EvaluationError(
+            f"{path} is not drawn, the report is complete: quality against examples needs cells "
+            "with two numbers of examples, as 1-shot and 5-shot: add some with --cells, and "
+            "innerloop's adapter, recall, TF-IDF or LoRA with --methods"
+        )
+    save(figure, path)
 
 
 def _found(

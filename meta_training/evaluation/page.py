@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import jinja2
 
+from meta_training.evaluation.examples_plot import examples_figure
 from meta_training.evaluation.plots import (
     calibration_figure,
-    examples_figure,
     steps_figure,
     svg,
     trade_figure,
@@ -104,7 +104,8 @@ def _plots(report: dict[str, Any], steps: str) -> list[Plot]:
     drawn = [
         (
             "Quality against examples",
-            about + " Solid: innerloop; dotted: the alternative named.",
+            about + " Solid: innerloop, as served where that has the figure, else the adapter "
+            "alone; dotted: the alternative named.",
             examples_figure(cells, steps),
         ),
         (

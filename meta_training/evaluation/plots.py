@@ -1,4 +1,4 @@
-"""A report's numbers drawn: quality against examples, inner steps, and answers left alone.
+"""A report's numbers drawn: quality against inner steps and wrong examples, answers left alone.
 
 Knows a summary's numbers; knows nothing about models. matplotlib is only imported when it draws.
 """
@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from meta_training.evaluation.report import (
-    ADAPTER,
-    SERVED,
     Summary,
     columns,
     right_figure,
@@ -27,39 +25,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LORA_STEPS: Final = "5 steps"  # plain LoRA's, which knows no rule
-LORA: Final = ("LoRA, pre-trained base", LORA_STEPS)
-TFIDF: Final = ("TF-IDF nearest centroid", "-")
-SHOTS: Final = (1, 3, 5)
 COLOURS: Final = ("#3d4cc9", "#11704a", "#b3261e", "#8a5a00", "#6b2f86", "#0b7285", "#565c76")
 MARKS: Final = "osD^vPX"
-REPLIES: Final = {
-    "one reply": "house_reply 1-way",
-    "three replies at once": "house_reply 3-way",
-    "a persona's answers": "persona 3-way",
-}
-LABELS: Final = {
-    "5 labels": "label 5-way",
-    "10 labels": "label 10-way",
-    "20 labels": "label 20-way",
-}
 PANELS: Final = 3  # a row
-
-
-def examples_figure(summary: Summary, steps: str) -> Figure:
-    """Quality against the number of examples: every family at 1, 3 and 5 of them.
-
-    As served, or of the adapter where that was not judged; ``steps`` is the rule's checkpoint.
-    """
-    figure, (left, right) = blank_figure(1, 2, 9, 3.6)
-    for axes, families, title, other in (
-        (left, REPLIES, "Free answers, exactly right", LORA),
-        (right, LABELS, "Labels picked from choices", TFIDF),
-    ):
-        cells = [m for c, m in summary.items() if _is_of(c, families)]
-        ours = SERVED if any(SERVED in methods for methods in cells) else ADAPTER
-        _families(axes, summary, families, title, (ours, steps), other)
-    left.set_ylabel("% of other wordings")
-    return figure
 
 
 def steps_figure(summary: Summary) -> Figure | None:
@@ -149,43 +117,17 @@ def blank_figure(rows: int, columns: int, width: float, height: float) -> tuple[
     return figure, axes
 
 
-def _families(
-    axes: Axes,
-    summary: Summary,
-    families: dict[str, str],
-    title: str,
-    ours: tuple[str, str],
-    other: tuple[str, str],
-) -> None:
-    for colour, (label, family) in zip(COLOURS, families.items(), strict=False):
-        for method, line in ((ours, "-"), (other, ":")):
-            points = [
-                summary.get(f"{family} {shots}-shot", {}).get(method[0], {}).get(method[1], {})
-                for shots in SHOTS
-            ]
-            pairs = zip(SHOTS, (point.get(right_figure(point)) for point in points), strict=True)
-            _line(axes, list(pairs), colour, f"o{line}", label if method is ours else None)
-    if any(other[0] in methods for cell, methods in summary.items() if _is_of(cell, families)):
-        label = ", ".join(part for part in other if part != "-")
-        axes.plot([], [], ":", color="#565c76", label=label)
-    axes.set_title(title, fontsize=11)
-    axes.set_xlabel("examples of each")
-    axes.set_xticks(SHOTS)
-    axes.set_xlim(SHOTS[0] - 0.4, SHOTS[-1] + 0.4)
-    axes.set_ylim(0, 102)
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(fontsize=8, loc="lower right", frameon=False)
-
-
-def _line(
+def draw_line(
     axes: Axes,
     points: Sequence[tuple[float, dict[str, Any] | None]],
     colour: str,
     style: str,
     label: str | None,
+    scale: float = 100.0,
 ) -> None:
+    """A line of means with their intervals, through the places that have one."""
     known = [
-        (place, 100 * point["mean"], 100 * (point["ci95"] or 0.0))
+        (place, scale * point["mean"], scale * (point["ci95"] or 0.0))
         for place, point in points
         if point is not None and point["mean"] is not None
     ]
@@ -251,7 +193,7 @@ def _draw_steps(
             axes.axhline(100 * mean, ls="--", lw=1.2, color=colour, label=method)
     else:
         known = [(steps_of(checkpoint), points[checkpoint].get(right)) for checkpoint in taken]
-        _line(axes, known, colour, mark + "-", method)
+        draw_line(axes, known, colour, mark + "-", method)
     axes.set_xscale("symlog", linthresh=10)
     axes.set_xticks([0, 1, 3, 5, 10, 50], ["0", "1", "3", "5", "10", "50"])
 
@@ -260,7 +202,7 @@ def _draw_wrong(
     axes: Axes, method: str, right: str, points: Points, colour: str, mark: str
 ) -> None:
     known = [(int(share), points[share].get(right)) for share in sorted(points, key=int)]
-    _line(axes, known, colour, mark + "-", method)
+    draw_line(axes, known, colour, mark + "-", method)
 
 
 def _draw_trade(
@@ -311,7 +253,3 @@ def _methods(summary: Summary) -> dict[str, list[str]]:
 def _judged_at(points: Points, steps: str) -> str | None:
     """The checkpoint where a method's quality is read: the rule's, LoRA's, or its only one."""
     return next((one for one in (steps, LORA_STEPS, "-", "prompt") if one in points), None)
-
-
-def _is_of(cell: str, families: dict[str, str]) -> bool:
-    return cell.startswith(tuple(families.values()))

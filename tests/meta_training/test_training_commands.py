@@ -69,12 +69,8 @@ def test_evaluate_writes_a_report_and_prints_tables(
 ) -> None:
     pretrained = finished / "pretrained"
     methods = ("--methods", "ours", "tfidf", "in-context", "--pretrained", pretrained)
-    plots = [artifact.parent / name for name in ("one.svg", "two.svg")]
-    assert evaluate(artifact, data, *ONE_CELL, *methods, "--plot", plots[0]) == 0
+    assert evaluate(artifact, data, *ONE_CELL, *methods) == 0
     printed = capsys.readouterr().out
-    assert evaluate(artifact, data, *ONE_CELL, *methods, "--plot", plots[1]) == 0
-    assert plots[0].read_bytes() == plots[1].read_bytes()
-    assert b"<svg" in plots[0].read_bytes()
     assert "### label 5-way 1-shot" in printed
     report = load_artifact(artifact).report or {}
     (cell,) = report["cells"].values()
@@ -105,6 +101,24 @@ def test_evaluate_writes_a_report_and_prints_tables(
     assert all(source.startswith("data:image/svg+xml;base64,") for source in told.pictures)
     assert all(told.described)
     assert not re.search(r"<script|<link|@import|url\(", page), "it needs nothing else"
+
+
+def test_a_plot_is_of_two_numbers_of_examples(
+    artifact: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plots = [artifact.parent / name for name in ("none.svg", "one.svg", "two.svg")]
+    one, more = ("--queries", 3, "--methods", "tfidf"), ("--cells", "label", "5-way")
+    assert evaluate(artifact, data, *ONE_CELL, *one, "--plot", plots[0]) == 2
+    said = capsys.readouterr()
+    assert "none.svg is not drawn, the report is complete" in said.err
+    assert "### label 5-way 1-shot, 3 queries" in said.out
+    assert not plots[0].exists()
+    for plot in plots[1:]:
+        assert evaluate(artifact, data, *more, *one, "--episodes", 2, "--plot", plot) == 0
+    assert plots[1].read_bytes() == plots[2].read_bytes()
+    assert b"<svg" in plots[1].read_bytes()
+    page = Page((artifact.parent / "report.html").read_text("utf-8"))
+    assert any(words.startswith("Quality against examples") for words in page.described)
 
 
 def test_a_page_of_nothing_says_so_and_draws_nothing(artifact: Path, data: Path) -> None:
