@@ -334,7 +334,7 @@ def test_a_plain_model_folder_can_be_judged_on_tasks_that_somebody_brings(
     assert evaluate(base, own_data, *arguments, "--methods", "ours", "matching", "siamese") == 0
     report = json.loads((tmp_path / "report-mine.json").read_text("utf-8"))
     assert {"innerloop", "matching network, this base"} <= report["cells"][
-        "label 3-way 3-shot"
+        "label 4-way 3-shot"
     ].keys()
 
 
