@@ -16,33 +16,25 @@ from torch import Tensor
 
 from meta_training.classifier import Inputs, Labelled
 from meta_training.tasks.episodes import Shape
-from meta_training.tasks.sources import DataError, read_table
+from meta_training.tasks.sources import DataError
+from meta_training.tasks.tables import LABELS, TEXTS, read_table, refuse_scores
 
 Text = tuple[str, ...]  # one sentence, or the two of a pair
 Classes = Mapping[str, Sequence[Text]]  # label -> texts
 Encode = Callable[[Sequence[Text]], Inputs]
-LABELS = ("label", "Quality", "gold_label")
-TEXTS = (  # columns of GLUE's tasks, pairs before what they contain
-    ("sentence1", "sentence2"),
-    ("question1", "question2"),
-    ("question", "sentence"),
-    ("premise", "hypothesis"),
-    ("#1 String", "#2 String"),
-    ("sentence",),
-    ("text",),
-)
 
 
 def read_classes(path: Path) -> dict[str, list[Text]]:
-    """Texts by label of a file in GLUE's form: TSV with a header, or JSON lines (.jsonl, .gz).
+    """Texts by label of a file in GLUE's form: its tasks' own TSV, or JSON lines (.jsonl, .gz).
 
     Raises:
-        DataError: a missing file, no column for text or label, or a row without one; the message
-            names file, line and field.
+        DataError: a missing file, no column for text or label, a row without one, or scores (as
+            STS-B's) in place of labels; the message names file, line and field.
     """
     found: dict[str, dict[Text, None]] = defaultdict(dict)
     for line, row in read_table(path):
         label = next((name for name in LABELS if name in row), None)
+        refuse_scores(row, label or "score", path, line)
         texts = next((names for names in TEXTS if set(names) <= row.keys()), None)
         if label is None or texts is None:
             wanted = LABELS if label is None else [" and ".join(names) for names in TEXTS]

@@ -27,6 +27,7 @@ from meta_training.tasks.sources import (
     PairTask,
     dialogue_turns,
 )
+from meta_training.tasks.tables import refuse_scores
 
 Use = Literal["train", "validation", "held_out"]
 LEAST_PAIRS = 2  # of a task: one to learn from and one to ask
@@ -68,6 +69,8 @@ def _read_intents(
     questions: dict[tuple[str, str], dict[str, None]] = defaultdict(dict)
     group = "answer" if part.form == "replies" else "label"
     for row in rows_of(folder, part, source):
+        if part.form == "labels":
+            refuse_scores(row.values, part.columns.get("label", "label"), row.path, row.line)
         key = (row.optional("domain", source), row.text(group))
         text = row.asked(part, "text")
         questions[key][text] = None

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from meta_training.tasks.part import BLANK, FORMS, TaskPart
-from meta_training.tasks.sources import DataError, read_table
+from meta_training.tasks.sources import DataError
 from meta_training.tasks.sources import field as text_field
+from meta_training.tasks.tables import read_table
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ Knows the files' form and what is held out; knows nothing about tokens, episodes
 
 from __future__ import annotations
 
-import csv
 import gzip
 import json
 import zlib
@@ -14,6 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from meta_training.data.sources import load_sources
 
 INTENT_FILES = (
     "clinc150.jsonl",
@@ -106,11 +107,7 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
         DataError: the file is missing, damaged or not UTF-8, or a line is not a JSON object; names
             file and line.
     """
-    if not path.is_file():
-        raise DataError(
-            f"{path} is missing: run `innerloop data --target {path.parent}` first, or, if it is a "
-            "file of your own, give --data the folder that has it"
-        )
+    check_there(path)
     opener = gzip.open if path.suffix == ".gz" else open
     number = empty = 0
     try:
@@ -123,45 +120,35 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
                 else:
                     yield _row(line, path, number)
     except UnicodeDecodeError as error:
-        raise _not_utf8(path, number + 1, error) from error
+        raise not_utf8(path, number + 1, error) from error
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(
-            f"{path}:{number + 1}: cannot be read: {error}; fetch it again with "
-            f"`innerloop data --force --target {path.parent}`"
-        ) from error
+        again = f"; {_again(path)}" if _is_public(path) else ""
+        raise DataError(f"{path}:{number + 1}: cannot be read: {error}{again}") from error
 
 
-def read_table(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (line, row) of a TSV file with a header, or of JSON lines as ``read_rows`` does.
+def check_there(path: Path) -> None:
+    """Refuse a file that is not there.
 
     Raises:
-        DataError: as ``read_rows``.
+        DataError: it is missing; says how to get it where `innerloop data` makes such a file.
     """
-    if path.suffix != ".tsv":
-        yield from enumerate(read_rows(path), 1)
-        return
-    line = 0
-    try:
-        with path.open(encoding=UTF8, newline="") as file:
-            reader = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-            line = 1 if reader.fieldnames else 0
-            for row in reader:
-                line = reader.line_num
-                yield line, dict(row)
-    except UnicodeDecodeError as error:
-        raise _not_utf8(path, line + 1, error) from error
-    except csv.Error as error:
-        raise DataError(f"{path}:{line + 1}: cannot be read as TSV: {error}") from error
-    except OSError as error:
-        raise DataError(f"{path}: {error}") from error
+    if not path.is_file():
+        make = f"run `innerloop data --target {path.parent}` first, or " if _is_public(path) else ""
+        raise DataError(f"{path} is missing: {make}give --data the folder that has it")
 
 
-def _not_utf8(path: Path, number: int, error: UnicodeDecodeError) -> DataError:
-    return DataError(
-        f"{path}:{number} or below: is not UTF-8 ({error}): save the file as UTF-8, or, if "
-        f"`innerloop data` made it, make it again with `innerloop data --force --target "
-        f"{path.parent}`"
-    )
+def not_utf8(path: Path, number: int, error: UnicodeDecodeError) -> DataError:
+    """What to raise for a file with other bytes at line ``number`` or below."""
+    what = _again(path) if _is_public(path) else "save the file as UTF-8"
+    return DataError(f"{path}:{number} or below: is not UTF-8 ({error}): {what}")
+
+
+def _is_public(path: Path) -> bool:
+    return any(source.file == path.name for source in load_sources())
+
+
+def _again(path: Path) -> str:
+    return f"fetch it again with `innerloop data --force --target {path.parent}`"
 
 
 def _row(line: str, path: Path, number: int) -> dict[str, Any]:

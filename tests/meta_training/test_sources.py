@@ -19,6 +19,7 @@ from meta_training.tasks.sources import (
     load_personas,
     read_rows,
 )
+from meta_training.tasks.tables import read_table
 
 ROW = {"text": "Where is it?", "intent": "where", "domain": "shop"}
 TURNS = [{"role": "user", "text": "Hi"}, {"role": "assistant", "text": "Hello."}]
@@ -142,18 +143,31 @@ def test_a_line_that_is_no_object_is_named(tmp_path: Path, line: bytes, words: s
 
 
 def test_a_missing_file_says_how_to_get_it(tmp_path: Path) -> None:
+    public = tmp_path / "clinc150.jsonl"
     with pytest.raises(DataError, match="innerloop data --target") as caught:
-        load_intents(tmp_path / "none.jsonl")
-    assert str(tmp_path / "none.jsonl") in str(caught.value)
+        load_intents(public)
+    assert str(public) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["own.jsonl", "own.jsonl.gz", "own.tsv"])
+def test_nobody_is_told_to_fetch_a_file_of_their_own(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    with pytest.raises(DataError, match=f"{name} is missing: give --data") as caught:
+        list(read_table(path))
+    said = [str(caught.value)]
+    path.write_bytes(b"text\tlabel\n\xe9\ta\n" if name.endswith("tsv") else b"no JSON \xe9")
+    with pytest.raises(DataError, match=name) as caught:
+        list(read_table(path))
+    assert not any("innerloop data" in message for message in [*said, str(caught.value)])
 
 
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("a.jsonl", b'{"text": "caf\xe9"}\n'),
-        ("a.jsonl.gz", b"no gzip"),
-        ("a.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 50, mtime=0)[:-9]),
-        ("a.jsonl.gz", gzip.compress(b'{"text": "a"}\n', mtime=0)[:12] + b"\xff" * 30),
+        ("clinc150.jsonl", b'{"text": "caf\xe9"}\n'),
+        ("sgd-intents.jsonl.gz", b"no gzip"),
+        ("sgd-intents.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 50, mtime=0)[:-9]),
+        ("sgd-intents.jsonl.gz", gzip.compress(b'{"text": "a"}\n', mtime=0)[:12] + b"\xff" * 30),
     ],
 )
 def test_a_damaged_file_says_how_to_replace_it(tmp_path: Path, name: str, content: bytes) -> None:
