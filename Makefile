@@ -59,9 +59,10 @@ format: $(READY) ## rewrite the code in the house format
 bench: $(READY) ## the figures of the README, beside their peers
 	$(BIN)/python -m benchmarks $(ARGS)
 
-meta-train: $(READY) ## make the embedded model again from its two recipes
+meta-train: $(READY) ## make the embedded model again from its three recipes
 	$(BIN)/innerloop meta-train $(RECIPES)/innerloop-tiny.yaml $(ARGS)
 	$(BIN)/innerloop meta-train $(RECIPES)/innerloop-tiny-more.yaml $(ARGS)
+	$(BIN)/innerloop meta-train $(RECIPES)/innerloop-tiny-language.yaml $(ARGS)
 
 data: $(READY) ## fetch and convert the public training data
 	$(BIN)/innerloop data $(ARGS)
