@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 PUBLIC_FAMILIES = {"label": 1.0, "house_reply": 1.0, "persona": 0.3}
 FAMILIES = frozenset({*PUBLIC_FAMILIES, "replies", "verdict", "rating"})
-BLANK = re.compile(r"\{(\w*)\}")
+BLANK = re.compile(r"\{(#?\w[\w ]*|)\}")  # MRPC's columns are called "#1 String"
 Form = Literal["labels", "replies", "pairs", "preferences", "parallel", "dialogues", "formats"]
 FORMS: dict[Form, tuple[str, ...]] = {  # fields of a row; those in brackets may be left out
     "labels": ("text", "label", "[domain]"),
