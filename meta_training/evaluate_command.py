@@ -14,6 +14,7 @@ NEEDED = {
     "in-context": "pretrained",
     "lora": "pretrained",
     "multitask-lora": "multitask",
+    "prototypical-network": "prototypes",
 }
 METHODS = {
     "ours": "the adapter after its inner steps",
@@ -29,10 +30,13 @@ METHODS = {
     "lora": "LoRA and AdamW on the pre-trained base, one step size tuned on validation tasks for "
     "all cells, after 5 and after 50 steps",
     "multitask-lora": "the same on the multi-task control's base",
+    "prototypical-network": "nearest class mean of a Prototypical Network's hidden states",
 }
-ONE_ALONE = ("pretrained", "multitask", "tasks", "page", "plot", "results")
+CONTROLS = ("multitask", "prototypes")
+ONE_ALONE = ("pretrained", *CONTROLS, "tasks", "page", "plot", "results")
 PICTURES = (".svg", ".png", ".pdf")
-DEFAULT = [name for name in METHODS if name not in ("encoder", "matching", "siamese")]
+LEFT_OUT = ("encoder", "matching", "siamese", "prototypical-network")
+DEFAULT = [name for name in METHODS if name not in LEFT_OUT]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,6 +65,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "calibrate` chose its gate's numbers; report.json is written beside the results",
     )
     parser.add_argument("--multitask", type=Path, help="the multi-task control's artifact")
+    parser.add_argument(
+        "--prototypes",
+        type=Path,
+        help="a Prototypical Network's artifact (outer.algorithm prototypical), for the method "
+        "prototypical-network",
+    )
     parser.add_argument("--episodes", type=positive, default=200, help="tasks a cell")
     parser.add_argument(
         "--methods",
@@ -69,7 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=DEFAULT,
         metavar="METHOD",
         help="; ".join(f"{name}: {what}" for name, what in METHODS.items())
-        + " (default: all but encoder, matching and siamese)",
+        + f" (default: all but {', '.join(LEFT_OUT)})",
     )
     parser.add_argument(
         "--cells",

@@ -20,7 +20,7 @@ from adapters.chat import ChatEncoder
 from adapters.state import fingerprint
 from meta_training.algorithms.metric import Matching, Prototypical, Siamese
 from meta_training.corpus import Corpus
-from meta_training.evaluate_command import NEEDED
+from meta_training.evaluate_command import CONTROLS, NEEDED
 from meta_training.evaluation.cells import Cell
 from meta_training.evaluation.choosing import chosen_cells
 from meta_training.evaluation.cost import adaptation_costs
@@ -44,7 +44,15 @@ from meta_training.recipe_parts import InnerPart, OuterPart
 
 WEIGHTS: Final = torch.float32  # on a GPU too, where a server has 16 bits: figures compare
 TUNED: Final = {"lora", "multitask-lora"}  # on validation tasks
-LABELS_ONLY: Final = ("tfidf", "encoder", "prototypical", "matching", "siamese", "frozen")
+LABELS_ONLY: Final = (
+    "tfidf",
+    "encoder",
+    "prototypical",
+    "matching",
+    "siamese",
+    "frozen",
+    "prototypical-network",
+)
 
 
 class Bench:
@@ -62,9 +70,14 @@ class Bench:
         self._corpus = corpus
         self.drawer = held_out_drawer(corpus, artifact.tokenizer, arguments.seed)
         # Loaded before hours of work, so that a wrong folder shows at once.
-        base, control = arguments.pretrained, arguments.multitask
+        base = arguments.pretrained
         self._base = load_base(base, device, WEIGHTS) if base else None
-        self._control = load_artifact(control, device, WEIGHTS) if control else None
+        controls = {option: getattr(arguments, option) for option in CONTROLS}
+        self._controls = {
+            option: load_artifact(folder, device, WEIGHTS)
+            for option, folder in controls.items()
+            if folder is not None
+        }
 
     def cells(self) -> list[Cell]:
         """The cells that are asked for. Raises EvaluationError where there are none."""
@@ -99,6 +112,11 @@ class Bench:
             "in-context": lambda: InContext("examples in the prompt", self._plain(), self._shown()),
             "lora": lambda: self._tuned("LoRA, pre-trained base", self._plain()),
             "multitask-lora": lambda: self._tuned("LoRA, multi-task base", self._multitask()),
+            "prototypical-network": lambda: NearestTaught(
+                "Prototypical Network",
+                Learner.from_artifact(self._controls["prototypes"]),
+                Prototypical(),
+            ),
         }
         return makers[name]()
 
@@ -108,11 +126,11 @@ class Bench:
 
     def control(self, name: str) -> str:
         """What a method's results depend on beside artifact and tasks, to go on with."""
-        needed = NEEDED.get(name)
+        needed = NEEDED.get(name, "")
         if needed == "pretrained" and self._base is not None:
             control = fingerprint(self._base.model)[:16]
-        elif needed == "multitask" and self._control is not None:
-            control = identity(self._control)
+        elif needed in self._controls:
+            control = identity(self._controls[needed])
         else:
             return ""
         tuned = f"/{self._corpus.validation_digest}" if name in TUNED else ""
@@ -163,8 +181,7 @@ class Bench:
         return Learner(self._base.model, ChatEncoder(self._base.tokenizer), part, [], seed=0)
 
     def _multitask(self) -> Learner:
-        assert self._control is not None
-        learner = Learner.from_artifact(self._control)
+        learner = Learner.from_artifact(self._controls["multitask"])
         learner.anchor_examples = []
         return learner
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -64,3 +65,20 @@ def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def artifact(finished: Path, tmp_path: Path) -> Path:
     """A copy of that run's artifact, to write into and beside."""
     return Path(shutil.copytree(finished / "maml" / "artifact", tmp_path / "copy" / "artifact"))
+
+
+@pytest.fixture(scope="session")
+def other_algorithm(
+    finished: Path, data: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
+    """The artifact of a run of another algorithm, of one outer step from the same base."""
+
+    def made(algorithm: str) -> Path:
+        folder = tmp_path_factory.mktemp(algorithm)
+        shutil.copytree(finished / "pretrained", folder / "pretrained")
+        shutil.copy(finished / "embedded.pt", folder)
+        shutil.copy(finished / "recipe.json", folder)
+        assert meta_train(data, folder, "--algorithm", algorithm, outer={"steps": 1}) == 0
+        return folder / algorithm / "artifact"
+
+    return made

@@ -123,7 +123,10 @@ def test_lines_of_an_artifact_judged_alone_count_too(
     assert "| nearest prototype, pre-trained base |" in means
 
 
-@pytest.mark.parametrize("option", ["--pretrained", "--multitask", "--tasks", "--page", "--plot"])
+@pytest.mark.parametrize(
+    "option",
+    ["--pretrained", "--multitask", "--prototypes", "--tasks", "--page", "--plot"],
+)
 def test_what_is_of_one_artifact_is_refused(
     runs: list[Path], data: Path, option: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -308,6 +308,8 @@ def test_evaluate_stopped_by_ctrl_c_goes_on(
             ("--cells", "house_reply 1-way 5-shot", "--wrong", "20", "--methods", "ours"),
             "5-shot would be taught wrongly: one class has no other's answer",
         ),
+        (("--methods", "prototypical-network"), "prototypical-network needs --prototypes"),
+        (("--methods", "tfidf", "--prototypes", "nowhere"), "there is no folder nowhere"),
         (("--methods", "lora", "--pretrained", "nowhere"), "nowhere is no model folder"),
         (("--methods", "tfidf", "--multitask", "nowhere"), "there is no folder nowhere"),
         (("--methods", "tfidf", "--data", "nowhere"), "is missing: run `innerloop data"),
