@@ -26,7 +26,8 @@ METHODS = {
     "matching": "attention over the examples' hidden states",
     "siamese": "nearest example by hidden states",
     "frozen": "nearest class mean of the pre-trained base's hidden states",
-    "in-context": "the pre-trained base with the examples in the prompt",
+    "in-context": "the pre-trained base with the examples in the prompt; of an artifact of the "
+    "algorithm in-context its own, where no other is given",
     "lora": "LoRA and AdamW on the pre-trained base, one step size tuned on validation tasks for "
     "all cells, after 5 and after 50 steps",
     "multitask-lora": "the same on the multi-task control's base",
@@ -35,8 +36,8 @@ METHODS = {
 CONTROLS = ("multitask", "prototypes")
 ONE_ALONE = ("pretrained", *CONTROLS, "tasks", "page", "plot", "results")
 PICTURES = (".svg", ".png", ".pdf")
-LEFT_OUT = ("encoder", "matching", "siamese", "prototypical-network")
-DEFAULT = [name for name in METHODS if name not in LEFT_OUT]
+LEFT_OUT = ("matching", "siamese")
+OF_ITSELF = "in-context"  # needs no base where the artifact was trained for it
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -76,10 +77,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--methods",
         nargs="+",
         choices=list(METHODS),
-        default=DEFAULT,
         metavar="METHOD",
         help="; ".join(f"{name}: {what}" for name, what in METHODS.items())
-        + f" (default: all but {', '.join(LEFT_OUT)})",
+        + f" (default: all but {', '.join(LEFT_OUT)} and what needs a folder that is not given)",
     )
     parser.add_argument(
         "--cells",
@@ -132,6 +132,11 @@ def _percent(text: str) -> int:
     return int(text)
 
 
+def lacking(name: str) -> str:
+    """What is said of a method whose folder is not given."""
+    return f"method {name} needs --{NEEDED[name]}: give its folder, or name other --methods"
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Evaluate, resume, or only sum up; writes ``report.json`` and a page.
 
@@ -147,10 +152,12 @@ def run(arguments: argparse.Namespace) -> int:
                     "all of them without it; the mean has all that was judged"
                 )
                 return refused("evaluate", ValueError(wrong))
-    for name, option in NEEDED.items():
-        if name in arguments.methods and getattr(arguments, option) is None:
-            wrong = f"method {name} needs --{option}: give its folder, or name other --methods"
-            return refused("evaluate", ValueError(wrong))
+    without = [name for name, option in NEEDED.items() if getattr(arguments, option) is None]
+    if arguments.methods is None:
+        arguments.methods = [name for name in METHODS if name not in (*LEFT_OUT, *without)]
+    for name in without:
+        if name in arguments.methods and name != OF_ITSELF:
+            return refused("evaluate", ValueError(lacking(name)))
     from meta_training.evaluation.judging import judge  # imports PyTorch
 
     return judge(arguments)

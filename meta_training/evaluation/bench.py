@@ -15,12 +15,12 @@ import torch
 from transformers import PreTrainedModel
 
 from adapters.artifact import Artifact, load_artifact
-from adapters.base_model import load_base
+from adapters.base_model import LoadedBase, load_base
 from adapters.chat import ChatEncoder
 from adapters.state import fingerprint
 from meta_training.algorithms.metric import Matching, Prototypical, Siamese
 from meta_training.corpus import Corpus
-from meta_training.evaluate_command import CONTROLS, NEEDED
+from meta_training.evaluate_command import CONTROLS, NEEDED, OF_ITSELF, lacking
 from meta_training.evaluation.cells import Cell
 from meta_training.evaluation.choosing import chosen_cells
 from meta_training.evaluation.cost import adaptation_costs
@@ -68,6 +68,9 @@ class Bench:
         self._arguments = arguments
         self._artifact = artifact
         self._corpus = corpus
+        trained_for_it = self._outer().algorithm == OF_ITSELF
+        if OF_ITSELF in arguments.methods and not (arguments.pretrained or trained_for_it):
+            raise EvaluationError(lacking(OF_ITSELF))
         self.drawer = held_out_drawer(corpus, artifact.tokenizer, arguments.seed)
         # Loaded before hours of work, so that a wrong folder shows at once.
         base = arguments.pretrained
@@ -109,7 +112,7 @@ class Bench:
             "frozen": lambda: NearestTaught(
                 "nearest prototype, pre-trained base", self._plain(), Prototypical()
             ),
-            "in-context": lambda: InContext("examples in the prompt", self._plain(), self._shown()),
+            "in-context": self._prompted,
             "lora": lambda: self._tuned("LoRA, pre-trained base", self._plain()),
             "multitask-lora": lambda: self._tuned("LoRA, multi-task base", self._multitask()),
             "prototypical-network": lambda: NearestTaught(
@@ -174,11 +177,20 @@ class Bench:
     def _shown(self) -> Shown:
         return Shown(self._artifact.tokenizer, self._artifact.context_tokens)
 
+    def _prompted(self) -> Method:
+        if self._base is None:
+            name = "examples in the prompt, this base"
+            return InContext(name, self._without_adapter(self._artifact), self._shown())
+        return InContext("examples in the prompt", self._plain(), self._shown())
+
     def _plain(self) -> Learner:
         assert self._base is not None
+        return self._without_adapter(self._base)
+
+    def _without_adapter(self, base: LoadedBase | Artifact) -> Learner:
         spec = self._artifact.spec
         part = InnerPart(rank=spec.rank, targets=list(spec.targets), scope=spec.scope, anchors=0)
-        return Learner(self._base.model, ChatEncoder(self._base.tokenizer), part, [], seed=0)
+        return Learner(base.model, ChatEncoder(base.tokenizer), part, [], seed=0)
 
     def _multitask(self) -> Learner:
         learner = Learner.from_artifact(self._controls["multitask"])

@@ -61,3 +61,36 @@ def test_another_prototypical_network_is_judged_anew(
     (same / "inner_rule.json").write_text(json.dumps(rule | {"clip": 0.5}), "utf-8")
     assert evaluate(artifact, data, *methods, same) == 0
     assert len(results.read_bytes()) > len(before)
+
+
+def test_what_was_trained_for_examples_in_the_prompt_is_judged_by_them(
+    data: Path, finished: Path, other_algorithm: Callable[[str], Path]
+) -> None:
+    """By its own base, which has other figures than the one that a person names."""
+    metaicl = other_algorithm("in-context")
+    methods = (*ONE_CELL, "--methods", "in-context")
+    assert evaluate(metaicl, data, *methods) == 0
+    own = "examples in the prompt, this base"
+    (found,) = report_of(metaicl)["cells"].values()
+    assert set(found) == {own}
+    assert evaluate(metaicl, data, *methods, "--pretrained", metaicl) == 0
+    (both,) = report_of(metaicl)["cells"].values()
+    assert both["examples in the prompt"] == both[own] == found[own]
+    assert evaluate(metaicl, data, *methods, "--pretrained", finished / "pretrained") == 0
+    (other,) = report_of(metaicl)["cells"].values()
+    assert other["examples in the prompt"] != other[own] == found[own]
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_methods_whose_folder_is_not_given_are_left_out(
+    artifact: Path, data: Path, finished: Path, monkeypatch: pytest.MonkeyPatch, given: bool
+) -> None:
+    monkeypatch.setattr("meta_training.evaluation.methods.LEARNING_RATES", (1e-2,))
+    monkeypatch.setattr("meta_training.evaluation.methods.TUNING_TASKS", 1)
+    pretrained = ("--pretrained", finished / "pretrained") if given else ()
+    assert evaluate(artifact, data, *ONE_CELL, "--episodes", 1, *pretrained) == 0
+    (methods,) = report_of(artifact)["cells"].values()
+    assert {"innerloop", "TF-IDF nearest centroid", "nearest prototype, this base"} < set(methods)
+    of_base = {"LoRA, pre-trained base", "nearest prototype, pre-trained base"}
+    assert of_base & set(methods) == (of_base if given else set())
+    assert "LoRA, multi-task base" not in methods

@@ -298,7 +298,8 @@ def test_evaluate_stopped_by_ctrl_c_goes_on(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ((), "method frozen needs --pretrained"),
+        (("--methods", "frozen"), "method frozen needs --pretrained"),
+        (("--methods", "tfidf", "in-context"), "method in-context needs --pretrained"),
         (("--methods", "ours", "multitask-lora"), "method multitask-lora needs --multitask"),
         (
             ("--cells", "house", "5-way", "--methods", "ours"),
