@@ -132,12 +132,7 @@ class TextRows:
         return ids[: self._row_tokens]
 
     def _window(self) -> list[int]:
-        messages = self._drawn(self._random.random())()
-        if self._tokenizer.chat_template is None:
-            text = "\n".join(message["content"] for message in messages)
-            return token_ids([text + (self._tokenizer.eos_token or "\n")], self._tokenizer)[0]
-        encoded = self._tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
-        return cast("list[int]", encoded)
+        return _chat_ids(self._drawn(self._random.random())(), self._tokenizer)
 
     def _drawn(self, place: float) -> Callable[[], list[dict[str, str]]]:
         """What stands at ``place``, from 0 to 1, of the windows by their shares."""
@@ -161,6 +156,39 @@ class TextRows:
     def _pair(self) -> list[dict[str, str]]:
         pair = self._random.choice(self._pairs)
         return _messages([("user", pair.prompt), ("assistant", pair.completion)])
+
+
+def dialogue_rows(
+    dialogues: Sequence[Dialogue],
+    tokenizer: PreTrainedTokenizerBase,
+    row_tokens: int,
+    most: int,
+    seed: int,
+) -> torch.Tensor:
+    """Token ids (rows, row_tokens) of windows as ``TextRows`` packs them, no dialogue twice.
+
+    At most ``most`` rows, in an order drawn from ``seed``. What fills no row is left out, but where
+    there is none: then it is the only one, and shorter.
+    """
+    rng = random.Random(seed)
+    rows: list[list[int]] = []
+    ids: list[int] = []
+    for dialogue in rng.sample(dialogues, len(dialogues)):
+        if len(rows) == most:
+            break
+        ids += _chat_ids(_messages(_dialogue_window(dialogue, rng)), tokenizer)
+        if len(ids) >= row_tokens:
+            rows.append(ids[:row_tokens])
+            ids = []
+    return torch.tensor(rows or [ids])
+
+
+def _chat_ids(messages: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    if tokenizer.chat_template is None:
+        text = "\n".join(message["content"] for message in messages)
+        return token_ids([text + (tokenizer.eos_token or "\n")], tokenizer)[0]
+    encoded = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
+    return cast("list[int]", encoded)
 
 
 def _messages(turns: list[tuple[str, str]]) -> list[dict[str, str]]:

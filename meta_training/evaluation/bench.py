@@ -6,13 +6,11 @@ Knows methods, artifacts and the command's arguments; knows nothing about result
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import torch
-from transformers import PreTrainedModel
 
 from adapters.artifact import Artifact, load_artifact
 from adapters.base_model import LoadedBase, load_base
@@ -24,7 +22,6 @@ from meta_training.evaluate_command import CONTROLS, NEEDED, OF_ITSELF, lacking
 from meta_training.evaluation.cells import Cell
 from meta_training.evaluation.choosing import chosen_cells
 from meta_training.evaluation.cost import adaptation_costs
-from meta_training.evaluation.intervals import interval
 from meta_training.evaluation.material import EvaluationError, identity
 from meta_training.evaluation.methods import (
     InContext,
@@ -35,10 +32,10 @@ from meta_training.evaluation.methods import (
     TfidfCentroid,
     tuned_lora,
 )
+from meta_training.evaluation.perplexity import Perplexity, over, row_nats, rows_for
 from meta_training.evaluation.report import ADAPTER, SERVED
 from meta_training.learner import Learner
 from meta_training.pipeline import held_out_drawer, validation_drawer
-from meta_training.pretrain import TextRows, language_loss
 from meta_training.recipe import told_recipe
 from meta_training.recipe_parts import InnerPart, OuterPart
 
@@ -143,22 +140,23 @@ class Bench:
         """What adapting to a task of each cell costs; see ``adaptation_costs``."""
         return adaptation_costs(self._ours(), self.drawer, cells)
 
-    def perplexities(self) -> dict[str, float]:
-        """Per token on held-out dialogues, where there are some, adapters off."""
-        if not self._corpus.test_dialogues:
-            return {}
-        models = {"innerloop": self._artifact.model}
-        if self._base:
-            models["pre-trained"] = self._base.model
-        return {name: self._perplexity(model) for name, model in models.items()}
+    def perplexities(self) -> dict[str, Any]:
+        """``perplexity`` by model on held-out dialogues, adapters off, and ``perplexity_ratio``.
 
-    def _perplexity(self, model: PreTrainedModel) -> float:
-        tokenizer = self._artifact.tokenizer
-        held_out = Corpus(train_dialogues=self._corpus.test_dialogues)
-        rows = TextRows(held_out, tokenizer, 128, seed=7, dialogue_share=1.0)
-        with torch.no_grad():
-            losses = [float(language_loss(model, rows.batch(16))) for _ in range(10)]
-        return round(math.exp(interval(losses)[0]), 3)
+        The latter is the artifact's over the pre-trained base's, on the same rows. Both are empty
+        where there are no such dialogues, the ratio also without that base.
+        """
+        dialogues = self._corpus.test_dialogues
+        if not dialogues:
+            return {"perplexity": {}, "perplexity_ratio": {}}
+        rows = rows_for(self._artifact.model, dialogues, self._artifact.tokenizer)
+        nats = {ADAPTER: row_nats(self._artifact.model, rows)}
+        ratio = {}
+        if self._base:
+            nats["pre-trained"] = row_nats(self._base.model, rows)
+            ratio = over(nats[ADAPTER], nats["pre-trained"]).told()
+        told = {name: Perplexity.of(some).told() for name, some in nats.items()}
+        return {"perplexity": told, "perplexity_ratio": ratio}
 
     def _encoder(self) -> Method:
         encoder = self._artifact.rule.encoder

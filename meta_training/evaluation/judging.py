@@ -33,6 +33,7 @@ from meta_training.evaluation.report import (
     Summary,
     differences,
     markdown,
+    perplexity_lines,
     summarise,
 )
 from meta_training.evaluation.run import (
@@ -110,7 +111,8 @@ def _judge(arguments: argparse.Namespace, device: torch.device) -> Summary:
     replace_text(page, render(report, _title(artifact), served))
     summary: Summary = report["cells"]
     print(markdown(summary))
-    print(json.dumps(report["perplexity"]))
+    for line in perplexity_lines(report):
+        print(line)
     if arguments.plot is not None:
         _plot(summary, served[1], arguments.plot)
     return summary
@@ -140,7 +142,7 @@ def _found(
     return {
         "cells": summary,
         "differences": differences(rows, served),
-        "perplexity": bench.perplexities(),
+        **bench.perplexities(),
         "drawn_from": bench.drawer.drawn_from,
         "cost": costs | bench.costs([cell for cell in cells if not cell.wrong_percent]),
     }

@@ -26,6 +26,7 @@ from meta_training.evaluation.report import (
     TITLES,
     columns,
     lines,
+    perplexity_lines,
     right_figure,
     teaches_everything,
     text,
@@ -66,7 +67,8 @@ def render(report: dict[str, Any], name: str, served: tuple[str, str]) -> str:
     """The page of a report as ``innerloop evaluate`` writes it.
 
     Args:
-        report: with ``cells``, ``differences``, ``perplexity``, ``seed``, ``recipe`` and, if it
+        report: with ``cells``, ``differences``, ``perplexity``,
+            ``perplexity_ratio``, ``seed``, ``recipe`` and, if it
             was measured, ``cost``.
         name: of the artifact.
         served: method and checkpoint that a server answers by.
@@ -76,6 +78,7 @@ def render(report: dict[str, Any], name: str, served: tuple[str, str]) -> str:
         name=name,
         report=report,
         served=", ".join(served),
+        perplexities=perplexity_lines(report),
         plots=_plots(report, served[1]),
         rows=[row for cell in report["cells"] for row in _rows(report, cell, served)],
         costs=[_cost(cell, cost) for cell, cost in report.get("cost", {}).items()],

@@ -156,6 +156,20 @@ def markdown(
     return "\n".join(parts)
 
 
+def perplexity_lines(report: dict[str, Any]) -> list[str]:
+    """Each model's perplexity and the ratio of the two; nothing where there are no dialogues."""
+    told = dict(report["perplexity"])
+    if report["perplexity_ratio"]:
+        told["innerloop over pre-trained, row by row"] = report["perplexity_ratio"]
+    return [_perplexity(name, value) for name, value in told.items()]
+
+
+def _perplexity(name: str, value: dict[str, Any]) -> str:
+    ends = "" if value["low"] is None else f" ({value['low']:.3f} to {value['high']:.3f})"
+    mean = "–" if value["mean"] is None else f"{value['mean']:.3f}"
+    return f"{name} {mean}{ends}"
+
+
 def _by_task(rows: Iterable[dict[str, Any]]) -> dict[_Place, dict[int, float]]:
     values: dict[_Place, dict[int, float]] = defaultdict(dict)
     for row in rows:
