@@ -100,6 +100,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PERCENT",
         help="shares of examples that are taught another class's or pair's answer (default 0)",
     )
+    parser.add_argument(
+        "--explain",
+        type=positive,
+        metavar="N",
+        help="tell of N tasks of the first cell which examples moved the adapter, each left out in "
+        "turn, and which modules it changes (into report.json, with their text, and the page)",
+    )
     add_machine_arguments(parser)
     parser.add_argument("--seed", type=int, default=1000, help="of the tasks drawn")
     parser.add_argument(

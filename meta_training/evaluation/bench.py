@@ -22,6 +22,7 @@ from meta_training.evaluate_command import CONTROLS, NEEDED, OF_ITSELF, lacking
 from meta_training.evaluation.cells import Cell
 from meta_training.evaluation.choosing import chosen_cells
 from meta_training.evaluation.cost import adaptation_costs
+from meta_training.evaluation.explain import explained
 from meta_training.evaluation.material import EvaluationError, identity
 from meta_training.evaluation.methods import (
     InContext,
@@ -139,6 +140,11 @@ class Bench:
     def costs(self, cells: Sequence[Cell]) -> dict[str, dict[str, Any]]:
         """What adapting to a task of each cell costs; see ``adaptation_costs``."""
         return adaptation_costs(self._ours(), self.drawer, cells)
+
+    def explained(self, cells: Sequence[Cell]) -> dict[str, Any]:
+        """What moved the adapter on some tasks of the first cell, where that is asked for."""
+        count = self._arguments.explain
+        return explained(self._ours(), self.drawer, cells[0], count) if count else {}
 
     def perplexities(self) -> dict[str, Any]:
         """``perplexity`` by model on held-out dialogues, adapters off, and ``perplexity_ratio``.

@@ -143,6 +143,7 @@ def _found(
         "cells": summary,
         "differences": differences(rows, served),
         **bench.perplexities(),
+        "explained": bench.explained(cells),
         "drawn_from": bench.drawer.drawn_from,
         "cost": costs | bench.costs([cell for cell in cells if not cell.wrong_percent]),
     }

@@ -68,7 +68,7 @@ def render(report: dict[str, Any], name: str, served: tuple[str, str]) -> str:
 
     Args:
         report: with ``cells``, ``differences``, ``perplexity``,
-            ``perplexity_ratio``, ``seed``, ``recipe`` and, if it
+            ``perplexity_ratio``, ``explained``, ``seed``, ``recipe`` and, if it
             was measured, ``cost``.
         name: of the artifact.
         served: method and checkpoint that a server answers by.
@@ -79,6 +79,7 @@ def render(report: dict[str, Any], name: str, served: tuple[str, str]) -> str:
         report=report,
         served=", ".join(served),
         perplexities=perplexity_lines(report),
+        explained=[_explained(task) for task in report["explained"].get("tasks", ())],
         plots=_plots(report, served[1]),
         rows=[row for cell in report["cells"] for row in _rows(report, cell, served)],
         costs=[_cost(cell, cost) for cell, cost in report.get("cost", {}).items()],
@@ -172,6 +173,29 @@ def _cost(cell: str, cost: dict[str, float]) -> list[str]:
         f"{cost['steps_s'] * 1000:.0f}",
         f"{meanwhile:.0f}",
     ]
+
+
+def _explained(task: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "losses": f"{_digits(task['loss_start'], 3)} before, {_digits(task['loss'], 3)} after",
+        "examples": [
+            (
+                example["question"],
+                example["answer"],
+                _digits(example["loss_change"], 3),
+                _digits(example["share"], 1, 100),
+            )
+            for example in task["examples"]
+        ],
+        "modules": [
+            (name, _digits(norm, 3))
+            for name, norm in sorted(task["modules"].items(), key=lambda one: -(one[1] or 0))
+        ],
+    }
+
+
+def _digits(value: float | None, digits: int, scale: int = 1) -> str:
+    return "–" if value is None else f"{scale * value:.{digits}f}"
 
 
 def _points(value: dict[str, Any]) -> str:

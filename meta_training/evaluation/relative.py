@@ -7,24 +7,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import torch
-from torch import Tensor
 
 from adapters.chat import ChatEncoder
-from adapters.inner_loop import adapt
-from adapters.layer import rows_of
-from adapters.objective import IGNORE, demonstration_loss
-from adapters.prefix import continue_from
-from adapters.state import repeat
-from adapters.support import make_turns
+from meta_training.evaluation.adapted import adapted
 from meta_training.evaluation.cells import Task
 from meta_training.evaluation.intervals import paired_bootstrap
 from meta_training.evaluation.judge import Scores
 from meta_training.learner import Learner
-from meta_training.tasks.batches import encode_turn
 
 FLOOR: Final = 0.01
 """Nats a token below which two losses are alike: each token has 99% already, and the ratio of two
@@ -150,38 +143,10 @@ class QueryLoss:
 
     def scores(self, tasks: Sequence[Task]) -> dict[str, Scores]:
         """``loss``: the mean over a task's queries of their nats a token."""
-        losses, sessions = self._query_losses(tasks)
-        return {
-            "-": [{"loss": float(losses[sessions == s].mean())} for s in range(len(tasks))],
-        }
-
-    def _query_losses(self, tasks: Sequence[Task]) -> tuple[Tensor, Tensor]:
-        """(B,) loss of each query, and the task each belongs to."""
-        learner = self._learner
-        support = [(turn, s) for s, task in enumerate(tasks) for turn in task.episode.support]
-        query = [(turn, s) for s, task in enumerate(tasks) for turn in task.episode.query]
-        examples = [encode_turn(turn, learner.encoder) for turn, _ in support + query]
-        taught = len(support)
-        with torch.no_grad():
-            prefix = learner.prefill([example.prompt for example in examples])
-            device, scope = prefix.lengths.device, learner.spec.scope
-            rows = torch.arange(len(examples), device=device)
-            asked = make_turns(examples[taught:], prefix.select(rows[taught:]), scope, device)
-            anchors = None
-            if learner.anchor_examples:
-                anchors = learner.prefill([e.prompt for e in learner.anchor_examples])
-            owners = [s for _, s in support]
-            learned = learner.support(
-                examples[:taught], owners, prefix.select(rows[:taught]), anchors
-            )
-            start, rule = repeat(learner.tensors(), len(tasks)), learner.rule()
-        sessions = torch.tensor([s for _, s in query], device=device)
-        moved, _ = adapt(learner.model, learner.hooks, start, learned, rule)
-        with torch.no_grad(), learner.hooks.use(rows_of(moved, sessions, asked.active)):
-            logits = continue_from(learner.model, asked.prefix, asked.ids)
-        losses = demonstration_loss(logits, asked.targets)
+        found = adapted(self._learner, tasks)
         if self._counted is not None:
-            lengths = [len(self._counted.completion(turn.answer)) for turn, _ in query]
-            own = (asked.targets != IGNORE).sum(1)
-            losses = losses * own / torch.tensor(lengths, device=device)
-        return losses, sessions
+            answers = [turn.answer for task in tasks for turn in task.episode.query]
+            counted = [len(self._counted.completion(answer)) for answer in answers]
+            lengths = torch.tensor(counted, device=found.losses.device)
+            found = replace(found, losses=found.losses * found.lengths / lengths)
+        return {"-": [{"loss": loss} for loss in found.means()]}

@@ -61,12 +61,16 @@ def evaluate(
                     if not {(cell.name, method.name, index, c) for c in method.checkpoints} <= done
                 ]
                 bar.update(episodes - len(missing))
-                at_once = max(1, ROWS_AT_ONCE.get(cell.family, 100) // (cell.ways * cell.shots))
-                for indices in _chunks(missing, at_once):
+                for indices in chunks(missing, tasks_at_once(cell)):
                     rows = _rows(method, cell, drawer, indices, of)
                     file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
                     file.flush()
                     bar.update(len(indices))
+
+
+def tasks_at_once(cell: Cell) -> int:
+    """How many tasks of ``cell`` are laid out together."""
+    return max(1, ROWS_AT_ONCE.get(cell.family, 100) // (cell.ways * cell.shots))
 
 
 def read_results(path: Path, of: str) -> list[dict[str, Any]]:
@@ -152,6 +156,7 @@ def _rows(
             }
 
 
-def _chunks(values: list[int], size: int) -> Iterator[list[int]]:
+def chunks(values: list[int], size: int) -> Iterator[list[int]]:
+    """``values`` in order, ``size`` at a time; the last may be fewer."""
     for start in range(0, len(values), size):
         yield values[start : start + size]

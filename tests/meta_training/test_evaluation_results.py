@@ -171,7 +171,11 @@ def test_a_page_shows_what_diverged_as_nothing() -> None:
     cells = summarise(rows)
     served = ("innerloop", "5 steps")
     told = {"cells": cells, "differences": differences(rows, served), "seed": 1}
-    page = render(told | {"perplexity": {}, "perplexity_ratio": {}, "recipe": {}}, "mini", served)
+    page = render(
+        told | {"perplexity": {}, "perplexity_ratio": {}, "explained": {}, "recipe": {}},
+        "mini",
+        served,
+    )
     assert "LoRA, 5 steps" in page
     assert "nan" not in page.lower().split("every cell")[1]
 
