@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from adapters.encoder import EncoderError
+from adapters.encoder_folder import EncoderError
 from benchmarks import as_served
 from benchmarks.trial import percent, table
 from meta_training.evaluation.cells import Cell

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from adapters.config import Gate
-from adapters.encoder import Encoder, load_encoder
+from adapters.encoder import Encoder
+from adapters.encoder_folder import load_encoder
 from adapters.rule_io import GateNumbers, gate_numbers
 from adapters.words import Words, load_words
 from benchmarks.trial import percent, table
