@@ -81,8 +81,8 @@ def kernels() -> Iterator[Finding]:
     found = found_kernels()
     if found is not None:
         yield Finding("kernels", "ok", f"operations for decode steps are compiled: {found}")
-    elif compiler() is not None:
-        told = f"operations for decode steps are compiled at the first start, by {compiler()}"
+    elif command := compiler():
+        told = f"operations for decode steps are compiled at the first start, by {command[0]}"
         yield Finding("kernels", "ok", told)
     else:
         told = "there is no C++ compiler: answers on a CPU take a quarter to a half longer"

@@ -44,8 +44,8 @@ def load_kernels() -> bool:
     """
     if _is_loaded():
         return True
-    found = found_kernels()
     try:
+        found = found_kernels()
         if found is not None and _loads(found):
             return True
         _log.info("compiling operations for decode steps, once; it takes some ten seconds")
@@ -61,9 +61,12 @@ def found_kernels() -> Path | None:
     return next((place for f in _folders() if (place := f / _name()).is_file()), None)
 
 
-def compiler() -> str | None:
-    """The C++ compiler of this machine: ``$CXX``, else the usual names."""
-    return os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
+def compiler() -> list[str]:
+    """The command of this machine's C++ compiler, ``$CXX`` or a usual name; empty without one."""
+    if named := os.environ.get("CXX"):
+        return shlex.split(named)
+    found = shutil.which("c++") or shutil.which("g++")
+    return [found] if found else []
 
 
 def compile_kernels() -> Path:
@@ -84,15 +87,14 @@ def compile_kernels() -> Path:
 
 def _put(built: Path, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=folder, delete=False) as copy:
-        copy.write(built.read_bytes())
-    os.chmod(copy.name, 0o755)
-    return Path(copy.name).replace(folder / _name())  # at once, whoever else does the same
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        copy = Path(shutil.copy(built, place))
+        return copy.replace(folder / _name())  # at once, whoever else does the same
 
 
 def _compile(place: Path) -> Path:
     command = compiler()
-    if command is None:
+    if not command:
         raise KernelsError("there is no C++ compiler (g++, or $CXX) to compile kernels.cpp with")
     torch_folder = Path(torch.__file__).parent
     # PyTorch's own threads are meant, and found once it is loaded: linked here, they were others.
@@ -107,21 +109,22 @@ def _compile(place: Path) -> Path:
     return built
 
 
-def _run(command: str, arguments: list[str]) -> None:
+def _run(command: list[str], arguments: list[str]) -> None:
+    name = command[0]
     try:
         done = subprocess.run(
-            [*shlex.split(command), *arguments],
+            [*command, *arguments],
             capture_output=True,
             text=True,
             errors="replace",
             timeout=_COMPILING_S,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise KernelsError(f"the C++ compiler {command} does not run: {error}") from error
+        raise KernelsError(f"the C++ compiler {name} does not run: {error}") from error
     if done.returncode:
         lines = done.stderr.splitlines()
         wrong = next((line for line in lines if "error" in line), done.stderr)
-        raise KernelsError(f"the C++ compiler {command} fails: {' '.join(wrong.split())[:300]}")
+        raise KernelsError(f"the C++ compiler {name} fails: {' '.join(wrong.split())[:300]}")
 
 
 def _is_loaded() -> bool:

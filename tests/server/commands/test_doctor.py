@@ -218,6 +218,25 @@ def test_packages_and_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     assert next(iter(machine.pytorch("auto"))).level != "problem"
 
 
+@pytest.mark.parametrize(
+    ("found", "command", "level", "told"),
+    [
+        (Path("/x/kernels.so"), [], "ok", "are compiled: /x/kernels.so"),
+        (None, ["/usr/bin/c++"], "ok", "at the first start, by /usr/bin/c++"),
+        (None, [], "warning", "no C++ compiler"),
+    ],
+)
+def test_operations_for_decode_steps(
+    monkeypatch: pytest.MonkeyPatch, found: Path | None, command: list[str], level: str, told: str
+) -> None:
+    monkeypatch.setattr("server.engine.kernels.found_kernels", lambda: found)
+    monkeypatch.setattr("server.engine.kernels.compiler", lambda: command)
+    [finding] = machine.kernels()
+    assert finding.level == level
+    assert told in finding.detail
+    assert bool(finding.mend) == (level == "warning")
+
+
 def test_the_port_and_the_server(doctor: Doctor, place: Place) -> None:
     away = ["--url", "http://127.0.0.1:9"]
     code, found = doctor(*away)

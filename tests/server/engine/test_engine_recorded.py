@@ -45,7 +45,7 @@ def adapters(world: World, form: str, count: int) -> Rows | None:
 
 def fused(base: Base) -> RecordedStep:
     """A recording of our own operations, which have to be there."""
-    if compiler() is None:
+    if not compiler():
         pytest.skip("no C++ compiler")
     own = fused_operations(base)
     assert own is not None

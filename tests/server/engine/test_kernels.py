@@ -32,7 +32,7 @@ REFUSING = f"{sys.executable} -c \"import sys; sys.exit('error: no such standard
 
 @pytest.fixture(scope="module", autouse=True)
 def _loaded() -> None:
-    if compiler() is None:
+    if not compiler():
         pytest.skip("no C++ compiler")
     assert load_kernels()
 
