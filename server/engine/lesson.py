@@ -264,7 +264,7 @@ class Lesson:
         found = {}
         for job in jobs:
             session = self.jobs.index(job)
-            found[job] = self._candidate(
+            found[job] = yield from self._candidate(
                 job,
                 take(tensors, session),
                 take(self._starts, session),
@@ -275,11 +275,14 @@ class Lesson:
 
     def _candidate(
         self, job: Job, adapted: Tensors, init: Tensors, loss_after: float, scale: float
-    ) -> Candidate:
+    ) -> Generator[None, None, Candidate]:
+        """What a job has, in as many micro-steps as take about as long as a pass does."""
         verdict = check(adapted, init, job.loss_before, loss_after, scale=scale)
+        yield
+        taught = _taught(job, self._base.gate)
+        yield
         # States live on the host: they go to storage, and to slots from there.
         tensors = {name: tensor.cpu() for name, tensor in adapted.items()}
-        taught = _taught(job, self._base.gate)
         return Candidate(
             state=AdapterState(self._base.spec, tensors, self._base.fingerprint, taught),
             loss_before=job.loss_before,
