@@ -46,14 +46,15 @@ INLINE void ask_for(const float* from, int64_t floats) {
 
 // ---- y + scale * B (A x) ----
 
-// rows (n, width) times x (width): to + scale * that; four rows at a time read x once.
+// rows (n, width), which begin `stride` apart, times x (width): to + scale * that; four rows at a time
+// read x once, and rows further on are asked for.
 INLINE void product(
-    const float* x, const float* rows, const float* to, float* out, int64_t n, int64_t width,
-    float scale) {
+    const float* x, const float* rows, int64_t stride, const float* to, float* out, int64_t n,
+    int64_t width, float scale, int64_t ahead) {
   int64_t k = 0;
   for (; k + 4 <= n; k += 4) {
-    const float *a = rows + k * width, *b = a + width, *c = b + width, *d = c + width;
-    ask_for(d + width, 4 * width);
+    const float *a = rows + k * stride, *b = a + stride, *c = b + stride, *d = c + stride;
+    for (int64_t row = 0; row < 4; ++row) ask_for(a + (ahead + row) * stride, width);
     float sa = 0, sb = 0, sc = 0, sd = 0;
 #pragma omp simd reduction(+ : sa, sb, sc, sd)
     for (int64_t i = 0; i < width; ++i) {
@@ -68,7 +69,7 @@ INLINE void product(
   for (; k < n; ++k) {
     float sum = 0;
 #pragma omp simd reduction(+ : sum)
-    for (int64_t i = 0; i < width; ++i) sum += x[i] * rows[k * width + i];
+    for (int64_t i = 0; i < width; ++i) sum += x[i] * rows[k * stride + i];
     out[k] = (to ? to[k] : 0) + scale * sum;
   }
 }
@@ -95,7 +96,7 @@ EVERY_PROCESSOR void add_adapters(
   for (int64_t i = begin; i < end; ++i) {
     const float* bi = b + i / each * n * r;
     ask_for(bi, n * r);
-    product(x + i * in, a + i / each * r * in, nullptr, h.data(), r, in, scale);
+    product(x + i * in, a + i / each * r * in, in, nullptr, h.data(), r, in, scale, 4);
     if (i + 1 < end) ask_for(a + (i + 1) / each * r * in, r * in);
     const float* yi = y + i * n;
     float* oi = out + i * n;
@@ -106,7 +107,7 @@ EVERY_PROCESSOR void add_adapters(
     } else if (r <= 16) {
       short_product<0>(h.data(), bi, yi, oi, n, r);
     } else {
-      product(h.data(), bi, yi, oi, n, r, 1);
+      product(h.data(), bi, r, yi, oi, n, r, 1, 4);
     }
   }
 }
@@ -150,77 +151,49 @@ INLINE float exponential(float x) {
   return p * power;
 }
 
-INLINE void scores(
-    const float* q, const float* keys, int64_t stride, const float* mask, float* s, int64_t first,
-    int64_t last, int64_t width) {
-  int64_t w = first;
-  for (; w + 4 <= last; w += 4) {
-    const float *a = keys + w * stride, *b = a + stride, *c = b + stride, *d = c + stride;
-    for (int64_t row = 0; row < 4; ++row) ask_for(a + (AHEAD + row) * stride, width);
-    float sa = 0, sb = 0, sc = 0, sd = 0;
-#pragma omp simd reduction(+ : sa, sb, sc, sd)
-    for (int64_t i = 0; i < width; ++i) {
-      sa += q[i] * a[i];
-      sb += q[i] * b[i];
-      sc += q[i] * c[i];
-      sd += q[i] * d[i];
-    }
-    s[w] = sa + mask[w], s[w + 1] = sb + mask[w + 1];
-    s[w + 2] = sc + mask[w + 2], s[w + 3] = sd + mask[w + 3];
-  }
-  for (; w < last; ++w) {
-    float sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t i = 0; i < width; ++i) sum += q[i] * keys[w * stride + i];
-    s[w] = sum + mask[w];
-  }
-}
-
-// In place; returns their sum.
-INLINE float exponentials(float* s, int64_t first, int64_t last) {
+// Of n scores, in place; returns their sum.
+INLINE float exponentials(float* s, int64_t n) {
   float top = -std::numeric_limits<float>::infinity(), sum = 0;
 #pragma omp simd reduction(max : top)
-  for (int64_t w = first; w < last; ++w) top = s[w] > top ? s[w] : top;
+  for (int64_t w = 0; w < n; ++w) top = s[w] > top ? s[w] : top;
 #pragma omp simd reduction(+ : sum)
-  for (int64_t w = first; w < last; ++w) {
+  for (int64_t w = 0; w < n; ++w) {
     s[w] = exponential(s[w] - top);
     sum += s[w];
   }
   return sum;
 }
 
+// out (width) gets the sum of n values, p of each.
 INLINE void mix(
-    const float* p, const float* values, int64_t stride, float* out, int64_t first, int64_t last,
-    int64_t width) {
-  int64_t w = first;
-  for (; w + 4 <= last; w += 4) {
+    const float* p, const float* values, int64_t stride, float* out, int64_t n, int64_t width) {
+  int64_t w = 0;
+  for (; w + 4 <= n; w += 4) {
     const float *a = values + w * stride, *b = a + stride, *c = b + stride, *d = c + stride;
     for (int64_t row = 0; row < 4; ++row) ask_for(a + (AHEAD + row) * stride, width);
     const float pa = p[w], pb = p[w + 1], pc = p[w + 2], pd = p[w + 3];
 #pragma omp simd
     for (int64_t i = 0; i < width; ++i) out[i] += pa * a[i] + pb * b[i] + pc * c[i] + pd * d[i];
   }
-  for (; w < last; ++w) {
+  for (; w < n; ++w) {
 #pragma omp simd
     for (int64_t i = 0; i < width; ++i) out[i] += p[w] * values[w * stride + i];
   }
 }
 
-// A head's width is known to the compiler (W > 0) or not (W = 0).
+// Over n columns. A head's width is known to the compiler (W > 0) or not (W = 0).
 template <int64_t W>
 INLINE void attend_head(
     const float* q, const float* keys, int64_t key_stride, const float* values,
-    int64_t value_stride, const float* mask, int64_t first, int64_t last, int64_t key_width,
-    int64_t value_width, float scale, float* scratch, float* out) {
+    int64_t value_stride, const float* mask, int64_t n, int64_t key_width, int64_t value_width,
+    float scale, float* s, float* out) {
   const int64_t kw = W ? W : key_width, vw = W ? W : value_width;
-  float *scaled = scratch, *s = scratch + kw - first;
-  for (int64_t i = 0; i < kw; ++i) scaled[i] = scale * q[i];
-  scores(scaled, keys, key_stride, mask, s, first, last, kw);
-  const float sum = exponentials(s, first, last);
+  product(q, keys, key_stride, mask, s, n, kw, scale, AHEAD);
+  const float sum = exponentials(s, n);
   float local[W ? W : 1];  // a compiler keeps it in registers
   float* mixed = W ? local : out;
   for (int64_t i = 0; i < vw; ++i) mixed[i] = 0;
-  mix(s, values, value_stride, mixed, first, last, vw);
+  mix(s, values, value_stride, mixed, n, vw);
   for (int64_t i = 0; i < vw; ++i) out[i] = mixed[i] / sum;
 }
 
@@ -240,17 +213,21 @@ Heads heads_of(const Tensor& t) {
 EVERY_PROCESSOR void attend_heads(
     const Heads& q, const Heads& k, const Heads& v, const float* masks, int64_t mask_row,
     int64_t columns, float scale, float* out, int64_t begin, int64_t end) {
-  std::vector<float> scratch(q.width + columns);
+  std::vector<float> s(columns);
+  int64_t row = -1, first = 0, last = 0;
   for (int64_t i = begin; i < end; ++i) {
     const int64_t b = i / q.count, h = i % q.count, group = h / (q.count / k.count);
     const float* mask = masks + b * mask_row;
-    int64_t first = 0, last = columns;  // what is hidden at both ends is not read
-    while (last > 1 && mask[last - 1] < HIDDEN) --last;
-    while (first < last - 1 && mask[first] < HIDDEN) ++first;
+    if (b != row) {  // what is hidden at both ends is not read, by any of a row's heads
+      row = b, first = 0, last = columns;
+      while (last > 1 && mask[last - 1] < HIDDEN) --last;
+      while (first < last - 1 && mask[first] < HIDDEN) ++first;
+    }
     const auto head = [&](auto width) __attribute__((always_inline)) {
       attend_head<decltype(width)::value>(
-          q.of(b, h), k.of(b, group), k.column, v.of(b, group), v.column, mask, first, last,
-          q.width, v.width, scale, scratch.data(), out + i * v.width);
+          q.of(b, h), k.of(b, group) + first * k.column, k.column,
+          v.of(b, group) + first * v.column, v.column, mask + first, last - first, q.width,
+          v.width, scale, s.data(), out + i * v.width);
     };
     switch (q.width == v.width ? q.width : 0) {
       case 32: head(std::integral_constant<int64_t, 32>{}); break;
