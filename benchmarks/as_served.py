@@ -25,7 +25,7 @@ from meta_training.evaluation.intervals import paired_bootstrap
 from meta_training.evaluation.methods import MetaLearned
 from meta_training.evaluation.report import right_figure
 from meta_training.evaluation.run import evaluate, read_results
-from meta_training.gating import calibrate_gate, calibrate_memory
+from meta_training.gating import calibrate_with
 from meta_training.learner import Learner
 from meta_training.pipeline import Workshop, make_gate, validation_drawer
 
@@ -92,8 +92,7 @@ def _gates(workshop: Workshop, learner: Learner, encoder: str | None) -> list[Ga
 
     def sharper() -> Gate:
         drawer = validation_drawer(corpus, workshop.tokenizer, recipe.seed)
-        found = calibrate_gate(learner, corpus, gate.words, recipe.seed, loaded)
-        return calibrate_memory(learner, found, drawer)
+        return calibrate_with(learner, corpus, gate.words, drawer, recipe.seed, loaded)
 
     loaded = load_encoder(encoder, workshop.tokenizer)
     return [gate, _once(folder / f"gate-{loaded.name}.json", gate.words, loaded, sharper)]

@@ -21,7 +21,7 @@ from meta_training.data.rows import replace_text
 from meta_training.device import use_device
 from meta_training.evaluation.material import material_of
 from meta_training.exits import exit_code
-from meta_training.gating import calibrate_gate, calibrate_memory
+from meta_training.gating import calibrate_with
 from meta_training.learner import Learner
 from meta_training.pipeline import validation_drawer
 from meta_training.recipe import load_recipe, told_recipe
@@ -59,7 +59,5 @@ def _gate(artifact: Artifact, encoder: Encoder, data: Path) -> Gate:
     corpus = material_of(artifact, data, recipe)
     learner = Learner.from_artifact(artifact)
     words = None if artifact.rule.gate is None else artifact.rule.gate.words
-    gate = calibrate_gate(learner, corpus, words, recipe.seed, encoder)
-    return calibrate_memory(
-        learner, gate, validation_drawer(corpus, artifact.tokenizer, recipe.seed)
-    )
+    drawer = validation_drawer(corpus, artifact.tokenizer, recipe.seed)
+    return calibrate_with(learner, corpus, words, drawer, recipe.seed, encoder)

@@ -108,6 +108,22 @@ def calibrate_memory(learner: Learner, gate: Gate, drawer: TaskDrawer) -> Gate:
     return replace(gate, mix=MIXES[int(torch.stack(scores).mean(0).argmax())])
 
 
+def calibrate_with(
+    learner: Learner,
+    corpus: Corpus,
+    words: Words | None,
+    drawer: TaskDrawer,
+    seed: int,
+    encoder: Encoder,
+) -> Gate:
+    """Both for a sentence encoder: its threshold, and then the mix on tasks of ``drawer``.
+
+    Raises:
+        DataError: too few validation intents.
+    """
+    return calibrate_memory(learner, calibrate_gate(learner, corpus, words, seed, encoder), drawer)
+
+
 def memory_tasks(drawer: TaskDrawer, cell: Cell) -> list[Task]:
     """Tasks of ``cell``, or of the widest cell below it whose tasks all leave something alone.
 

@@ -47,11 +47,6 @@ def save_tiny(folder: Path, tokenizer: PreTrainedTokenizerFast, gate: Gate | Non
     return save_artifact(folder, model, tokenizer, spec, init, gated, {}, header)
 
 
-@pytest.fixture(scope="module")
-def encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_encoder(tmp_path_factory.mktemp("encoder") / "tiny")
-
-
 @pytest.fixture
 def artifact(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> Path:
     """One whose gate has words and no numbers for an encoder."""

@@ -22,16 +22,6 @@ from adapters.encoder_folder import load_encoder
 TEXT = "Where is my parcel?"
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_encoder(tmp_path_factory.mktemp("encoder") / "tiny")
-
-
-@pytest.fixture
-def encoder(folder: Path, tokenizer: PreTrainedTokenizerFast) -> Encoder:
-    return load_encoder(str(folder), tokenizer)
-
-
 def prompt(tokenizer: PreTrainedTokenizerFast, text: str, before: str = "") -> tuple[int, ...]:
     said = [*user_turn(before), {"role": "assistant", "content": "At nine."}] if before else []
     return ChatEncoder(tokenizer).prompt([*said, *user_turn(text)]).prefix
@@ -46,7 +36,7 @@ def by_hand(folder: Path, text: str, first_token: bool = False) -> Tensor:
 
 
 def test_a_vector_is_of_the_last_turn_alone(
-    folder: Path, encoder: Encoder, tokenizer: PreTrainedTokenizerFast
+    encoder_folder: Path, encoder: Encoder, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     asked = [prompt(tokenizer, TEXT), prompt(tokenizer, TEXT, before="What time?")]
     vectors = encoder.vectors([*asked, prompt(tokenizer, "What time do you open tomorrow?")])
@@ -57,7 +47,7 @@ def test_a_vector_is_of_the_last_turn_alone(
     assert not torch.allclose(vectors[0], vectors[2])
     turn = last_turn(tokenizer, asked[0])
     assert turn.strip() == TEXT
-    torch.testing.assert_close(vectors[0], by_hand(folder, turn))
+    torch.testing.assert_close(vectors[0], by_hand(encoder_folder, turn))
 
 
 def test_an_encoder_may_be_pooled_by_its_first_token(
@@ -71,11 +61,11 @@ def test_an_encoder_may_be_pooled_by_its_first_token(
 
 
 def test_what_a_turn_was_asked_beside_does_not_matter(
-    folder: Path, encoder: Encoder, tokenizer: PreTrainedTokenizerFast
+    encoder_folder: Path, encoder: Encoder, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     prompts = [prompt(tokenizer, " ".join([TEXT] * n)) for n in (1, 2, 5, 9, 40)]
     together = encoder.vectors(prompts)
-    alone = load_encoder(str(folder), tokenizer)
+    alone = load_encoder(str(encoder_folder), tokenizer)
     for row, each in enumerate(prompts):
         torch.testing.assert_close(alone.vectors([each])[0], together[row], atol=1e-5, rtol=1e-5)
 
@@ -115,7 +105,7 @@ def test_threads_get_what_one_alone_gets(
 
 
 def test_the_digest_is_of_all_that_vectors_depend_on(
-    folder: Path, tmp_path: Path, encoder: Encoder, tokenizer: PreTrainedTokenizerFast
+    encoder_folder: Path, tmp_path: Path, encoder: Encoder, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     def changed(name: str, **fields: object) -> str:
         copy = save_encoder(tmp_path / f"{len(digests)}")
@@ -135,11 +125,11 @@ def test_the_digest_is_of_all_that_vectors_depend_on(
     spoil(fewer, "sentence_bert_config.json", {"max_seq_length": 20})
     digests.append(load_encoder(str(fewer), tokenizer).digest)
     others = save_encoder(tmp_path / "others", texts=["zebras xylophone quux"])
-    shutil.copy(folder / "model.safetensors", others)
-    shutil.copy(folder / "config.json", others)
+    shutil.copy(encoder_folder / "model.safetensors", others)
+    shutil.copy(encoder_folder / "config.json", others)
     digests.append(load_encoder(str(others), tokenizer).digest)
     assert len({*digests}) == len(digests) - 1
-    assert load_encoder(str(folder), tokenizer).digest == encoder.digest
+    assert load_encoder(str(encoder_folder), tokenizer).digest == encoder.digest
 
 
 def test_what_is_kept_holds_nothing_else(

@@ -18,16 +18,6 @@ from adapters.encoder_folder import EncoderError, load_encoder
 TEXT = "Where is my parcel?"
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_encoder(tmp_path_factory.mktemp("encoder") / "tiny")
-
-
-@pytest.fixture
-def encoder(folder: Path, tokenizer: PreTrainedTokenizerFast) -> Encoder:
-    return load_encoder(str(folder), tokenizer)
-
-
 def test_pooling_is_read_where_the_modules_say(
     tmp_path: Path, tokenizer: PreTrainedTokenizerFast
 ) -> None:
@@ -74,7 +64,7 @@ def test_an_encoder_that_tells_nothing_apart_is_refused(
 
 
 def test_a_pooler_that_is_not_stored_is_not_missed(
-    folder: Path, tmp_path: Path, encoder: Encoder, tokenizer: PreTrainedTokenizerFast
+    encoder_folder: Path, tmp_path: Path, encoder: Encoder, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     other = save_encoder(tmp_path / "bare")
     weights = load_file(other / "model.safetensors")
@@ -85,12 +75,12 @@ def test_a_pooler_that_is_not_stored_is_not_missed(
 
 
 def test_a_published_name_is_looked_for_in_the_package(
-    folder: Path, tmp_path: Path, encoder: Encoder, tokenizer: PreTrainedTokenizerFast,
+    encoder_folder: Path, tmp_path: Path, encoder: Encoder, tokenizer: PreTrainedTokenizerFast,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     package = tmp_path / "carrier"
     package.mkdir()
-    (package / "model").symlink_to(folder)
+    (package / "model").symlink_to(encoder_folder)
     spec = ModuleSpec("carrier", None)
     spec.submodule_search_locations = [str(package)]
     monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: spec)
