@@ -17,9 +17,11 @@ from torch.utils.hooks import RemovableHandle
 from adapters.config import LoraSpec
 from adapters.state import target_modules
 
-AddLora = Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor]
-"""``output + scale * B A inputs``, of ``output``, ``inputs``, ``A``, ``B`` and ``scale``; the rows
-are equal groups, one for each adapter in turn."""
+AddLora = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, float], Tensor]
+"""``output + scale * B A inputs``, of ``output``, ``inputs``, ``A``, ``B``, slots and ``scale``.
+
+``output`` is changed, and A and B are as whoever gives it keeps them. No gradients.
+"""
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Rows:
     ``slots``: (B,) slot of each row; None when the rows are S groups of equal size, in slot order,
     which spares gathering a copy of the adapter for every row.
     ``active``: (B, T) true where the adapter acts; None means on every token.
-    ``add``: computes groups that are all active in one operation, without gradients; None: PyTorch.
+    ``add``: adds the adapters of ``slots``, active on every token, in one operation; None: PyTorch.
     """
 
     tensors: Mapping[str, Tensor]
@@ -90,9 +92,10 @@ class _Hook:
         if rows is None:
             return output
         lora_a, lora_b = rows.tensors[self._name_a], rows.tensors[self._name_b]
+        if rows.add is not None and rows.slots is not None:
+            scale = self._owner.spec.scale
+            return rows.add(output, inputs[0], lora_a, lora_b, rows.slots, scale)
         hidden = inputs[0].to(lora_a.dtype)  # (B, T, in)
-        if rows.add is not None:
-            return rows.add(output, hidden, lora_a, lora_b, self._owner.spec.scale)
         if hidden.ndim == 2:  # a classifier's head sees no tokens
             hidden = hidden.unsqueeze(1)
         if rows.slots is None:

@@ -74,6 +74,8 @@ class _Captured:
 class Graphed:
     """A decode step that a graph computes, one for each power of two of rows."""
 
+    add = None  # adapters are read as they are
+
     def __init__(self, base: Base, capture: Callable[[Replay], Replay] = cuda_graph) -> None:
         """Have no graphs yet; each is captured when its size is first needed."""
         self._base = base

@@ -1,12 +1,11 @@
 // What a decode step computes once for every row, in one operation each where PyTorch takes several:
 // an adapter's product, one token's attention, and where its key and value are kept.
 //
-// float32 on a CPU, last axes contiguous. Plain loops that a compiler vectorises; `kernels.py`
+// float32 on a CPU, adapters in bfloat16, last axes contiguous. Plain loops that a compiler vectorises; `kernels.py`
 // compiles and loads this file. Knows tensors; knows nothing of models.
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -26,12 +25,13 @@
 
 namespace {
 
+using at::BFloat16;
 using at::Tensor;
 
 constexpr int64_t LEAST_WORK = 1 << 16;  // multiplications that are worth a thread of their own
 constexpr int64_t AHEAD = 16;            // keys, or values, that are asked of memory beforehand
-constexpr int64_t LINE = 16;             // floats in a cache line
-constexpr int64_t MOST_ASKED = 1 << 13;  // floats at once: more would push each other out again
+constexpr int64_t LINE = 64;             // bytes of the processor's cache
+constexpr int64_t MOST_ASKED = 1 << 15;  // bytes at once: more would push each other out again
 constexpr float HIDDEN = -1e30f;         // what a mask adds to a column that is not to be seen
 
 int64_t share(int64_t work_of_one) {
@@ -39,29 +39,30 @@ int64_t share(int64_t work_of_one) {
 }
 
 // What is read next, and too far away for the processor to see by itself.
-INLINE void ask_for(const float* from, int64_t floats) {
-  floats = std::min(floats, MOST_ASKED);
-  for (int64_t i = 0; i < floats; i += LINE) __builtin_prefetch(from + i);
+template <typename T>
+INLINE void ask_for(const T* from, int64_t numbers) {
+  const char* first = reinterpret_cast<const char*>(from);
+  const int64_t bytes = std::min<int64_t>(numbers * sizeof(T), MOST_ASKED);
+  for (int64_t i = 0; i < bytes; i += LINE) __builtin_prefetch(first + i);
 }
-
-// ---- y + scale * B (A x) ----
 
 // rows (n, width), which begin `stride` apart, times x (width): to + scale * that; four rows at a time
 // read x once, and rows further on are asked for.
+template <typename T>
 INLINE void product(
-    const float* x, const float* rows, int64_t stride, const float* to, float* out, int64_t n,
+    const float* x, const T* rows, int64_t stride, const float* to, float* out, int64_t n,
     int64_t width, float scale, int64_t ahead) {
   int64_t k = 0;
   for (; k + 4 <= n; k += 4) {
-    const float *a = rows + k * stride, *b = a + stride, *c = b + stride, *d = c + stride;
+    const T *a = rows + k * stride, *b = a + stride, *c = b + stride, *d = c + stride;
     for (int64_t row = 0; row < 4; ++row) ask_for(a + (ahead + row) * stride, width);
     float sa = 0, sb = 0, sc = 0, sd = 0;
 #pragma omp simd reduction(+ : sa, sb, sc, sd)
     for (int64_t i = 0; i < width; ++i) {
-      sa += x[i] * a[i];
-      sb += x[i] * b[i];
-      sc += x[i] * c[i];
-      sd += x[i] * d[i];
+      sa += x[i] * static_cast<float>(a[i]);
+      sb += x[i] * static_cast<float>(b[i]);
+      sc += x[i] * static_cast<float>(c[i]);
+      sd += x[i] * static_cast<float>(d[i]);
     }
     out[k] = (to ? to[k] : 0) + scale * sa, out[k + 1] = (to ? to[k + 1] : 0) + scale * sb;
     out[k + 2] = (to ? to[k + 2] : 0) + scale * sc, out[k + 3] = (to ? to[k + 3] : 0) + scale * sd;
@@ -69,66 +70,63 @@ INLINE void product(
   for (; k < n; ++k) {
     float sum = 0;
 #pragma omp simd reduction(+ : sum)
-    for (int64_t i = 0; i < width; ++i) sum += x[i] * rows[k * stride + i];
+    for (int64_t i = 0; i < width; ++i) sum += x[i] * static_cast<float>(rows[k * stride + i]);
     out[k] = (to ? to[k] : 0) + scale * sum;
   }
 }
 
-// The same for rows shorter than a processor's registers: many of them at once. Their width is known
-// to the compiler (W > 0) or not (W = 0).
-template <int64_t W>
-INLINE void short_product(
-    const float* x, const float* rows, const float* to, float* out, int64_t n, int64_t width) {
-  const int64_t w = W ? W : width;
+// ---- y + scale * B (A x) ----
+
+// out (n) gets the sum of r rows (r, n), h of each. r is known to the compiler (R > 0) or not (R = 0).
+template <int64_t R>
+INLINE void add_rows(const float* h, const BFloat16* rows, float* out, int64_t n, int64_t rank) {
+  const int64_t r = R ? R : rank;
 #pragma omp simd
   for (int64_t k = 0; k < n; ++k) {
-    float sum = to[k];
-    for (int64_t i = 0; i < w; ++i) sum += x[i] * rows[k * w + i];
+    float sum = out[k];
+    for (int64_t i = 0; i < r; ++i) sum += h[i] * static_cast<float>(rows[i * n + k]);
     out[k] = sum;
   }
 }
 
-// Tokens begin to end, of which `each` in a row have one adapter.
+// Tokens begin to end, of which `each` in a row have one slot.
 EVERY_PROCESSOR void add_adapters(
-    const float* y, const float* x, const float* a, const float* b, float* out, int64_t begin,
-    int64_t end, int64_t each, int64_t in, int64_t n, int64_t r, float scale) {
+    const float* x, const BFloat16* a, const BFloat16* b, const int64_t* slots, float* out,
+    int64_t begin, int64_t end, int64_t each, int64_t in, int64_t n, int64_t r, float scale) {
   std::vector<float> h(r);
   for (int64_t i = begin; i < end; ++i) {
-    const float* bi = b + i / each * n * r;
-    ask_for(bi, n * r);
-    product(x + i * in, a + i / each * r * in, in, nullptr, h.data(), r, in, scale, 4);
-    if (i + 1 < end) ask_for(a + (i + 1) / each * r * in, r * in);
-    const float* yi = y + i * n;
-    float* oi = out + i * n;
+    const int64_t slot = slots[i / each];
+    if (!slot) continue;
+    const BFloat16* up = b + slot * r * n;
+    ask_for(up, r * n);
+    product(x + i * in, a + slot * r * in, in, nullptr, h.data(), r, in, scale, 4);
+    if (i + 1 < end) ask_for(a + slots[(i + 1) / each] * r * in, r * in);
     if (r == 8) {
-      short_product<8>(h.data(), bi, yi, oi, n, r);
-    } else if (r == 4) {
-      short_product<4>(h.data(), bi, yi, oi, n, r);
-    } else if (r <= 16) {
-      short_product<0>(h.data(), bi, yi, oi, n, r);
+      add_rows<8>(h.data(), up, out + i * n, n, r);
     } else {
-      product(h.data(), bi, r, yi, oi, n, r, 1, 4);
+      add_rows<0>(h.data(), up, out + i * n, n, r);
     }
   }
 }
 
-// output (..., N), inputs (..., I), a (S, R, I), b (S, N, R): of all tokens in turn, an equal share
-// for each of S adapters.
+// output (..., N), changed in place; inputs (..., I); of S slots a (S, R, I) and b (S, R, N), which is B
+// the other way round; slots (B,), of an equal share of the tokens each in turn. Slot 0 adds nothing.
 Tensor add_lora(
-    const Tensor& output, const Tensor& inputs, const Tensor& a, const Tensor& b, double scale) {
-  const Tensor y = output.contiguous(), x = inputs.contiguous();
-  const Tensor down_first = a.contiguous(), then_up = b.contiguous();
-  const int64_t in = a.size(2), n = b.size(1), r = a.size(1), tokens = x.numel() / in;
-  TORCH_CHECK(tokens % a.size(0) == 0, "adapters have equal shares of the tokens");
-  Tensor out = at::empty_like(y);
-  const float *yp = y.const_data_ptr<float>(), *xp = x.const_data_ptr<float>();
-  const float *ap = down_first.const_data_ptr<float>(), *bp = then_up.const_data_ptr<float>();
-  float* op = out.mutable_data_ptr<float>();
-  const int64_t each = std::max<int64_t>(1, tokens / a.size(0));
+    const Tensor& output, const Tensor& inputs, const Tensor& a, const Tensor& b,
+    const Tensor& slots, double scale) {
+  const Tensor x = inputs.contiguous();
+  const int64_t in = a.size(2), n = b.size(2), r = a.size(1), tokens = x.numel() / in;
+  TORCH_CHECK(output.is_contiguous() && a.is_contiguous() && b.is_contiguous(), "no views");
+  TORCH_CHECK(tokens % slots.numel() == 0, "slots have equal shares of the tokens");
+  const float* xp = x.const_data_ptr<float>();
+  const BFloat16 *ap = a.const_data_ptr<BFloat16>(), *bp = b.const_data_ptr<BFloat16>();
+  const int64_t* sp = slots.const_data_ptr<int64_t>();
+  float* op = output.mutable_data_ptr<float>();
+  const int64_t each = std::max<int64_t>(1, tokens / slots.numel());
   at::parallel_for(0, tokens, share(r * (in + n)), [&](int64_t begin, int64_t end) {
-    add_adapters(yp, xp, ap, bp, op, begin, end, each, in, n, r, static_cast<float>(scale));
+    add_adapters(xp, ap, bp, sp, op, begin, end, each, in, n, r, static_cast<float>(scale));
   });
-  return out;
+  return output;
 }
 
 // ---- attention of one new token a row ----
@@ -280,7 +278,9 @@ void store(const Tensor& kept, const Tensor& states, const Tensor& rows, const T
 }  // namespace
 
 TORCH_LIBRARY(innerloop, m) {
-  m.def("add_lora(Tensor output, Tensor inputs, Tensor a, Tensor b, float scale) -> Tensor");
+  m.def(
+      "add_lora(Tensor(a!) output, Tensor inputs, Tensor a, Tensor b, Tensor slots, float scale)"
+      " -> Tensor(a!)");
   m.def("attend(Tensor query, Tensor keys, Tensor values, Tensor mask, float scale) -> Tensor");
   m.def("store(Tensor(a!) kept, Tensor states, Tensor rows, Tensor columns) -> ()");
 }

@@ -1,21 +1,23 @@
 """Adapters on the device: which slot of the stacked tensors holds which, least recently used out.
 
-Slot 0 is all zeros and belongs to everybody who is untaught. Knows keys and tensors; knows nothing
-about sessions, or where an adapter that is not here comes from.
+Slot 0 is all zeros and belongs to everybody who is untaught. Decode steps are bound by how fast
+adapters come from memory, so where an operation of our own adds them they are there in 16 bits.
+Knows keys and tensors; knows nothing about sessions, or where an adapter that is not here comes
+from.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import torch
 from torch import Tensor
 
-from adapters.layer import Rows
+from adapters.layer import AddLora, Rows
 from adapters.state import AdapterState
 
 UNTAUGHT: Final = 0
@@ -31,17 +33,62 @@ class _Resident:
     pins: int = 0
 
 
+def compact(name: str, tensor: Tensor) -> Tensor:
+    """An adapter's A (..., R, in) or B (..., out, R) as our operation reads it: (..., R, width)."""
+    return _turned(name, tensor).to(torch.bfloat16).contiguous()
+
+
+class _Widened(Mapping[str, Tensor]):
+    """Compact adapters of some slots in their usual form, each tensor when it is asked for."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], slots: Tensor) -> None:
+        self._tensors, self._slots = tensors, slots
+
+    def __getitem__(self, name: str) -> Tensor:
+        return _turned(name, self._tensors[name].index_select(0, self._slots).float())
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+
+def _turned(name: str, tensor: Tensor) -> Tensor:
+    return tensor.mT if name.endswith(".lora_B") else tensor
+
+
+def slot_bytes(form: Mapping[str, Tensor], add: AddLora | None) -> int:
+    """Bytes on the device of one adapter of ``form``; ``add`` as of `Slots`."""
+    return sum(_kept(name, tensor, add).nbytes for name, tensor in form.items())
+
+
+def _kept(name: str, tensor: Tensor, add: AddLora | None) -> Tensor:
+    return tensor if add is None else compact(name, tensor)
+
+
 class Slots:
     """A fixed number of adapters of one form, stacked on the device."""
 
-    def __init__(self, form: Mapping[str, Tensor], count: int, device: torch.device) -> None:
-        """Make room for ``count`` adapters with the shapes and types of ``form``."""
+    def __init__(
+        self,
+        form: Mapping[str, Tensor],
+        count: int,
+        device: torch.device,
+        add: AddLora | None = None,
+    ) -> None:
+        """Make room for ``count`` adapters with the shapes and types of ``form``.
+
+        ``add``: what decode steps add compact adapters by; None: adapters are kept as they are.
+        """
         self.count = count
         self.tensors = {
-            name: torch.zeros(count + 1, *tensor.shape, dtype=tensor.dtype, device=device)
+            name: torch.zeros(count + 1, *kept.shape, dtype=kept.dtype, device=device)
             for name, tensor in form.items()
+            for kept in [_kept(name, tensor, add)]
         }
-        self._slot_bytes = sum(tensor[0].nbytes for tensor in self.tensors.values())
+        self._add = add
+        self._slot_bytes = slot_bytes(form, add)
         self._last: tuple[tuple[int, ...], Rows] | None = None  # what the last rows used
         self._device = device
         self._lock = threading.Lock()
@@ -89,8 +136,8 @@ class Slots:
         with self._lock:
             self._residents[key].pins -= 1
 
-    def rows(self, slots: Sequence[int]) -> Rows | None:
-        """What the LoRA hooks need for rows with these slots; None, all hooks off, if untaught.
+    def step_rows(self, slots: Sequence[int]) -> Rows | None:
+        """What a decode step needs for rows with these slots; None, if all are untaught.
 
         The same object as long as nothing changed. Engine thread only.
         """
@@ -101,11 +148,20 @@ class Slots:
             self._last = tuple(slots), self._rows(slots)
         return self._last[1]
 
+    def rows(self, slots: Sequence[int]) -> Rows | None:
+        """What the LoRA hooks need for any other pass over such rows."""
+        if self._add is None or not any(slots):
+            return self.step_rows(slots)
+        groups = slots[:1] if len(set(slots)) == 1 else slots
+        return Rows(_Widened(self.tensors, torch.tensor(groups, device=self._device)), None)
+
     def _rows(self, slots: Sequence[int]) -> Rows:
+        chosen = torch.tensor(slots, device=self._device)
+        if self._add is not None:
+            return Rows(self.tensors, chosen, add=self._add)
         if len(set(slots)) == 1:  # one group, whose adapter is read where it lies
             first = slots[0]
             return Rows({name: t[first : first + 1] for name, t in self.tensors.items()}, None)
-        chosen = torch.tensor(slots, device=self._device)
         if len(slots) * self._slot_bytes > _GATHERED_BYTES:
             return Rows(self.tensors, chosen)
         return Rows({name: t.index_select(0, chosen) for name, t in self.tensors.items()}, None)
@@ -122,7 +178,7 @@ class Slots:
             self._last = None
             with torch.no_grad():
                 for name, stacked in self.tensors.items():
-                    stacked[slot] = state.tensors[name].to(
+                    stacked[slot] = _kept(name, state.tensors[name], self._add).to(
                         self._device, stacked.dtype, non_blocking=True
                     )
         except BaseException:

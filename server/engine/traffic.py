@@ -32,14 +32,21 @@ from server.engine.types import EngineLimits
 class Traffic:
     """All generate requests inside the engine."""
 
-    def __init__(self, base: Base, slots: Slots, prefills: Prefills, limits: EngineLimits) -> None:
-        """Have no requests yet."""
+    def __init__(
+        self,
+        base: Base,
+        slots: Slots,
+        prefills: Prefills,
+        limits: EngineLimits,
+        step: Step | None = None,
+    ) -> None:
+        """Have no requests yet. ``step`` as of `Forward`."""
         self.waiting: deque[Ticket] = deque()  # have no place yet
         self.admitted: list[Ticket] = []  # have their place and slot, wait for their prompt
         self.kv = BatchKV(
             base.layers, limits.rows, base.context_tokens, limits.kv_bytes, base.device
         )
-        self.batch = Batch(base, slots, self.kv, _decode_step(base, limits))
+        self.batch = Batch(base, slots, self.kv, step)
         self.scorer = Scorer(base, slots, limits.prefill_tokens, self.kv.can_hold)
         self.finished = self.cancelled = self.failed = 0
         self._base = base
@@ -219,7 +226,7 @@ class Traffic:
             ticket.prompt = None
 
 
-def _decode_step(base: Base, limits: EngineLimits) -> Step | None:
+def decode_step(base: Base, limits: EngineLimits) -> Step | None:
     """The fastest way to compute decode steps on the base's device; None: the model's own code."""
     if not limits.recorded:
         return None

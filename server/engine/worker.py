@@ -33,10 +33,10 @@ from server.engine.prefill import Prefills
 from server.engine.prefix_cache import PrefixCache
 from server.engine.recorded_prefill import recorded_prefill
 from server.engine.slices import PausePoints, Sliced
-from server.engine.slots import Slots
+from server.engine.slots import Slots, slot_bytes
 from server.engine.status import EngineStatus, Rate
 from server.engine.ticket import Ticket
-from server.engine.traffic import Traffic
+from server.engine.traffic import Traffic, decode_step
 from server.engine.types import EngineLimits
 
 _log = logging.getLogger(__name__)
@@ -49,7 +49,11 @@ class Worker:
     def __init__(self, base: Base, course: Course, limits: EngineLimits) -> None:
         """Make the parts; nothing runs before ``start``."""
         self.mail = Mail()
-        self.slots = Slots(course.session_init, limits.slots, base.device)
+        step, form, count = decode_step(base, limits), course.session_init, limits.slots
+        add = None if step is None else step.add
+        if limits.adapter_bytes is not None:
+            count = max(1, limits.adapter_bytes // slot_bytes(form, add))
+        self.slots = Slots(form, count, base.device, add)
         self._limits = limits
         self._device = base.device
         self._cache = PrefixCache(
@@ -61,7 +65,7 @@ class Worker:
         recorded = limits.recorded and base.device.type == "cpu"
         compute = recorded_prefill(base) if recorded else None
         self._prefills = Prefills(base, self.slots, self._cache, limits.prefill_tokens, compute)
-        self._traffic = Traffic(base, self.slots, self._prefills, limits)
+        self._traffic = Traffic(base, self.slots, self._prefills, limits, step)
         self._looks = Looks(base, self._prefills, limits)
         self._threads = limits.threads or _cores()
         self._sliced = Sliced(self._threads)

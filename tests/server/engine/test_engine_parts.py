@@ -16,7 +16,7 @@ from server.engine.isolation import run_together
 from server.engine.kv import BatchKV, cache_of, causal_masks
 from server.engine.outbox import Mail, Outbox
 from server.engine.pace import Pace
-from server.engine.slots import UNTAUGHT, Slots
+from server.engine.slots import UNTAUGHT, Slots, slot_bytes
 from server.engine.status import Rate
 
 CPU = torch.device("cpu")
@@ -124,6 +124,34 @@ def test_slots_pin_what_is_used_and_reuse_the_oldest(world: World) -> None:
         for name, tensor in slots.tensors.items():
             each = rows.tensors[name].repeat_interleave(len(wanted) // len(rows.tensors[name]), 0)
             assert torch.equal(each, tensor[wanted])
+
+
+def test_compact_slots_have_the_same_adapters_in_half_the_bytes(world: World) -> None:
+    form = world.artifact.session_init
+
+    def add(*arguments: object) -> torch.Tensor:
+        raise AssertionError("nothing is computed here")
+
+    plain, half = Slots(form, 2, CPU), Slots(form, 2, CPU, add)
+    assert 2 * slot_bytes(form, add) == slot_bytes(form, None)
+    for slots in (plain, half):
+        for name in ("ann", "bob"):
+            slots.acquire(name, world.states[name])
+    for wanted in ([UNTAUGHT, 2], [2, 1, 2], [1, 1]):
+        step, hooks, exact = half.step_rows(wanted), half.rows(wanted), plain.rows(wanted)
+        assert step is not None
+        assert hooks is not None
+        assert exact is not None
+        assert step is half.step_rows(wanted), "the same object"
+        assert step.slots is not None
+        assert step.slots.tolist() == wanted
+        assert hooks.slots is None
+        assert hooks.add is None
+        assert hooks.tensors.keys() == form.keys()
+        for name, tensor in exact.tensors.items():
+            assert torch.equal(hooks.tensors[name], tensor.bfloat16().float())
+            assert torch.equal(step.tensors[name], half.tensors[name]), "where they lie"
+    assert half.rows([UNTAUGHT]) is half.step_rows([UNTAUGHT]) is None
 
 
 def test_rows_see_a_slot_that_was_loaded_anew(world: World) -> None:

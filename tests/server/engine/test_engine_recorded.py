@@ -6,13 +6,15 @@ from dataclasses import replace
 
 import pytest
 import torch
-from engine_harness import World
+from engine_harness import World, collect, running
+from engine_harness import run as finish
 from torch import Tensor, nn
 
 from adapters.config import Gate
 from adapters.layer import Rows
 from adapters.prefix import prefill
 from adapters.state import stack
+from server.engine import slots as slots_module
 from server.engine.base import Base, make_base
 from server.engine.forward import Step, run
 from server.engine.fused import fused_operations
@@ -21,6 +23,9 @@ from server.engine.kernels import compiler
 from server.engine.kv import BatchKV
 from server.engine.recorded_prefill import recorded_prefill
 from server.engine.recorded_step import RecordedStep, recorded_step
+from server.engine.slots import Slots
+
+CPU = torch.device("cpu")
 
 
 @pytest.fixture
@@ -30,17 +35,21 @@ def base(world: World) -> Iterator[Base]:
     made.hooks.remove()
 
 
-def adapters(world: World, form: str, count: int) -> Rows | None:
-    """Rows of a batch in every form that slots give them."""
-    tensors = [state.tensors for state in world.states.values()]
-    if form == "untaught":
-        return None
-    if form == "one":
-        return Rows(stack(tensors[:1]), None)
-    slots = [row % len(tensors) for row in range(count)]
-    if form == "each":
-        return Rows(stack([tensors[slot] for slot in slots]), None)
-    return Rows(stack(tensors), torch.tensor(slots))
+def in_slots(world: World, step: Step) -> Slots:
+    """The sessions' adapters in slots 1, 2, …, as ``step`` wants them."""
+    states = world.states.values()
+    slots = Slots(world.artifact.session_init, len(states), CPU, step.add)
+    for number, state in enumerate(states, 1):
+        assert slots.acquire(f"{number}", state) == number
+    return slots
+
+
+def by_hooks(world: World, step: Step, numbers: list[int]) -> Rows:
+    """The same for the hooks, without slots: adapters in 16 bits where the step has them so."""
+    states = [state.tensors for state in world.states.values()]
+    rounded = [{n: t.bfloat16().float() if step.add else t for n, t in s.items()} for s in states]
+    untaught = {name: torch.zeros_like(tensor) for name, tensor in states[0].items()}
+    return Rows(stack([untaught, *rounded]), torch.tensor(numbers))
 
 
 def fused(base: Base) -> RecordedStep:
@@ -65,12 +74,19 @@ def forgetful(step: Replay) -> Replay:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("form", ["untaught", "one", "each", "in slots"])
+@pytest.mark.parametrize("form", ["untaught", "one", "each", "too large to gather"])
 @pytest.mark.parametrize("make", [RecordedStep, fused, lambda base: Graphed(base, forgetful)])
 def test_it_is_the_models_own_step(
-    world: World, base: Base, make: Callable[[Base], Step], form: str
+    world: World,
+    base: Base,
+    make: Callable[[Base], Step],
+    form: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    if form == "too large to gather":
+        monkeypatch.setattr(slots_module, "_GATHERED_BYTES", 1)
     step = make(base)
+    slots = in_slots(world, step)
     for count, columns in ((1, 2), (2, 64), (5, 100), (8, 33), (3, 64), (4, 64)):
         kv = BatchKV(base.layers, 8, base.context_tokens, 10**9, base.device)
         kv.hold(count, columns)
@@ -80,11 +96,13 @@ def test_it_is_the_models_own_step(
         for later in range(2):  # the same buffers again
             tokens = [5 + row + later for row in range(count)]
             starts = [max(columns - 2 - row, 0) + later for row in range(count)]
-            rows = adapters(world, form, count)
+            numbers = {"untaught": [0] * count, "one": [2] * count}.get(form)
+            numbers = numbers or [(row + 1) % (slots.count + 1) for row in range(count)]
+            hooks = by_hooks(world, step, numbers)
             own = [(keys.clone(), values.clone()) for keys, values in kv.layers]
             ids = torch.tensor(tokens).unsqueeze(1)
-            expected = run(base, ids, kv.window(0, starts, 1), own, rows)
-            found = step(kv, tokens, starts, rows)
+            expected = run(base, ids, kv.window(0, starts, 1), own, hooks)
+            found = step(kv, tokens, starts, slots.step_rows(numbers))
             torch.testing.assert_close(found, expected, rtol=1e-3, atol=2e-4)
             for (keys, values), (own_keys, own_values) in zip(kv.layers, own, strict=True):
                 torch.testing.assert_close(keys[:count], own_keys[:count])
@@ -149,3 +167,43 @@ def test_changing_position_embeddings_are_not_recorded(
         config.rope_parameters = parameters
     assert "decode steps are not recorded" in caplog.text
     assert "prompts' passes are not recorded" in caplog.text
+
+
+@pytest.mark.parametrize(("recorded", "fitting"), [(False, 10), (True, 20)])
+def test_as_many_adapters_are_on_the_device_as_its_bytes_hold(
+    world: World, recorded: bool, fitting: int
+) -> None:
+    if recorded and not compiler():
+        pytest.skip("no C++ compiler")
+    one = sum(tensor.nbytes for tensor in world.artifact.session_init.values())
+
+    async def main() -> None:
+        async with running(world.artifact, adapter_bytes=10 * one, recorded=recorded) as engine:
+            assert engine.status().slots == fitting
+        async with running(world.artifact, adapter_bytes=1, recorded=recorded) as engine:
+            assert engine.status().slots == 1, "one always fits"
+
+    finish(main())
+
+
+def test_an_adapter_of_any_numbers_is_nearly_what_16_bits_make_of_it(world: World) -> None:
+    generator = torch.Generator().manual_seed(4)
+    for name, state in world.states.items():
+        tensors = {
+            key: tensor * (1 + torch.rand(tensor.shape, generator=generator))
+            for key, tensor in state.tensors.items()
+        }
+        world.states[name] = replace(state, tensors=tensors)
+
+    async def main() -> None:
+        async with running(world.artifact, recorded=True) as engine:
+            for session in world.states:
+                request = world.request("Where is my parcel?", session, logprobs=True)
+                answer = await collect(engine, request)
+                logits = world.logits(request.prompt, answer.tokens[:-1], session)
+                expected = logits.log_softmax(-1)[range(len(answer.tokens)), answer.tokens]
+                torch.testing.assert_close(
+                    torch.tensor(answer.logprobs), expected, rtol=0, atol=0.1
+                )
+
+    finish(main())

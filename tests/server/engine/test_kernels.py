@@ -23,6 +23,7 @@ from server.engine.kernels import (
     load_kernels,
 )
 from server.engine.kv import store
+from server.engine.slots import UNTAUGHT, compact
 
 UNSEEN = torch.finfo(torch.float32).min
 
@@ -57,13 +58,18 @@ def test_an_adapter_is_added_as_pytorch_does(
 ) -> None:
     made = noise(seed)
     output, inputs = made(adapters * each, 1, out), made(adapters * each, 1, inside)
-    a, b = made(adapters, rank, inside), made(adapters, out, rank)
-    own = torch.arange(adapters).repeat_interleave(each)
-    expected = output + scale * (inputs @ a[own].mT @ b[own].mT)
-    found = torch.ops.innerloop.add_lora(output, inputs, a, b, scale)
+    a, b = made(adapters + 2, rank, inside), made(adapters + 2, out, rank)
+    a, b = a.bfloat16().float(), b.bfloat16().float()
+    a[UNTAUGHT] = b[UNTAUGHT] = float("nan")  # is not even read
+    generator = torch.Generator().manual_seed(seed)
+    slots = torch.randint(adapters + 2, (adapters,), generator=generator)
+    own = slots.repeat_interleave(each)
+    delta = scale * (inputs @ a[own].mT @ b[own].mT)
+    expected = torch.where((own == UNTAUGHT)[:, None, None], output, output + delta)
+    kept = compact("q_proj.lora_A", a), compact("q_proj.lora_B", b)
+    found = torch.ops.innerloop.add_lora(output, inputs, *kept, slots, scale)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3)
-    apart = torch.ops.innerloop.add_lora(output.mT.mT, inputs.expand_as(inputs), a, b, scale)
-    assert torch.equal(apart, found)
+    assert found.data_ptr() == output.data_ptr(), "in place"
 
 
 @settings(max_examples=60, deadline=None)
@@ -134,10 +140,15 @@ def test_keys_are_stored_where_pytorch_does() -> None:
     assert torch.equal(kept, expected)
 
 
-def test_other_numbers_than_float32_are_refused() -> None:
+def test_other_numbers_and_views_are_refused() -> None:
     half = torch.zeros(1, 1, 1, 4, dtype=torch.float16)
     with pytest.raises(RuntimeError, match="expected scalar type Float"):
         torch.ops.innerloop.attend(half, half, half, half, 1.0)
+    whole, slots = torch.zeros(1, 1, 4), torch.ones(1, dtype=torch.long)
+    with pytest.raises(RuntimeError, match="expected scalar type BFloat16"):
+        torch.ops.innerloop.add_lora(whole, whole, whole, whole, slots, 1.0)
+    with pytest.raises(RuntimeError, match="no views"):
+        torch.ops.innerloop.add_lora(whole.mT.expand(1, 4, 4), *[whole] * 3, slots, 1.0)
 
 
 def test_a_library_is_found_again_and_whole() -> None:
