@@ -150,7 +150,8 @@ class Bench:
         """``perplexity`` by model on held-out dialogues, adapters off, and ``perplexity_ratio``.
 
         The latter is the artifact's over the pre-trained base's, on the same rows. Both are empty
-        where there are no such dialogues, the ratio also without that base.
+        where there are no such dialogues, the ratio also without that base. One with tokens of its
+        own reads rows of its own: per token the two cannot be compared.
         """
         dialogues = self._corpus.test_dialogues
         if not dialogues:
@@ -159,8 +160,11 @@ class Bench:
         nats = {ADAPTER: row_nats(self._artifact.model, rows)}
         ratio = {}
         if self._base:
-            nats["pre-trained"] = row_nats(self._base.model, rows)
-            ratio = over(nats[ADAPTER], nats["pre-trained"]).told()
+            alike = self._base.tokenizer.get_vocab() == self._artifact.tokenizer.get_vocab()
+            its = rows if alike else rows_for(self._base.model, dialogues, self._base.tokenizer)
+            name = "pre-trained" if alike else "pre-trained, in tokens of its own"
+            nats[name] = row_nats(self._base.model, its)
+            ratio = over(nats[ADAPTER], nats[name]).told() if alike else {}
         told = {name: Perplexity.of(some).told() for name, some in nats.items()}
         return {"perplexity": told, "perplexity_ratio": ratio}
 

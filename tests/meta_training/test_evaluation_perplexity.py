@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -94,3 +95,20 @@ def test_a_report_has_the_ratio_while_a_base_is_given(
     alone = report()
     assert set(alone["perplexity"]) == {"innerloop"}
     assert alone["perplexity_ratio"] == {}
+
+
+def test_a_base_with_other_tokens_has_no_ratio(
+    artifact: Path, finished: Path, data: Path, tmp_path: Path
+) -> None:
+    base = Path(shutil.copytree(finished / "pretrained", tmp_path / "other"))
+    file = base / "tokenizer.json"
+    content = json.loads(file.read_text("utf-8"))
+    words = content["model"]["vocab"]
+    first, second = list(words)[-2:]
+    words[first], words[second] = words[second], words[first]
+    file.write_text(json.dumps(content), "utf-8")
+    few = ("--cells", "label", "5-way", "1-shot", "--episodes", 1, "--methods", "tfidf")
+    assert evaluate(artifact, data, *few, "--pretrained", base) == 0
+    told = json.loads((artifact / "report.json").read_text("utf-8"))
+    assert set(told["perplexity"]) == {"innerloop", "pre-trained, in tokens of its own"}
+    assert told["perplexity_ratio"] == {}
