@@ -1,7 +1,8 @@
 """`python -m benchmarks.precision`: what storing a session's adapter in fewer bits costs answers.
 
 Held-out tasks, answered by the adapter alone, as it was derived and as it comes back from int8 and
-bfloat16 differences to session_init. Prints Markdown.
+bfloat16 differences to session_init, and from int8 as decode steps on a CPU have it, themselves in
+bfloat16. Prints Markdown.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ CELLS = {
     "labels": Cell("label", 5, 5),
 }
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16", "int8")
+DECODED = "int8, decoded in bfloat16"
+FORMS = (*PRECISIONS, DECODED)
 FIGURES = {"exact": "exactly right", "choice_model": "label picked", "changed": "unrelated changed"}
 
 
@@ -47,10 +50,14 @@ def records(learner: Learner, trial: Trial, name: str) -> list[Record]:
             shapes=artifact.shapes,
             start=artifact.start,
         )
-        scores = judge.score(repeat(read.tensors, 1))[0]
-        figures = {figure: scores[figure] for figure in FIGURES if figure in scores}
-        about = {"task": name, "family": family, "precision": precision, "bytes": len(stored)}
-        found.append(about | figures)
+        forms = {precision: read.tensors}
+        if precision == "int8":
+            forms[DECODED] = {key: t.bfloat16().float() for key, t in read.tensors.items()}
+        for form, tensors in forms.items():
+            scores = judge.score(repeat(tensors, 1))[0]
+            figures = {figure: scores[figure] for figure in FIGURES if figure in scores}
+            about = {"task": name, "family": family, "precision": form, "bytes": len(stored)}
+            found.append(about | figures)
     return found
 
 
@@ -59,7 +66,7 @@ def report(found: Sequence[Record]) -> str:
     exactly = {one["task"]: one for one in found if one["precision"] == "float32"}
 
     def place(record: Record) -> tuple[str, int]:
-        return record["family"], PRECISIONS.index(record["precision"])
+        return record["family"], FORMS.index(record["precision"])
 
     rows = []
     for (family, number), group in groupby(sorted(found, key=place), place):
@@ -70,7 +77,7 @@ def report(found: Sequence[Record]) -> str:
             pairs = [(one[figure], exactly[one["task"]][figure]) for one in own if figure in one]
             cells.append(percent([value for value, _ in pairs]))
             cells.append(percent([value - whole for value, whole in pairs]) if number else "")
-        rows.append([family, PRECISIONS[number], f"{size:.2f}", *cells, len(own)])
+        rows.append([family, FORMS[number], f"{size:.2f}", *cells, len(own)])
     named = [cell for words in FIGURES.values() for cell in (f"{words} %", "less float32's")]
     return table(["family", "stored as", "MB", *named, "tasks"], rows)
 

@@ -110,9 +110,8 @@ async def running(settings: Settings) -> AsyncIterator[Runtime]:
         if replica is not None:
             await replica.join(allow_mixed=settings.allow_mixed)
             stack.push_async_callback(replica.leave)
-        engine = Engine(artifact, engine_limits(settings))
+        engine = Engine(artifact, engine_limits(settings, artifact))
         check_kv(settings.kv_bytes, engine, artifact.context_tokens)
-        check_slots(engine, settings.rows)
         engine.start()
         stack.push_async_callback(engine.stop, 0.0)  # whoever asked it something is gone by then
         runtime = assemble(settings, artifact, store, engine)
@@ -247,23 +246,21 @@ def check_kv(kv_bytes: int, engine: Engine, context_tokens: int) -> None:
         )
 
 
-def check_slots(engine: Engine, rows: int) -> None:
-    """Say where fewer adapters fit on the device than requests are answered at once."""
-    slots = engine.status().slots
-    if slots < rows:
+def engine_limits(settings: Settings, artifact: Artifact) -> EngineLimits:
+    """The engine's limits out of the settings: at least one adapter fits, whatever its size."""
+    one_adapter = sum(tensor.nbytes for tensor in artifact.session_init.values())
+    slots = max(1, settings.adapter_bytes // one_adapter)
+    if slots < settings.rows:
         logger.warning(
-            "INNERLOOP_ADAPTER_BYTES holds %d adapters: no more taught sessions than that are "
-            "answered at once, of %d rows",
+            "INNERLOOP_ADAPTER_BYTES holds %d adapters of %d bytes: no more taught sessions than "
+            "that are answered at once, of %d rows",
             slots,
-            rows,
+            one_adapter,
+            settings.rows,
         )
-
-
-def engine_limits(settings: Settings) -> EngineLimits:
-    """The engine's limits out of the settings."""
     return EngineLimits(
         rows=settings.rows,
-        adapter_bytes=settings.adapter_bytes,
+        slots=slots,
         host_adapter_bytes=settings.host_adapter_bytes,
         kv_bytes=settings.kv_bytes,
         queue=settings.queue,

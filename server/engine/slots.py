@@ -58,15 +58,6 @@ def _turned(name: str, tensor: Tensor) -> Tensor:
     return tensor.mT if name.endswith(".lora_B") else tensor
 
 
-def slot_bytes(form: Mapping[str, Tensor], add: AddLora | None) -> int:
-    """Bytes on the device of one adapter of ``form``; ``add`` as of `Slots`."""
-    return sum(_kept(name, tensor, add).nbytes for name, tensor in form.items())
-
-
-def _kept(name: str, tensor: Tensor, add: AddLora | None) -> Tensor:
-    return tensor if add is None else compact(name, tensor)
-
-
 class Slots:
     """A fixed number of adapters of one form, stacked on the device."""
 
@@ -82,13 +73,13 @@ class Slots:
         ``add``: what decode steps add compact adapters by; None: adapters are kept as they are.
         """
         self.count = count
+        self._add = add
         self.tensors = {
             name: torch.zeros(count + 1, *kept.shape, dtype=kept.dtype, device=device)
             for name, tensor in form.items()
-            for kept in [_kept(name, tensor, add)]
+            for kept in [self._kept(name, tensor)]
         }
-        self._add = add
-        self._slot_bytes = slot_bytes(form, add)
+        self._slot_bytes = sum(tensor[0].nbytes for tensor in self.tensors.values())
         self._last: tuple[tuple[int, ...], Rows] | None = None  # what the last rows used
         self._device = device
         self._lock = threading.Lock()
@@ -155,6 +146,10 @@ class Slots:
         groups = slots[:1] if len(set(slots)) == 1 else slots
         return Rows(_Widened(self.tensors, torch.tensor(groups, device=self._device)), None)
 
+    def _kept(self, name: str, tensor: Tensor) -> Tensor:
+        """An adapter's tensor as it is in its slot."""
+        return tensor if self._add is None else compact(name, tensor)
+
     def _rows(self, slots: Sequence[int]) -> Rows:
         chosen = torch.tensor(slots, device=self._device)
         if self._add is not None:
@@ -178,9 +173,8 @@ class Slots:
             self._last = None
             with torch.no_grad():
                 for name, stacked in self.tensors.items():
-                    stacked[slot] = _kept(name, state.tensors[name], self._add).to(
-                        self._device, stacked.dtype, non_blocking=True
-                    )
+                    kept = self._kept(name, state.tensors[name])
+                    stacked[slot] = kept.to(self._device, stacked.dtype, non_blocking=True)
         except BaseException:
             self._free.append(slot)
             raise

@@ -31,7 +31,6 @@ class EngineLimits:
 
     rows: int = 32  # sequences decoded together
     slots: int = 64  # adapters on the device
-    adapter_bytes: int | None = None  # instead: as many as fit, one at least
     host_adapter_bytes: int = 2**30  # adapters kept in the host's memory
     queue: int = 256  # requests and adapt jobs waiting; one more is EngineBusy
     patience_s: float = 60.0  # wait for a place in the batch or a lesson; after it, EngineBusy

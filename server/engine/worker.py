@@ -33,7 +33,7 @@ from server.engine.prefill import Prefills
 from server.engine.prefix_cache import PrefixCache
 from server.engine.recorded_prefill import recorded_prefill
 from server.engine.slices import PausePoints, Sliced
-from server.engine.slots import Slots, slot_bytes
+from server.engine.slots import Slots
 from server.engine.status import EngineStatus, Rate
 from server.engine.ticket import Ticket
 from server.engine.traffic import Traffic, decode_step
@@ -49,11 +49,9 @@ class Worker:
     def __init__(self, base: Base, course: Course, limits: EngineLimits) -> None:
         """Make the parts; nothing runs before ``start``."""
         self.mail = Mail()
-        step, form, count = decode_step(base, limits), course.session_init, limits.slots
+        step = decode_step(base, limits)
         add = None if step is None else step.add
-        if limits.adapter_bytes is not None:
-            count = max(1, limits.adapter_bytes // slot_bytes(form, add))
-        self.slots = Slots(form, count, base.device, add)
+        self.slots = Slots(course.session_init, limits.slots, base.device, add)
         self._limits = limits
         self._device = base.device
         self._cache = PrefixCache(

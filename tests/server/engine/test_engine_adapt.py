@@ -321,9 +321,9 @@ def test_text_flows_while_others_learn(world: World) -> None:
 
     async def main() -> None:
         async with running(world.artifact) as engine:
-            request = world.request("Hi", "ann", max_tokens=120, temperature=2.0, seed=4)
+            more = {"max_tokens": 120, "min_tokens": 120, "temperature": 2.0, "seed": 4}
+            request = world.request("Hi", "ann", **more)
             alone = await collect(engine, request)
-            assert len(alone.tokens) == 120, "another seed, please: this answer is too short"
 
             async def teach(lesson: int) -> None:
                 await engine.adapt(AdaptRequest(examples(world, lesson), steps=6))

@@ -169,23 +169,6 @@ def test_changing_position_embeddings_are_not_recorded(
     assert "prompts' passes are not recorded" in caplog.text
 
 
-@pytest.mark.parametrize(("recorded", "fitting"), [(False, 10), (True, 20)])
-def test_as_many_adapters_are_on_the_device_as_its_bytes_hold(
-    world: World, recorded: bool, fitting: int
-) -> None:
-    if recorded and not compiler():
-        pytest.skip("no C++ compiler")
-    one = sum(tensor.nbytes for tensor in world.artifact.session_init.values())
-
-    async def main() -> None:
-        async with running(world.artifact, adapter_bytes=10 * one, recorded=recorded) as engine:
-            assert engine.status().slots == fitting
-        async with running(world.artifact, adapter_bytes=1, recorded=recorded) as engine:
-            assert engine.status().slots == 1, "one always fits"
-
-    finish(main())
-
-
 def test_an_adapter_of_any_numbers_is_nearly_what_16_bits_make_of_it(world: World) -> None:
     generator = torch.Generator().manual_seed(4)
     for name, state in world.states.items():
