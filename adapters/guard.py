@@ -103,9 +103,10 @@ def check(
         Refused when a value is not finite, when the update is longer than the limit, or when the
         loss on the feedback rose.
     """
-    if not math.isfinite(norm(adapted)):
+    length = update_norm(adapted, session_init)
+    if not math.isfinite(length):
         return Verdict(False, "the adapted weights are not finite")
-    length, bound = update_norm(adapted, session_init), limits.update_ratio * norm(session_init)
+    bound = limits.update_ratio * norm(session_init)
     if not length <= bound:
         return Verdict(False, f"the update has norm {length:.3g}, over the bound of {bound:.3g}")
     if not loss_after <= loss_before:  # also refuses NaN

@@ -207,11 +207,14 @@ def move(
 
     A tensor without a gradient stays as it is.
     """
-    squares = torch.stack([g.pow(2).flatten(1).sum(1) for g in gradients.values()]).sum(0)
+    flat = [gradient.flatten(1) for gradient in gradients.values()]
+    squares = torch.stack([torch.linalg.vecdot(g, g) for g in flat]).sum(0)
     norms = (squares + 1e-12).sqrt()
     factors = (clip / norms).clamp(max=1.0)
     moved = {
-        name: tensor - sizes[name] * _per_session(factors, tensor) * gradients[name]
+        name: torch.addcmul(
+            tensor, sizes[name] * _per_session(factors, tensor), gradients[name], value=-1
+        )
         if name in gradients
         else tensor
         for name, tensor in tensors.items()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from typing import Any
 
@@ -33,11 +33,13 @@ class Prefix:
     ``layers``: per decoder layer keys and values, (B, H, P, D) each.
     ``lengths``: (B,) tokens of each prompt; positions from there on are padding.
     ``summaries``: (B, D) what a chosen layer sees at each prompt's last token, where asked for.
+    ``masks``: of tokens that went on from it, by how many came before them and how many they are.
     """
 
     layers: Layers
     lengths: Tensor
     summaries: Tensor | None = None
+    masks: dict[tuple[int, int], Masks] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def width(self) -> int:
@@ -162,9 +164,10 @@ class Continuation:
         if self._prefix.width + self._tokens:
             offsets = torch.arange(self._tokens, self._tokens + ids.shape[1], device=ids.device)
             options["position_ids"] = self._prefix.lengths.unsqueeze(1) + offsets
-            options["attention_mask"] = _masks(
-                self._model, self._prefix, self._tokens, ids.shape[1]
-            )
+            known, size = self._prefix.masks, (self._tokens, ids.shape[1])
+            if size not in known:
+                known[size] = _masks(self._model, self._prefix, *size)
+            options["attention_mask"] = known[size]
         # Otherwise padding comes after a row's tokens, and causal attention keeps it out of them.
         options |= cache_options(self._model, self._cache)
         output = self._model(input_ids=ids, **options)

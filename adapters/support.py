@@ -173,7 +173,8 @@ class Support:
             end = min(rows, begin + max(1, tokens() // width))
             if self.roles is not None and self.roles[end - 1] is Role.CHOSEN:
                 end += 1  # what it was preferred to
-            yield self.rows(slice(begin, end))
+            whole = end - begin == rows  # itself, with what was computed for it before
+            yield replace(self, anchors=None) if whole else self.rows(slice(begin, end))
             begin = end
         if self.anchors is not None:
             yield replace(self.rows(slice(0, 0)), anchors=self.anchors)

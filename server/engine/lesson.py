@@ -223,6 +223,7 @@ class Lesson:
         for job, loss, norm in zip(self.jobs, losses.tolist(), norms.tolist(), strict=True):
             job.step_losses.append(loss)
             job.gradient_norms.append(norm)
+        yield
 
     def _next_rows(self) -> Support:
         """What the next step is over: of sessions with many examples, not all of them."""
