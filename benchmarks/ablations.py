@@ -66,6 +66,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # outer part, in
     "exact, full scope": ({}, {"scope": "full"}),
     FULL_AS_LONG: ({}, {"scope": "full"}),
     "exact, rank 4": ({}, {"rank": 4}),
+    "exact, upper two layers of three": ({}, {"top_layers": 2}),  # ANIL: the uppermost
     "exact, no locality": ({"locality_weight": 0.0}, {}),
     "exact, hard classes more often": ({"selection": "difficulty"}, {}),
     "exact, two batches a step": ({"batches": 2}, {}),
