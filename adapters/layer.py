@@ -17,11 +17,12 @@ from torch.utils.hooks import RemovableHandle
 from adapters.config import LoraSpec
 from adapters.state import target_modules
 
-AddLora = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, float], Tensor]
-"""``output + scale * B A inputs``, of ``output``, ``inputs``, ``A``, ``B``, slots and ``scale``.
+AddLora = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, float], Tensor]
+"""``output + scale * B A inputs``, of ``output``, ``inputs``, A, B, factors, slots and ``scale``.
 
-``output`` is changed, and A and B are as whoever gives it keeps them. No gradients.
+``output`` is changed; A, B and their ``FACTORS`` are as whoever gives it keeps them. No gradients.
 """
+FACTORS = ".factors"  # ends the name of a module's
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,7 @@ class _Hook:
         self._owner = owner
         self._name_a = f"{name}.lora_A"
         self._name_b = f"{name}.lora_B"
+        self._factors = name + FACTORS
 
     def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         rows = self._owner.rows
@@ -93,8 +95,8 @@ class _Hook:
             return output
         lora_a, lora_b = rows.tensors[self._name_a], rows.tensors[self._name_b]
         if rows.add is not None and rows.slots is not None:
-            scale = self._owner.spec.scale
-            return rows.add(output, inputs[0], lora_a, lora_b, rows.slots, scale)
+            factors, scale = rows.tensors[self._factors], self._owner.spec.scale
+            return rows.add(output, inputs[0], lora_a, lora_b, factors, rows.slots, scale)
         hidden = inputs[0].to(lora_a.dtype)  # (B, T, in)
         if hidden.ndim == 2:  # a classifier's head sees no tokens
             hidden = hidden.unsqueeze(1)

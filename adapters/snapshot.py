@@ -19,7 +19,7 @@ from adapters.state import AdapterState, Taught, Tensors
 from adapters.tensor_file import (
     TensorFile,
     TensorFileError,
-    in_eight_bits,
+    in_integers,
     read_tensor_file,
     shorten,
 )
@@ -160,7 +160,7 @@ def _compact(kept: Tensors, precision: Precision, start: Start) -> Tensors:
             if precision == "bfloat16":
                 found[name] = difference.bfloat16()
                 continue
-            found[name], found[name + SCALE] = in_eight_bits(difference)
+            found[name], found[name + SCALE] = in_integers(difference, torch.int8)
     return found
 
 

@@ -1,8 +1,8 @@
 """`python -m benchmarks.precision`: what storing a session's adapter in fewer bits costs answers.
 
 Held-out tasks, answered by the adapter alone, as it was derived and as it comes back from int8 and
-bfloat16 differences to session_init, and from int8 as decode steps on a CPU have it, themselves in
-bfloat16. Prints Markdown.
+bfloat16 differences to session_init, and from int8 in the 16 bits that decode steps on a CPU read.
+Prints Markdown.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from benchmarks.trial import Record, Trial, TrialError, arguments, open_trial, p
 from meta_training.evaluation.cells import Cell
 from meta_training.evaluation.judge import Judge
 from meta_training.learner import Learner
+from server.engine.slots import Widened, compact
 
 CELLS = {
     "one reply": Cell("house_reply", 1, 5),
@@ -27,7 +28,7 @@ CELLS = {
     "labels": Cell("label", 5, 5),
 }
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16", "int8")
-DECODED = "int8, decoded in bfloat16"
+DECODED = "int8, decoded in 16 bits"
 FORMS = (*PRECISIONS, DECODED)
 FIGURES = {"exact": "exactly right", "choice_model": "label picked", "changed": "unrelated changed"}
 
@@ -52,7 +53,9 @@ def records(learner: Learner, trial: Trial, name: str) -> list[Record]:
         )
         forms = {precision: read.tensors}
         if precision == "int8":
-            forms[DECODED] = {key: t.bfloat16().float() for key, t in read.tensors.items()}
+            stacked = {key: tensor.unsqueeze(0) for key, tensor in read.tensors.items()}
+            decoded = Widened(compact(stacked), torch.tensor([0]))
+            forms[DECODED] = {key: tensor[0] for key, tensor in decoded.items()}
         for form, tensors in forms.items():
             scores = judge.score(repeat(tensors, 1))[0]
             figures = {figure: scores[figure] for figure in FIGURES if figure in scores}

@@ -1,7 +1,7 @@
 // What a decode step computes once for every row, in one operation each where PyTorch takes several:
 // an adapter's product, one token's attention, and where its key and value are kept.
 //
-// float32 on a CPU, adapters in bfloat16, last axes contiguous. Plain loops that a compiler vectorises; `kernels.py`
+// float32 on a CPU, adapters in 16 bits, last axes contiguous. Plain loops that a compiler vectorises; `kernels.py`
 // compiles and loads this file. Knows tensors; knows nothing of models.
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
@@ -25,8 +25,9 @@
 
 namespace {
 
-using at::BFloat16;
 using at::Tensor;
+
+using Short = int16_t;  // a number of an adapter, times its row's factor
 
 constexpr int64_t LEAST_WORK = 1 << 16;  // multiplications that are worth a thread of their own
 constexpr int64_t AHEAD = 16;            // keys, or values, that are asked of memory beforehand
@@ -77,54 +78,56 @@ INLINE void product(
 
 // ---- y + scale * B (A x) ----
 
-// out (n) gets the sum of r rows (r, n), h of each. r is known to the compiler (R > 0) or not (R = 0).
+// out (n) gets the sum of R rows (R, n), h of each.
 template <int64_t R>
-INLINE void add_rows(const float* h, const BFloat16* rows, float* out, int64_t n, int64_t rank) {
-  const int64_t r = R ? R : rank;
+INLINE void add_rows(const float* h, const Short* rows, float* out, int64_t n) {
 #pragma omp simd
   for (int64_t k = 0; k < n; ++k) {
     float sum = out[k];
-    for (int64_t i = 0; i < r; ++i) sum += h[i] * static_cast<float>(rows[i * n + k]);
+    for (int64_t i = 0; i < R; ++i) sum += h[i] * static_cast<float>(rows[i * n + k]);
     out[k] = sum;
   }
 }
 
 // Tokens begin to end, of which `each` in a row have one slot.
 EVERY_PROCESSOR void add_adapters(
-    const float* x, const BFloat16* a, const BFloat16* b, const int64_t* slots, float* out,
-    int64_t begin, int64_t end, int64_t each, int64_t in, int64_t n, int64_t r, float scale) {
+    const float* x, const Short* a, const Short* b, const float* factors, const int64_t* slots,
+    float* out, int64_t begin, int64_t end, int64_t each, int64_t in, int64_t n, int64_t r,
+    float scale) {
   std::vector<float> h(r);
   for (int64_t i = begin; i < end; ++i) {
     const int64_t slot = slots[i / each];
     if (!slot) continue;
-    const BFloat16* up = b + slot * r * n;
+    const Short* up = b + slot * r * n;
     ask_for(up, r * n);
     product(x + i * in, a + slot * r * in, in, nullptr, h.data(), r, in, scale, 4);
+    for (int64_t k = 0; k < r; ++k) h[k] *= factors[slot * r + k];
     if (i + 1 < end) ask_for(a + slots[(i + 1) / each] * r * in, r * in);
-    if (r == 8) {
-      add_rows<8>(h.data(), up, out + i * n, n, r);
-    } else {
-      add_rows<0>(h.data(), up, out + i * n, n, r);
-    }
+    int64_t k = 0;
+    for (; k + 8 <= r; k += 8) add_rows<8>(&h[k], up + k * n, out + i * n, n);
+    for (; k < r; ++k) add_rows<1>(&h[k], up + k * n, out + i * n, n);
   }
 }
 
-// output (..., N), changed in place; inputs (..., I); of S slots a (S, R, I) and b (S, R, N), which is B
-// the other way round; slots (B,), of an equal share of the tokens each in turn. Slot 0 adds nothing.
+// output (..., N), changed in place; inputs (..., I); of S slots a (S, R, I), b (S, R, N), which is B the
+// other way round, and factors (S, R) of both; slots (B,), of an equal share of the tokens each in
+// turn. Slot 0 adds nothing.
 Tensor add_lora(
     const Tensor& output, const Tensor& inputs, const Tensor& a, const Tensor& b,
-    const Tensor& slots, double scale) {
+    const Tensor& factors, const Tensor& slots, double scale) {
   const Tensor x = inputs.contiguous();
   const int64_t in = a.size(2), n = b.size(2), r = a.size(1), tokens = x.numel() / in;
-  TORCH_CHECK(output.is_contiguous() && a.is_contiguous() && b.is_contiguous(), "no views");
+  for (const Tensor& t : {output, a, b, factors}) TORCH_CHECK(t.is_contiguous(), "no views");
   TORCH_CHECK(tokens % slots.numel() == 0, "slots have equal shares of the tokens");
   const float* xp = x.const_data_ptr<float>();
-  const BFloat16 *ap = a.const_data_ptr<BFloat16>(), *bp = b.const_data_ptr<BFloat16>();
+  const Short *ap = a.const_data_ptr<Short>(), *bp = b.const_data_ptr<Short>();
+  const float* fp = factors.const_data_ptr<float>();
   const int64_t* sp = slots.const_data_ptr<int64_t>();
   float* op = output.mutable_data_ptr<float>();
   const int64_t each = std::max<int64_t>(1, tokens / slots.numel());
   at::parallel_for(0, tokens, share(r * (in + n)), [&](int64_t begin, int64_t end) {
-    add_adapters(xp, ap, bp, sp, op, begin, end, each, in, n, r, static_cast<float>(scale));
+    add_adapters(
+        xp, ap, bp, fp, sp, op, begin, end, each, in, n, r, static_cast<float>(scale));
   });
   return output;
 }
@@ -279,8 +282,8 @@ void store(const Tensor& kept, const Tensor& states, const Tensor& rows, const T
 
 TORCH_LIBRARY(innerloop, m) {
   m.def(
-      "add_lora(Tensor(a!) output, Tensor inputs, Tensor a, Tensor b, Tensor slots, float scale)"
-      " -> Tensor(a!)");
+      "add_lora(Tensor(a!) output, Tensor inputs, Tensor a, Tensor b, Tensor factors,"
+      " Tensor slots, float scale) -> Tensor(a!)");
   m.def("attend(Tensor query, Tensor keys, Tensor values, Tensor mask, float scale) -> Tensor");
   m.def("store(Tensor(a!) kept, Tensor states, Tensor rows, Tensor columns) -> ()");
 }

@@ -53,7 +53,7 @@ class RecordedStep:
         self._base = base
         self._fused = fused
         shapes = tensor_shapes(base.model, base.spec)
-        self._names = tuple(shapes)
+        self._names = tuple(compact(_zeros(shapes)) if self.add else shapes)
         self._packed = packed_weights(base.model)
         self._untaught = self._record({})
         self._taught = self._record(shapes)
@@ -120,8 +120,11 @@ class RecordedStep:
         if self.add is None:
             gathered = {name: tensor[rows.slots] for name, tensor in rows.tensors.items()}
             return ids, window, layers, Rows(gathered, None)
-        kept = {name: compact(name, tensor) for name, tensor in rows.tensors.items()}
-        return ids, window, layers, Rows(kept, rows.slots, add=self.add)
+        return ids, window, layers, Rows(compact(rows.tensors), rows.slots, add=self.add)
+
+
+def _zeros(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    return {name: torch.zeros(shape) for name, shape in shapes.items()}
 
 
 def _trial(
@@ -133,7 +136,7 @@ def _trial(
 ) -> tuple[Tensor, Window, list[KeysValues], Rows | None]:
     """Invented arguments of a step of ``count`` rows that reads ``width`` columns.
 
-    The first row is untaught, and adapters are the same in 16 bits.
+    The first row is untaught.
     """
 
     def numbers(end: int, *shape: int) -> Tensor:
@@ -153,7 +156,7 @@ def _trial(
         )
         for form in base.layers
     ]
-    adapters = {name: (0.02 * noise(count, *s)).bfloat16().float() for name, s in shapes.items()}
+    adapters = {name: 0.02 * noise(count, *shape) for name, shape in shapes.items()}
     for tensor in adapters.values():
         tensor[UNTAUGHT] = 0
     rows = Rows(adapters, torch.arange(count, device=base.device)) if shapes else None

@@ -17,8 +17,9 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from adapters.layer import AddLora, Rows
+from adapters.layer import FACTORS, AddLora, Rows
 from adapters.state import AdapterState
+from adapters.tensor_file import in_integers
 
 UNTAUGHT: Final = 0
 # Adapters of a batch are copied together once and used by every step until the batch changes;
@@ -33,29 +34,49 @@ class _Resident:
     pins: int = 0
 
 
-def compact(name: str, tensor: Tensor) -> Tensor:
-    """An adapter's A (..., R, in) or B (..., out, R) as our operation reads it: (..., R, width)."""
-    return _turned(name, tensor).to(torch.bfloat16).contiguous()
+def compact(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """An adapter as our operation reads it: each module's A and B in 16 bits, and their factors.
+
+    A (..., R, in) and B (..., out, R) become int16 (..., R, width), by a factor (..., R) that is
+    the product of both rows': each number is within 1/65534 of its row's longest.
+    """
+    kept: dict[str, Tensor] = {}
+    for name in tensors:
+        module = name.removesuffix(".lora_A")
+        if module != name:
+            down, of_down = _in_16_bits(tensors[name])
+            up, of_up = _in_16_bits(tensors[f"{module}.lora_B"].mT)
+            kept |= {name: down, f"{module}.lora_B": up, module + FACTORS: of_down * of_up}
+    return kept
 
 
-class _Widened(Mapping[str, Tensor]):
-    """Compact adapters of some slots in their usual form, each tensor when it is asked for."""
+def _in_16_bits(rows: Tensor) -> tuple[Tensor, Tensor]:
+    numbers, factors = in_integers(rows.flatten(0, -2).contiguous(), torch.int16)
+    return numbers.view(rows.shape), factors.view(rows.shape[:-1])
+
+
+class Widened(Mapping[str, Tensor]):
+    """Compact adapters of some slots in float32 for the hooks, each tensor when it is asked for.
+
+    The factors are all A's, so that only the product of B and A is the adapter's.
+    """
 
     def __init__(self, tensors: Mapping[str, Tensor], slots: Tensor) -> None:
+        """``tensors``: as of ``compact``, stacked; ``slots``: (B,), which of them."""
         self._tensors, self._slots = tensors, slots
 
     def __getitem__(self, name: str) -> Tensor:
-        return _turned(name, self._tensors[name].index_select(0, self._slots).float())
+        numbers = self._tensors[name].index_select(0, self._slots).float()
+        if name.endswith(".lora_B"):
+            return numbers.mT
+        factors = self._tensors[name.removesuffix(".lora_A") + FACTORS]
+        return numbers * factors.index_select(0, self._slots).unsqueeze(-1)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
+        return (name for name in self._tensors if not name.endswith(FACTORS))
 
     def __len__(self) -> int:
-        return len(self._tensors)
-
-
-def _turned(name: str, tensor: Tensor) -> Tensor:
-    return tensor.mT if name.endswith(".lora_B") else tensor
+        return sum(1 for _ in self)
 
 
 class Slots:
@@ -76,8 +97,7 @@ class Slots:
         self._add = add
         self.tensors = {
             name: torch.zeros(count + 1, *kept.shape, dtype=kept.dtype, device=device)
-            for name, tensor in form.items()
-            for kept in [self._kept(name, tensor)]
+            for name, kept in self._kept(form).items()
         }
         self._slot_bytes = sum(tensor[0].nbytes for tensor in self.tensors.values())
         self._last: tuple[tuple[int, ...], Rows] | None = None  # what the last rows used
@@ -144,11 +164,11 @@ class Slots:
         if self._add is None or not any(slots):
             return self.step_rows(slots)
         groups = slots[:1] if len(set(slots)) == 1 else slots
-        return Rows(_Widened(self.tensors, torch.tensor(groups, device=self._device)), None)
+        return Rows(Widened(self.tensors, torch.tensor(groups, device=self._device)), None)
 
-    def _kept(self, name: str, tensor: Tensor) -> Tensor:
-        """An adapter's tensor as it is in its slot."""
-        return tensor if self._add is None else compact(name, tensor)
+    def _kept(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """An adapter as it is in its slot."""
+        return tensors if self._add is None else compact(tensors)
 
     def _rows(self, slots: Sequence[int]) -> Rows:
         chosen = torch.tensor(slots, device=self._device)
@@ -172,9 +192,9 @@ class Slots:
         try:
             self._last = None
             with torch.no_grad():
+                kept = self._kept(state.tensors)
                 for name, stacked in self.tensors.items():
-                    kept = self._kept(name, state.tensors[name])
-                    stacked[slot] = kept.to(self._device, stacked.dtype, non_blocking=True)
+                    stacked[slot] = kept[name].to(self._device, stacked.dtype, non_blocking=True)
         except BaseException:
             self._free.append(slot)
             raise

@@ -77,10 +77,9 @@ def make_artifact(folder: Path, scope: Scope = "activated", anchors: bool = True
 
 
 def random_tensors(model: torch.nn.Module, spec: LoraSpec, seed: int, size: float) -> Tensors:
-    """Of numbers that 16 bits hold, in which decode steps may have them."""
     generator = torch.Generator().manual_seed(seed)
     return {
-        name: (torch.randn(shape, generator=generator) * size).bfloat16().float()
+        name: torch.randn(shape, generator=generator) * size
         for name, shape in tensor_shapes(model, spec).items()
     }
 
