@@ -23,6 +23,7 @@ from adapters.prefix import Prefix, continue_from, prefill
 from adapters.state import repeat, stack
 from adapters.support import make_support
 from benchmarks.workload import Sizes, Work
+from server.engine.slots import compact
 
 TRIES = 50  # of which the fastest counts
 WIDTH = 1024  # of the square matrices
@@ -93,7 +94,10 @@ def adapt_amount(artifact: Artifact, work: Work, sizes: Sizes, sessions: int, co
 def decode_amount(
     artifact: Artifact, work: Work, sizes: Sizes, sessions: int, taught: bool
 ) -> Amount:
-    """One token for so many sessions, their prompts and half of their answers behind them."""
+    """One token for so many sessions, their prompts and half of their answers behind them.
+
+    On a CPU adapters are read in 16 bits, as the engine's own operations do.
+    """
     model, device = artifact.model, artifact.model.device
     behind = [(*p.ids, *p.ids[: sizes.new_tokens // 2]) for p in work.prompts[:sessions]]
     adapters = stack(work.adapters[:sessions])
@@ -104,7 +108,8 @@ def decode_amount(
         with hooks.use(rows), _counting() as counted:
             continue_from(model, prefix, ids)
     nbytes = _weight_bytes(model) + _prefix_bytes(prefix)
-    nbytes += sum(tensor.nbytes for tensor in adapters.values()) if taught else 0
+    kept = compact(adapters) if device.type == "cpu" else adapters
+    nbytes += sum(tensor.nbytes for tensor in kept.values()) if taught else 0
     return Amount(counted.get_total_flops(), nbytes)
 
 

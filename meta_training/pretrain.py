@@ -17,6 +17,7 @@ import torch
 from huggingface_hub import snapshot_download
 from tqdm import tqdm
 from transformers import (
+    AutoTokenizer,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
@@ -24,9 +25,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from adapters.artifact import RULE_FILE
+from adapters.artifact import RULE_FILE, ArtifactError
 from adapters.base_model import LoadedBase, load_base
 from adapters.device import CPU
+from adapters.pretrained import check_vocabulary, from_folder
 from meta_training.checkpoint import (
     Draws,
     Stateful,
@@ -224,7 +226,7 @@ def pretrain(
 
     Raises:
         RecipeError: the recipe's base is neither a folder nor to be had from the hub.
-        ArtifactError: it is no causal LM that we can compute with.
+        ArtifactError: it is no causal LM that we can compute with, or the recipe's tokenizer none.
     """
     if any((folder / name).exists() for name in SAVED_LAST):
         return _differentiable(load_base(folder, device, torch.float32))
@@ -239,9 +241,7 @@ def pretrain(
         model.save_pretrained(folder)
         return model, tokens
     if tokenizer is None:
-        tokenizer = train_tokenizer(
-            corpus_texts(corpus), recipe.model.vocab_size, recipe.model.context_tokens
-        )
+        tokenizer = _tokenizer(recipe.model, corpus)
     model = build_model(recipe.model, tokenizer, device)
     model.set_attn_implementation("eager")
     rows = TextRows(corpus, tokenizer, recipe.pretrain.row_tokens, recipe.seed)
@@ -249,6 +249,17 @@ def pretrain(
     tokenizer.save_pretrained(folder)
     model.save_pretrained(folder)  # last: that it is there says that this stage is done
     return model, tokenizer
+
+
+def _tokenizer(part: ModelPart, corpus: Corpus) -> PreTrainedTokenizerFast:
+    """The one that the recipe names, or one that is trained on the corpus."""
+    if part.tokenizer is None:
+        return train_tokenizer(corpus_texts(corpus), part.vocab_size, part.context_tokens)
+    folder = Path(part.tokenizer)
+    load = AutoTokenizer.from_pretrained
+    tokenizer: PreTrainedTokenizerFast = from_folder(folder, load, "a tokenizer", ArtifactError)
+    check_vocabulary(folder, tokenizer, part.vocab_size, ArtifactError)
+    return tokenizer
 
 
 def _differentiable(base: LoadedBase) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

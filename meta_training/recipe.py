@@ -73,6 +73,8 @@ class Recipe(Part):
     def _goes_together(self) -> Recipe:
         algorithm, inner, outer = self.outer.algorithm, self.inner, self.outer
         wrong = self._wrong_families() or self._wrong_artifact()
+        if self.model.tokenizer is not None and self.model.given is not None:
+            wrong = "model.tokenizer: a base that is there brings its own: leave one of them out"
         if self.model.base is None and not inner.targets:
             wrong = "inner.targets: name at least one kind of module"
         if algorithm == "meta-sgd" and inner.sizes == "tensor":

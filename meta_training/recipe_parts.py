@@ -57,6 +57,11 @@ class ModelPart(Part):
         description="an artifact folder to go on from instead: its base, session_init and inner "
         "rule; pretrain.steps and embed.steps are 0 if not said",
     )
+    tokenizer: str | None = Field(
+        None,
+        description="a folder whose tokenizer is taken instead of training one, so that models can "
+        "be compared token by token; vocab_size has to hold it",
+    )
     vocab_size: int = Field(4096, ge=1, description="tokens in the byte-level BPE vocabulary")
     hidden_size: int = Field(192, ge=1, description="width D")
     layers: int = Field(4, ge=1, description="decoder layers")

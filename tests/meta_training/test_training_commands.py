@@ -540,3 +540,30 @@ def test_meta_train_refuses_wrong_arguments(arguments: tuple[str, ...]) -> None:
     with pytest.raises(SystemExit) as caught:
         call(train_command, *arguments)
     assert caught.value.code == 2
+
+
+def test_a_recipe_can_name_the_tokenizer(
+    finished: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = finished / "pretrained"
+
+    def train(tokenizer: Path, **model: object) -> int:
+        folder = tmp_path / f"run{len(list(tmp_path.iterdir()))}"
+        folder.mkdir()
+        parts = {"model": {"tokenizer": str(tokenizer), **model}, "outer": {"steps": 1}}
+        return meta_train(data, folder, **parts)
+
+    assert train(tmp_path / "none") == 2
+    assert "cannot be loaded as a tokenizer" in capsys.readouterr().err
+    assert train(given, vocab_size=300) == 2
+    assert "they do not belong together" in capsys.readouterr().err
+    assert train(given, artifact=str(given)) == 2
+    assert "model.tokenizer: a base that is there brings its own" in capsys.readouterr().err
+    other = load_artifact(finished / "maml" / "artifact").tokenizer
+    other.add_tokens(["and one more"])
+    other.save_pretrained(tmp_path / "other")
+    assert train(tmp_path / "other", vocab_size=1000) == 0
+    (folder,) = tmp_path.glob("*/maml/artifact")
+    made = load_artifact(folder)
+    assert made.tokenizer.get_vocab() == other.get_vocab()
+    assert made.model.config.vocab_size == 1000
