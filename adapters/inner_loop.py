@@ -207,8 +207,7 @@ def move(
 
     A tensor without a gradient stays as it is.
     """
-    flat = [gradient.flatten(1) for gradient in gradients.values()]
-    squares = torch.stack([torch.linalg.vecdot(g, g) for g in flat]).sum(0)
+    squares = torch.stack([g.pow(2).flatten(1).sum(1) for g in gradients.values()]).sum(0)
     norms = (squares + 1e-12).sqrt()
     factors = (clip / norms).clamp(max=1.0)
     moved = {

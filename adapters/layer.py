@@ -33,7 +33,8 @@ class Rows:
     ``slots``: (B,) slot of each row; None when the rows are S groups of equal size, in slot order,
     which spares gathering a copy of the adapter for every row.
     ``active``: (B, T) true where the adapter acts; None means on every token.
-    ``add``: adds the adapters of ``slots``, active on every token, in one operation; None: PyTorch.
+    ``add``: adds the adapters of ``slots``, active on every token, in one operation without
+    gradients; None: PyTorch.
     """
 
     tensors: Mapping[str, Tensor]

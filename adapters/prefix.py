@@ -33,13 +33,16 @@ class Prefix:
     ``layers``: per decoder layer keys and values, (B, H, P, D) each.
     ``lengths``: (B,) tokens of each prompt; positions from there on are padding.
     ``summaries``: (B, D) what a chosen layer sees at each prompt's last token, where asked for.
-    ``masks``: of tokens that went on from it, by how many came before them and how many they are.
+    ``masks``: of tokens that went on from it, by how many came before them and how many they are;
+    a prefix belongs to one model.
     """
 
     layers: Layers
     lengths: Tensor
     summaries: Tensor | None = None
-    masks: dict[tuple[int, int], Masks] = field(default_factory=dict, init=False, repr=False)
+    masks: dict[tuple[int, int], Masks] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @property
     def width(self) -> int:

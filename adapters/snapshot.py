@@ -19,7 +19,7 @@ from adapters.state import AdapterState, Taught, Tensors
 from adapters.tensor_file import (
     TensorFile,
     TensorFileError,
-    in_integers,
+    in_eight_bits,
     read_tensor_file,
     shorten,
 )
@@ -160,7 +160,7 @@ def _compact(kept: Tensors, precision: Precision, start: Start) -> Tensors:
             if precision == "bfloat16":
                 found[name] = difference.bfloat16()
                 continue
-            found[name], found[name + SCALE] = in_integers(difference, torch.int8)
+            found[name], found[name + SCALE] = in_eight_bits(difference)
     return found
 
 

@@ -120,9 +120,9 @@ def shorten(value: object) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def in_integers(rows: torch.Tensor, kind: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows (N, ...) as integers and the factor (N,) of each, by which its longest number fits."""
-    factors = rows.flatten(1).abs().amax(1) / torch.iinfo(kind).max
+def in_eight_bits(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows (N, ...) as int8 and the factor (N,) of each, by which its longest number fits."""
+    factors = rows.flatten(1).abs().amax(1) / 127
     least = torch.finfo(torch.float32).tiny
     shape = (-1, *[1] * (rows.ndim - 1))
-    return (rows / factors.clamp(min=least).view(shape)).round().to(kind), factors
+    return (rows / factors.clamp(min=least).view(shape)).round().to(torch.int8), factors

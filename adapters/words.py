@@ -28,7 +28,7 @@ from transformers import PreTrainedTokenizerBase
 from adapters.chat import last_turn
 from adapters.config import AdapterError
 from adapters.spelling import BUCKETS, buckets_of
-from adapters.tensor_file import TensorFileError, in_integers, read_tensor_file
+from adapters.tensor_file import TensorFileError, in_eight_bits, read_tensor_file
 
 SIGNS: Final = 512
 
@@ -94,7 +94,7 @@ def signs_of(bucket: int) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
 
 def make_words(vectors: Tensor, weights: Tensor, tokenizer: PreTrainedTokenizerBase) -> Words:
     """A table of these vectors (N, W), rounded to what is stored, and weights (N,)."""
-    small, factors = in_integers(vectors.detach(), torch.int8)
+    small, factors = in_eight_bits(vectors.detach())
     return Words(small, factors, weights.detach(), tokenizer)
 
 

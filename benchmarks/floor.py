@@ -23,6 +23,7 @@ from adapters.prefix import Prefix, continue_from, prefill
 from adapters.state import repeat, stack
 from adapters.support import make_support
 from benchmarks.workload import Sizes, Work
+from server.engine.kernels import load_kernels
 from server.engine.slots import compact
 
 TRIES = 50  # of which the fastest counts
@@ -96,7 +97,7 @@ def decode_amount(
 ) -> Amount:
     """One token for so many sessions, their prompts and half of their answers behind them.
 
-    On a CPU adapters are read in 16 bits, as the engine's own operations do.
+    Adapters are read in 16 bits where the engine's own operations read them.
     """
     model, device = artifact.model, artifact.model.device
     behind = [(*p.ids, *p.ids[: sizes.new_tokens // 2]) for p in work.prompts[:sessions]]
@@ -108,7 +109,7 @@ def decode_amount(
         with hooks.use(rows), _counting() as counted:
             continue_from(model, prefix, ids)
     nbytes = _weight_bytes(model) + _prefix_bytes(prefix)
-    kept = compact(adapters) if device.type == "cpu" else adapters
+    kept = compact(adapters) if device.type == "cpu" and load_kernels() else adapters
     nbytes += sum(tensor.nbytes for tensor in kept.values()) if taught else 0
     return Amount(counted.get_total_flops(), nbytes)
 

@@ -8,19 +8,22 @@ Prints Markdown.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 
 import torch
+from torch import Tensor
 
 from adapters.inner_loop import adapt
+from adapters.layer import FACTORS
 from adapters.snapshot import Precision, dumps, loads
-from adapters.state import AdapterState, repeat, take
+from adapters.state import AdapterState, Tensors, repeat, take
 from benchmarks.trial import Record, Trial, TrialError, arguments, open_trial, percent, table
 from meta_training.evaluation.cells import Cell
 from meta_training.evaluation.judge import Judge
 from meta_training.learner import Learner
-from server.engine.slots import Widened, compact
+from server.engine.kernels import load_kernels
+from server.engine.slots import compact
 
 CELLS = {
     "one reply": Cell("house_reply", 1, 5),
@@ -31,6 +34,18 @@ PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16", "int8")
 DECODED = "int8, decoded in 16 bits"
 FORMS = (*PRECISIONS, DECODED)
 FIGURES = {"exact": "exactly right", "choice_model": "label picked", "changed": "unrelated changed"}
+
+
+def decoded(tensors: Mapping[str, Tensor]) -> Tensors:
+    """An adapter as decode steps see it; all factors are A's."""
+    kept = compact(tensors)
+    found = {}
+    for name in tensors:
+        numbers = kept[name].float()
+        module, _, matrix = name.rpartition(".")
+        is_a = matrix == "lora_A"
+        found[name] = numbers * kept[module + FACTORS].unsqueeze(-1) if is_a else numbers.mT
+    return found
 
 
 def records(learner: Learner, trial: Trial, name: str) -> list[Record]:
@@ -53,9 +68,7 @@ def records(learner: Learner, trial: Trial, name: str) -> list[Record]:
         )
         forms = {precision: read.tensors}
         if precision == "int8":
-            stacked = {key: tensor.unsqueeze(0) for key, tensor in read.tensors.items()}
-            decoded = Widened(compact(stacked), torch.tensor([0]))
-            forms[DECODED] = {key: tensor[0] for key, tensor in decoded.items()}
+            forms[DECODED] = decoded(read.tensors)
         for form, tensors in forms.items():
             scores = judge.score(repeat(tensors, 1))[0]
             figures = {figure: scores[figure] for figure in FIGURES if figure in scores}
@@ -91,6 +104,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=1)
     parsed = parser.parse_args(argv)
     torch.set_num_threads(parsed.threads)
+    if not load_kernels():
+        print("benchmarks.precision: there is no compiler for decode steps' form", file=sys.stderr)
+        return 2
     try:
         trial = open_trial(parsed)
     except TrialError as error:

@@ -24,6 +24,7 @@ from benchmarks import models
 from benchmarks.trial import table
 from server.engine.base import Base, make_base
 from server.engine.forward import Step, run
+from server.engine.kernels import load_kernels
 from server.engine.kv import BatchKV
 from server.engine.linear import fast_linears
 from server.engine.recorded_prefill import recorded_prefill
@@ -108,7 +109,7 @@ def _decode(
 ) -> Tensor:
     tokens, starts = [5] * len(numbers), [COLUMNS] * len(numbers)
     if step is not None:
-        return step(kv, tokens, starts, slots.step_rows(numbers))
+        return step(kv, tokens, starts, slots.rows(numbers))
     ids = torch.tensor(tokens).unsqueeze(1)
     return run(base, ids, kv.window(0, starts, 1), kv.layers, slots.rows(numbers))
 
@@ -142,6 +143,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=25, help="default: 25")
     parsed = parser.parse_args(argv)
     torch.set_num_threads(1)
+    if not load_kernels():
+        print("benchmarks.steps: operations of our own cannot be compiled here", file=sys.stderr)
+        return 2
     steps, prompts = list[list[str]](), list[list[str]]()
     for shape in parsed.shape:
         artifact = models.make(shape, "activated", 0)

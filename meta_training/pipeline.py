@@ -222,9 +222,10 @@ def _check_fit(
     encoder = ChatEncoder(tokenizer)
     if recipe.inner.scope == "activated" and encoder.assistant_header() is None:
         raise RecipeError(
-            f"{recipe.model.given} has no chat template whose answers begin with tokens of their "
-            "own, which inner.scope activated needs: use an instruction-tuned model, or set "
-            "inner.scope to full and inner.gate to false"
+            f"{recipe.model.given or recipe.model.tokenizer} has no chat template whose answers "
+            "begin with tokens of their own, which inner.scope activated needs: use an "
+            "instruction-tuned model or its tokenizer, or set inner.scope to full and inner.gate "
+            "to false"
         )
     if recipe.inner.scope == "full" and recipe.inner.gate:
         raise RecipeError("inner.gate needs inner.scope activated: set it to false")

@@ -259,6 +259,7 @@ def _tokenizer(part: ModelPart, corpus: Corpus) -> PreTrainedTokenizerFast:
     load = AutoTokenizer.from_pretrained
     tokenizer: PreTrainedTokenizerFast = from_folder(folder, load, "a tokenizer", ArtifactError)
     check_vocabulary(folder, tokenizer, part.vocab_size, ArtifactError)
+    tokenizer.model_max_length = part.context_tokens
     return tokenizer
 
 

@@ -30,8 +30,9 @@ class Batch:
         self.rows: list[Writing] = []
         self.generated_tokens = 0
         self._end_ids = base.end_ids
+        self._slots = slots
         self._kv = kv
-        self._forward = Forward(base, slots, kv, step)
+        self._forward = Forward(base, kv, step)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -81,7 +82,7 @@ class Batch:
             first,
             [ticket.feed for ticket in tickets],
             [ticket.start for ticket in tickets],
-            [ticket.slot for ticket in tickets],
+            self._slots.rows([ticket.slot for ticket in tickets]),
         )
         if any(ticket.remembered for ticket in tickets):
             logits = logits.float()

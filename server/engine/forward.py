@@ -17,7 +17,6 @@ from adapters.layer import AddLora, Rows
 from adapters.prefix import cache_options, pad
 from server.engine.base import Base
 from server.engine.kv import BatchKV, KeysValues, Window, cache_of, causal_masks
-from server.engine.slots import Slots
 
 
 class Step(Protocol):
@@ -31,19 +30,15 @@ class Step(Protocol):
     def __call__(
         self, kv: BatchKV, tokens: Sequence[int], starts: Sequence[int], rows: Rows | None
     ) -> Tensor:
-        """Logits (B, V) after B ``tokens``, whose keys and values go to columns ``starts``.
-
-        ``rows`` are a step's (`Slots.step_rows`).
-        """
+        """Logits (B, V) after B ``tokens``, whose keys and values go to columns ``starts``."""
 
 
 class Forward:
     """Forward passes over rows of the batch."""
 
-    def __init__(self, base: Base, slots: Slots, kv: BatchKV, step: Step | None = None) -> None:
+    def __init__(self, base: Base, kv: BatchKV, step: Step | None = None) -> None:
         """``step`` computes the decode steps; None: the model's own code."""
         self._base = base
-        self._slots = slots
         self._kv = kv
         self._step = step
 
@@ -53,7 +48,7 @@ class Forward:
         first: int,
         feeds: Sequence[Sequence[int]],
         starts: Sequence[int],
-        slots: Sequence[int],
+        rows: Rows | None,
     ) -> Tensor:
         """Logits (B, V) after each row's new tokens.
 
@@ -61,15 +56,13 @@ class Forward:
             first: number of the first of the B rows.
             feeds: their new tokens.
             starts: columns where these begin.
-            slots: their adapters'.
         """
         if self._step is not None and first == 0 and all(len(feed) == 1 for feed in feeds):
-            tokens = [feed[0] for feed in feeds]
-            return self._step(self._kv, tokens, starts, self._slots.step_rows(slots))
+            return self._step(self._kv, [feed[0] for feed in feeds], starts, rows)
         ids = pad(feeds, 0, self._base.device)  # (B, T)
         window = self._kv.window(first, starts, ids.shape[1])
         lasts = [len(feed) - 1 for feed in feeds]
-        return run(self._base, ids, window, self._kv.layers, self._slots.rows(slots), lasts)
+        return run(self._base, ids, window, self._kv.layers, rows, lasts)
 
 
 def run(

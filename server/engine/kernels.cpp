@@ -1,5 +1,6 @@
 // What a decode step computes once for every row, in one operation each where PyTorch takes several:
-// an adapter's product, one token's attention, and where its key and value are kept.
+// an adapter's product (and the adapter itself, made ready for that), one token's attention, and
+// where its key and value are kept.
 //
 // float32 on a CPU, adapters in 16 bits, last axes contiguous. Plain loops that a compiler vectorises; `kernels.py`
 // compiles and loads this file. Knows tensors; knows nothing of models.
@@ -12,6 +13,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <tuple>
 #include <type_traits>
 #include <vector>
 
@@ -117,8 +119,11 @@ Tensor add_lora(
     const Tensor& factors, const Tensor& slots, double scale) {
   const Tensor x = inputs.contiguous();
   const int64_t in = a.size(2), n = b.size(2), r = a.size(1), tokens = x.numel() / in;
-  for (const Tensor& t : {output, a, b, factors}) TORCH_CHECK(t.is_contiguous(), "no views");
-  TORCH_CHECK(tokens % slots.numel() == 0, "slots have equal shares of the tokens");
+  for (const Tensor& t : {output, a, b, factors, slots}) {
+    TORCH_CHECK(t.is_contiguous(), "no views");
+  }
+  TORCH_CHECK(b.size(1) == r && factors.size(1) == r && output.size(-1) == n, "parts do not fit");
+  TORCH_CHECK(slots.numel() && tokens % slots.numel() == 0, "slots have equal shares of the tokens");
   const float* xp = x.const_data_ptr<float>();
   const Short *ap = a.const_data_ptr<Short>(), *bp = b.const_data_ptr<Short>();
   const float* fp = factors.const_data_ptr<float>();
@@ -130,6 +135,43 @@ Tensor add_lora(
         xp, ap, bp, fp, sp, op, begin, end, each, in, n, r, static_cast<float>(scale));
   });
   return output;
+}
+
+// ---- an adapter in 16 bits ----
+
+// rows begin to end, each `width` long, and the factor by which its longest number fits; NaN where a
+// row has a number that is none.
+EVERY_PROCESSOR void shorten(
+    const float* rows, Short* out, float* factors, int64_t begin, int64_t end, int64_t width) {
+  constexpr float MOST = std::numeric_limits<Short>::max(), LEAST = 1e-30f;  // less is nothing
+  for (int64_t k = begin; k < end; ++k) {
+    const float* row = rows + k * width;
+    float longest = 0, odd = 0;
+#pragma omp simd reduction(max : longest) reduction(+ : odd)
+    for (int64_t i = 0; i < width; ++i) {
+      const float size = std::fabs(row[i]);
+      longest = size > longest ? size : longest;
+      odd += row[i] - row[i];
+    }
+    const bool usable = odd == 0 && longest > LEAST;
+    const float inverse = usable ? MOST / longest : 0;
+    factors[k] = longest / MOST + odd;
+    for (int64_t i = 0; i < width; ++i) {
+      out[k * width + i] = usable ? static_cast<Short>(std::nearbyint(row[i] * inverse)) : 0;
+    }
+  }
+}
+
+// rows (..., W) as integers, and factors (...).
+std::tuple<Tensor, Tensor> in_16_bits(const Tensor& rows) {
+  const Tensor from = rows.contiguous();
+  Tensor out = at::empty(from.sizes(), from.options().dtype(at::kShort));
+  Tensor factors = at::empty(from.sizes().slice(0, from.dim() - 1), from.options());
+  const float* fp = from.const_data_ptr<float>();
+  Short* op = out.mutable_data_ptr<Short>();
+  float* sp = factors.mutable_data_ptr<float>();
+  shorten(fp, op, sp, 0, factors.numel(), from.size(-1));
+  return {out, factors};
 }
 
 // ---- attention of one new token a row ----
@@ -284,12 +326,14 @@ TORCH_LIBRARY(innerloop, m) {
   m.def(
       "add_lora(Tensor(a!) output, Tensor inputs, Tensor a, Tensor b, Tensor factors,"
       " Tensor slots, float scale) -> Tensor(a!)");
+  m.def("in_16_bits(Tensor rows) -> (Tensor, Tensor)");
   m.def("attend(Tensor query, Tensor keys, Tensor values, Tensor mask, float scale) -> Tensor");
   m.def("store(Tensor(a!) kept, Tensor states, Tensor rows, Tensor columns) -> ()");
 }
 
 TORCH_LIBRARY_IMPL(innerloop, CPU, m) {
   m.impl("add_lora", add_lora);
+  m.impl("in_16_bits", in_16_bits);
   m.impl("attend", attend);
   m.impl("store", store);
 }

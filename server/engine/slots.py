@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -19,7 +19,6 @@ from torch import Tensor
 
 from adapters.layer import FACTORS, AddLora, Rows
 from adapters.state import AdapterState
-from adapters.tensor_file import in_integers
 
 UNTAUGHT: Final = 0
 # Adapters of a batch are copied together once and used by every step until the batch changes;
@@ -40,43 +39,15 @@ def compact(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     A (..., R, in) and B (..., out, R) become int16 (..., R, width), by a factor (..., R) that is
     the product of both rows': each number is within 1/65534 of its row's longest.
     """
+    in_16_bits = torch.ops.innerloop.in_16_bits
     kept: dict[str, Tensor] = {}
     for name in tensors:
         module = name.removesuffix(".lora_A")
         if module != name:
-            down, of_down = _in_16_bits(tensors[name])
-            up, of_up = _in_16_bits(tensors[f"{module}.lora_B"].mT)
+            down, of_down = in_16_bits(tensors[name])
+            up, of_up = in_16_bits(tensors[f"{module}.lora_B"].mT)
             kept |= {name: down, f"{module}.lora_B": up, module + FACTORS: of_down * of_up}
     return kept
-
-
-def _in_16_bits(rows: Tensor) -> tuple[Tensor, Tensor]:
-    numbers, factors = in_integers(rows.flatten(0, -2).contiguous(), torch.int16)
-    return numbers.view(rows.shape), factors.view(rows.shape[:-1])
-
-
-class Widened(Mapping[str, Tensor]):
-    """Compact adapters of some slots in float32 for the hooks, each tensor when it is asked for.
-
-    The factors are all A's, so that only the product of B and A is the adapter's.
-    """
-
-    def __init__(self, tensors: Mapping[str, Tensor], slots: Tensor) -> None:
-        """``tensors``: as of ``compact``, stacked; ``slots``: (B,), which of them."""
-        self._tensors, self._slots = tensors, slots
-
-    def __getitem__(self, name: str) -> Tensor:
-        numbers = self._tensors[name].index_select(0, self._slots).float()
-        if name.endswith(".lora_B"):
-            return numbers.mT
-        factors = self._tensors[name.removesuffix(".lora_A") + FACTORS]
-        return numbers * factors.index_select(0, self._slots).unsqueeze(-1)
-
-    def __iter__(self) -> Iterator[str]:
-        return (name for name in self._tensors if not name.endswith(FACTORS))
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
 
 
 class Slots:
@@ -91,7 +62,7 @@ class Slots:
     ) -> None:
         """Make room for ``count`` adapters with the shapes and types of ``form``.
 
-        ``add``: what decode steps add compact adapters by; None: adapters are kept as they are.
+        ``add``: what adds compact adapters; None: adapters are kept as they are.
         """
         self.count = count
         self._add = add
@@ -147,8 +118,8 @@ class Slots:
         with self._lock:
             self._residents[key].pins -= 1
 
-    def step_rows(self, slots: Sequence[int]) -> Rows | None:
-        """What a decode step needs for rows with these slots; None, if all are untaught.
+    def rows(self, slots: Sequence[int]) -> Rows | None:
+        """What the LoRA hooks need for rows with these slots; None, all hooks off, if untaught.
 
         The same object as long as nothing changed. Engine thread only.
         """
@@ -158,13 +129,6 @@ class Slots:
             self._last = None  # its memory first
             self._last = tuple(slots), self._rows(slots)
         return self._last[1]
-
-    def rows(self, slots: Sequence[int]) -> Rows | None:
-        """What the LoRA hooks need for any other pass over such rows."""
-        if self._add is None or not any(slots):
-            return self.step_rows(slots)
-        groups = slots[:1] if len(set(slots)) == 1 else slots
-        return Rows(Widened(self.tensors, torch.tensor(groups, device=self._device)), None)
 
     def _kept(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """An adapter as it is in its slot."""

@@ -567,3 +567,8 @@ def test_a_recipe_can_name_the_tokenizer(
     made = load_artifact(folder)
     assert made.tokenizer.get_vocab() == other.get_vocab()
     assert made.model.config.vocab_size == 1000
+    assert made.tokenizer.model_max_length == RECIPE["model"]["context_tokens"]
+    other.chat_template = None
+    other.save_pretrained(tmp_path / "silent")
+    assert train(tmp_path / "silent", vocab_size=1000) == 2
+    assert f"{tmp_path / 'silent'} has no chat template" in capsys.readouterr().err

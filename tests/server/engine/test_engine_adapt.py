@@ -11,6 +11,7 @@ import torch
 from engine_harness import CONTEXT_TOKENS, World, collect, holding, run, running, until
 from torch.nn.functional import cross_entropy
 
+from adapters import prefix as prefix_module
 from adapters.chat import EncodedPrompt
 from adapters.guard import Verdict
 from adapters.inner_loop import adapt
@@ -33,6 +34,7 @@ from server.engine import (
 )
 from server.engine import lesson as lesson_module
 from server.engine.job import Job
+from server.engine.learner import Learner
 from server.engine.lesson import Lesson
 
 CPU = torch.device("cpu")
@@ -561,3 +563,35 @@ def test_a_candidate_serves_like_any_adapter(world: World) -> None:
             world.check_greedy(request, (await collect(engine, request)).tokens)
 
     run(main())
+
+
+def test_a_lesson_pauses_after_a_move_and_makes_masks_once(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+
+    def noted(module: object, name: str, what: str) -> None:
+        real = getattr(module, name)
+
+        def call(*arguments: object, **more: object) -> object:
+            done.append(what)
+            return real(*arguments, **more)
+
+        monkeypatch.setattr(module, name, call)
+
+    noted(lesson_module, "move", "moved")
+    noted(lesson_module, "support_gradients", "step")
+    noted(Learner, "_micro_step", "|")
+    noted(prefix_module, "_masks", "mask")
+
+    async def main() -> None:
+        async with running(world.artifact) as engine:
+            await engine.adapt(AdaptRequest(examples(world, 0), steps=3))
+
+    run(main())
+    anchors = 1 + 3  # for what the untaught model says, and of every step's
+    assert done.count("mask") == 1 + anchors, "once for the examples, in five passes"
+    steps = "".join(what for what in done if what != "mask")
+    assert "moved|" in steps
+    assert "movedstep" not in steps
+    assert steps.count("moved") == 3

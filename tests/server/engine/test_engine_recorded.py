@@ -100,11 +100,12 @@ def test_it_is_the_models_own_step(
             own = [(keys.clone(), values.clone()) for keys, values in kv.layers]
             ids = torch.tensor(tokens).unsqueeze(1)
             expected = run(base, ids, kv.window(0, starts, 1), own, hooks)
-            found = step(kv, tokens, starts, slots.step_rows(numbers))
-            torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+            found = step(kv, tokens, starts, slots.rows(numbers))
+            near = 1e-3 if step.add else 2e-4  # adapters in 16 bits
+            torch.testing.assert_close(found, expected, rtol=1e-3, atol=near)
             for (keys, values), (own_keys, own_values) in zip(kv.layers, own, strict=True):
                 for kept, own_kept in ((keys, own_keys), (values, own_values)):
-                    torch.testing.assert_close(kept[:count], own_kept[:count], rtol=1e-3, atol=1e-3)
+                    torch.testing.assert_close(kept[:count], own_kept[:count], rtol=1e-3, atol=near)
 
 
 @torch.no_grad()

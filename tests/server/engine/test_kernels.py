@@ -140,6 +140,23 @@ def test_keys_are_stored_where_pytorch_does() -> None:
     assert torch.equal(kept, expected)
 
 
+def test_numbers_in_16_bits_are_within_half_a_step() -> None:
+    rows = noise(7)(4, 5, 33)
+    rows[1, 2] = 0
+    rows[2, 0] *= 1e-35  # nothing, and no division by nearly nothing
+    rows[3, 3] *= 1e30
+    numbers, factors = torch.ops.innerloop.in_16_bits(rows.mT.contiguous().mT)
+    assert (numbers.dtype, numbers.shape, factors.shape) == (torch.int16, rows.shape, (4, 5))
+    found = numbers * factors.unsqueeze(-1)
+    assert ((found - rows).abs() <= 0.501 * factors.unsqueeze(-1) + 1e-30).all()
+    assert numbers.abs().amax(-1).flatten().unique().tolist() == [0, 32767]
+    for odd in (float("inf"), float("-inf"), float("nan")):
+        rows[0, 0, 5] = odd
+        numbers, factors = torch.ops.innerloop.in_16_bits(rows)
+        assert (factors.isnan() | factors.isinf()).flatten().nonzero().tolist() == [[0]]
+        assert not numbers[0, 0].any()
+
+
 def test_other_numbers_and_views_are_refused() -> None:
     half = torch.zeros(1, 1, 1, 4, dtype=torch.float16)
     with pytest.raises(RuntimeError, match="expected scalar type Float"):
@@ -149,6 +166,10 @@ def test_other_numbers_and_views_are_refused() -> None:
         torch.ops.innerloop.add_lora(*[whole] * 5, slots, 1.0)
     with pytest.raises(RuntimeError, match="no views"):
         torch.ops.innerloop.add_lora(whole.mT.expand(1, 4, 4), *[whole] * 4, slots, 1.0)
+    with pytest.raises(RuntimeError, match="do not fit"):
+        torch.ops.innerloop.add_lora(whole, *[whole] * 3, torch.ones(1, 2), slots, 1.0)
+    with pytest.raises(RuntimeError, match="equal shares"):
+        torch.ops.innerloop.add_lora(*[whole] * 4, torch.ones(1, 1), slots[:0], 1.0)
 
 
 def test_a_library_is_found_again_and_whole() -> None:
