@@ -41,7 +41,7 @@ class EngineLimits:
     adapt_tokens: int = 8192  # padded tokens of a step over several sessions, prompts included
     micro_step_tokens: int = 128  # padded tokens, without prompts, of a pass while others wait
     halvings: int = 2  # of an update that the guard refuses, before it stays refused
-    learn_share: float = 0.46  # of the engine's time, while others wait for answers too
+    learn_share: float = 0.42  # of the engine's time, while others wait for answers too
     # Decode steps from a recording, on a GPU CUDA graphs, where one can be made.
     recorded: bool = True
     kernels: bool = True  # recorded ones by operations of our own, where they can be compiled
