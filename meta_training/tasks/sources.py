@@ -109,21 +109,24 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     """
     check_there(path)
     opener = gzip.open if path.suffix == ".gz" else open
-    number = empty = 0
+    lines: list[str] = []  # all of them: whoever stops in the middle leaves no file open
     try:
         with opener(path, "rt", encoding=UTF8) as file:
-            for number, line in enumerate(file, 1):
-                if not line.strip():
-                    empty = empty or number
-                elif empty:
-                    raise DataError(f"{path}:{empty}: an empty line, and more below it: remove it")
-                else:
-                    yield _row(line, path, number)
+            for line in file:  # one by one, to know where it breaks
+                lines.append(line)
     except UnicodeDecodeError as error:
-        raise not_utf8(path, number + 1, error) from error
+        raise not_utf8(path, len(lines) + 1, error) from error
     except (OSError, EOFError, zlib.error) as error:
         again = f"; {_again(path)}" if _is_public(path) else ""
-        raise DataError(f"{path}:{number + 1}: cannot be read: {error}{again}") from error
+        raise DataError(f"{path}:{len(lines) + 1}: cannot be read: {error}{again}") from error
+    empty = 0
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            empty = empty or number
+        elif empty:
+            raise DataError(f"{path}:{empty}: an empty line, and more below it: remove it")
+        else:
+            yield _row(line, path, number)
 
 
 def check_there(path: Path) -> None:
