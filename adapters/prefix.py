@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad as pad_tensor
 from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import Cache, DynamicLayer
 
@@ -75,6 +76,35 @@ def pad(sequences: Sequence[Sequence[int]], value: int, device: torch.device) ->
     width = max(len(sequence) for sequence in sequences)
     rows = [[*sequence, *[value] * (width - len(sequence))] for sequence in sequences]
     return torch.tensor(rows, dtype=torch.long, device=device)
+
+
+def merge(prefixes: Sequence[Prefix], device: torch.device) -> Prefix:
+    """The prompts of all ``prefixes`` as one batch, right-padded; summaries where all have them."""
+    rows = [prefix.lengths.shape[0] for prefix in prefixes]
+    width = max(prefix.width for prefix in prefixes)
+    form = next((prefix for prefix in prefixes if prefix.layers), None)
+    if form is None:
+        return empty_prefix(sum(rows), device)
+    layers = []
+    for index, (keys, values) in enumerate(form.layers):
+        blank = keys[:1, :, :0], values[:1, :, :0]
+        pairs = [
+            prefix.layers[index] if prefix.layers else tuple(t.expand(n, -1, -1, -1) for t in blank)
+            for prefix, n in zip(prefixes, rows, strict=True)
+        ]
+        layers.append(
+            (
+                torch.cat([_padded(keys, width) for keys, _ in pairs]),
+                torch.cat([_padded(values, width) for _, values in pairs]),
+            )
+        )
+    known = [prefix.summaries for prefix in prefixes if prefix.summaries is not None]
+    summaries = torch.cat(known) if len(known) == len(prefixes) else None
+    return Prefix(tuple(layers), torch.cat([prefix.lengths for prefix in prefixes]), summaries)
+
+
+def _padded(tensor: Tensor, width: int) -> Tensor:
+    return pad_tensor(tensor, (0, 0, 0, width - tensor.shape[2]))
 
 
 def prefill(

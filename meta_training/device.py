@@ -29,6 +29,22 @@ def use_device(name: str) -> torch.device:
     return device
 
 
+def in_16_bits(device: torch.device) -> torch.autocast:
+    """Inside, products are in bfloat16 where the device has instructions for them.
+
+    Elsewhere they stay in float32, which is seven times as fast there.
+    """
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=_multiplies_16_bits(device))
+
+
+def _multiplies_16_bits(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return torch.backends.mkldnn.is_available() and bool(
+        torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    )
+
+
 def on_cpu(tree: Any) -> Any:
     """The same dicts, lists and tuples with every tensor on the CPU; those that are there stay."""
     match tree:

@@ -16,7 +16,7 @@ from adapters.config import InnerRule
 from adapters.inner_loop import support_losses
 from adapters.layer import rows_of
 from adapters.objective import demonstration_loss, divergence
-from adapters.prefix import Prefix, continue_from
+from adapters.prefix import Prefix, continue_from, merge
 from adapters.state import Tensors, repeat
 from adapters.support import Anchors, Support, Turns, make_turns
 from meta_training.algorithms.episodes import Cut, Embedded, Judged
@@ -118,13 +118,8 @@ class LanguageEpisodes:
 
 def lay_out(learner: Learner, batch: Batch, locality_weight: float = 1.0) -> LanguageEpisodes:
     """Prefill every prompt of the batch once and lay out its parts."""
-    parts = [batch.support, batch.query, batch.unrelated, learner.anchor_examples]
-    prefix = learner.prefill([example.prompt for part in parts for example in part])
-    sizes = [len(part) for part in parts]
+    support, query, unrelated, anchors = _prefill(learner, batch)
     scope, device = learner.spec.scope, learner.device
-    support, query, unrelated, anchors = (
-        prefix.select(rows) for rows in torch.arange(sum(sizes), device=device).split(sizes)
-    )
     others = make_turns(batch.unrelated, unrelated, scope, device) if batch.unrelated else None
     return LanguageEpisodes(
         learner=learner,
@@ -136,8 +131,24 @@ def lay_out(learner: Learner, batch: Batch, locality_weight: float = 1.0) -> Lan
         query=make_turns(batch.query, query, scope, device),
         unrelated=others,
         reference=None if others is None else _untaught(learner, others),
-        embeddings=summaries_of(prefix)[: len(batch.kinds)],
+        embeddings=torch.cat([summaries_of(part) for part in (support, query, unrelated)]),
     )
+
+
+def _prefill(learner: Learner, batch: Batch) -> list[Prefix]:
+    """The prompts of the support, the queries, the unrelated questions and the anchors."""
+    alone = [] if batch.shown else batch.query
+    parts = [batch.support, alone, batch.unrelated, learner.anchor_examples]
+    prefix = learner.prefill([example.prompt for part in parts for example in part])
+    sizes = [len(part) for part in parts]
+    rows = torch.arange(sum(sizes), device=learner.device).split(sizes)
+    found = [prefix.select(own) for own in rows]
+    if batch.shown:
+        asked: list[list[tuple[int, ...]]] = [[] for _ in range(batch.count)]
+        for query, session in zip(batch.query, batch.query_sessions, strict=True):
+            asked[session].append(query.prompt)
+        found[1] = merge([learner.prefill_alike(own) for own in asked], learner.device)
+    return found
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ from adapters.config import Anchor, Gate, InnerRule, LoraSpec
 from adapters.inner_loop import reference_logprobs
 from adapters.layer import LoraHooks, Rows
 from adapters.objective import IGNORE
-from adapters.prefix import Continuation, Prefix, continue_from, pad, prefill
+from adapters.prefix import Continuation, Prefix, continue_from, prefill
 from adapters.state import initial_tensors
 from adapters.support import Anchors, Example, Support, make_support, make_turns
 from meta_training.recipe_parts import InnerPart
@@ -96,17 +96,17 @@ class Learner(Starting):
         return prefill(self.model, prompts, self.device, self.summary_layer)
 
     def prefill_alike(self, prompts: Sequence[Sequence[int]]) -> Prefix:
-        """Prefill prompts that begin with the same history, computing that once; no summaries."""
+        """As ``prefill``, computing once what all the prompts begin with."""
         columns = zip(*(prompt[:-1] for prompt in prompts), strict=False)
         shared = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
         if not shared:
             return self.prefill(prompts)
         history = self.prefill([prompts[0][:shared]])
         rows = torch.zeros(len(prompts), dtype=torch.long, device=self.device)
-        rest = Continuation(self.model, history.select(rows))
-        asked = [prompt[shared:] for prompt in prompts]
-        rest.extend(pad(asked, 0, rows.device))
-        return rest.prefix(torch.tensor([len(ids) for ids in asked], device=self.device))
+        rest = [prompt[shared:] for prompt in prompts]
+        return prefill(
+            self.model, rest, self.device, self.summary_layer, begun=history.select(rows)
+        )
 
     def summaries(self, prompts: Sequence[Sequence[int]]) -> Tensor:
         """(B, D) what the last layer sees at each prompt's last token, with gradients."""

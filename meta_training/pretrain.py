@@ -37,6 +37,7 @@ from meta_training.checkpoint import (
     whole_steps,
 )
 from meta_training.corpus import Corpus, training_texts
+from meta_training.device import in_16_bits
 from meta_training.recipe import Recipe, RecipeError
 from meta_training.recipe_parts import ModelPart, PretrainPart
 from meta_training.tasks.own import texts_of
@@ -335,7 +336,7 @@ def _step(
     schedule: torch.optim.lr_scheduler.LRScheduler,
 ) -> float:
     optimizer.zero_grad()
-    with torch.autocast(model.device.type, dtype=torch.bfloat16):
+    with in_16_bits(model.device):
         loss = language_loss(model, ids)
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

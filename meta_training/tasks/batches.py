@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from adapters.chat import ChatEncoder, user_turn
+from adapters.chat import ChatEncoder, Message, user_turn
 from adapters.support import Example
 from meta_training.tasks.episodes import Episode, Turn
 
@@ -28,6 +28,7 @@ class Batch:
     unrelated_sessions: list[int]
     kinds: list[str]  # kind of question: support, then query, then unrelated
     count: int  # S
+    shown: bool = False  # whether queries come after their episode's support
 
     @property
     def query_kinds(self) -> list[str]:
@@ -104,8 +105,9 @@ def encode_batch(
 ) -> Batch:
     """Put S episodes and their unrelated questions into tokens.
 
-    ``room_tokens``: where it is not 0, queries come after their support (``after_support``).
+    ``room_tokens``: where it is not 0, queries come after their support (``shown_support``).
     """
+    shown = [shown_support(e, encoder, room_tokens) if room_tokens else [] for e in episodes]
     support = [(turn, s) for s, episode in enumerate(episodes) for turn in episode.support]
     query = [(turn, s) for s, episode in enumerate(episodes) for turn in episode.query]
     others = [(item, s) for s, items in enumerate(unrelated) for item in items]
@@ -114,9 +116,7 @@ def encode_batch(
         support=[encode_turn(turn, encoder) for turn, _ in support],
         support_sessions=[s for _, s in support],
         query=[
-            after_support(turn, episodes[s], encoder, room_tokens)
-            if room_tokens
-            else encoder.example(user_turn(turn.question), turn.answer)
+            encoder.example([*shown[s], *user_turn(turn.question)], turn.answer)
             for turn, s in query
         ],
         query_sessions=[s for _, s in query],
@@ -126,27 +126,26 @@ def encode_batch(
         + [turn.kind for turn, _ in query]
         + [item.kind for item, _ in others],
         count=len(episodes),
+        shown=any(shown),
     )
 
 
-def after_support(turn: Turn, episode: Episode, encoder: ChatEncoder, room_tokens: int) -> Example:
-    """A query whose chat begins with the episode's support, as MetaICL's (arXiv 2110.15943).
+def shown_support(episode: Episode, encoder: ChatEncoder, room_tokens: int) -> list[Message]:
+    """An episode's support as the chat before its queries, as MetaICL's (arXiv 2110.15943).
 
-    The support's last turns are left out until prompt and answer fit ``room_tokens``.
+    Its last turns are left out until every query, with its answer, fits ``room_tokens``.
     """
-    for kept in range(len(episode.support), -1, -1):
-        history = [
-            message
-            for shown in episode.support[:kept]
-            for message in (
-                *user_turn(shown.question),
-                {"role": "assistant", "content": shown.answer},
-            )
-        ]
-        example = encoder.example(history + user_turn(turn.question), turn.answer)
-        if example.tokens <= room_tokens:
-            break
-    return example
+    for kept in range(len(episode.support), 0, -1):
+        chat: list[Message] = []
+        for turn in episode.support[:kept]:
+            chat += [*user_turn(turn.question), {"role": "assistant", "content": turn.answer}]
+        asked = (
+            encoder.example([*chat, *user_turn(turn.question)], turn.answer)
+            for turn in episode.query
+        )
+        if all(example.tokens <= room_tokens for example in asked):
+            return chat
+    return []
 
 
 def encode_turn(turn: Turn, encoder: ChatEncoder) -> Example:

@@ -23,12 +23,12 @@ from adapters.inner_loop import move, reference_logprobs, support_gradients, sup
 from adapters.layer import rows_of
 from adapters.lower import Entering
 from adapters.minibatches import minibatches
+from adapters.prefix import merge
 from adapters.state import AdapterState, Taught, Tensors, repeat, stack, take
 from adapters.support import Support, make_support
 from server.engine.base import Base
 from server.engine.course import Course
 from server.engine.job import Job
-from server.engine.prefill import merge
 from server.engine.types import Candidate
 
 

@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from typing import Final
 
 import torch
-from torch.nn.functional import pad as pad_tensor
 
-from adapters.prefix import Pass, Prefix, empty_prefix, prefill
+from adapters.prefix import Pass, Prefix, empty_prefix, merge, prefill
 from server.engine.base import Base
 from server.engine.errors import EngineFailed
 from server.engine.isolation import failure, run_together
@@ -185,26 +184,3 @@ def _row(batch: Prefix, row: int, length: int) -> Prefix:
         batch.lengths[row : row + 1].clone(),
         None if summaries is None else summaries[row : row + 1].clone(),
     )
-
-
-def merge(prefixes: Sequence[Prefix], device: torch.device) -> Prefix:
-    """Prompts of one row each as one batch, right-padded."""
-    width = max(prefix.width for prefix in prefixes)
-    form = next((prefix for prefix in prefixes if prefix.layers), None)
-    if form is None:
-        return empty_prefix(len(prefixes), device)
-    layers = []
-    for index, (keys, values) in enumerate(form.layers):
-        blank = keys[:, :, :0], values[:, :, :0]
-        pairs = [prefix.layers[index] if prefix.layers else blank for prefix in prefixes]
-        layers.append(
-            (
-                torch.cat([_padded(keys, width) for keys, _ in pairs]),
-                torch.cat([_padded(values, width) for _, values in pairs]),
-            )
-        )
-    return Prefix(tuple(layers), torch.cat([prefix.lengths for prefix in prefixes]))
-
-
-def _padded(tensor: torch.Tensor, width: int) -> torch.Tensor:
-    return pad_tensor(tensor, (0, 0, 0, width - tensor.shape[2]))

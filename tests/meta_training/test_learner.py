@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,12 @@ from adapters.layer import rows_of
 from adapters.state import take
 from meta_training.corpus import Corpus
 from meta_training.export import export
+from meta_training.language import lay_out
 from meta_training.learner import Learner, correct_rows
 from meta_training.pipeline import choose_anchors, label_words, token_counts
 from meta_training.recipe_parts import InnerPart
+from meta_training.tasks.batches import Unrelated, encode_batch
+from meta_training.tasks.episodes import Episode, Turn
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +61,36 @@ def test_a_summary_is_what_the_last_layer_sees_at_the_last_token(learner: Learne
                 input_ids=torch.tensor([prompt]), output_hidden_states=True
             ).hidden_states
             torch.testing.assert_close(summary, states[-2][0, -1], rtol=1e-4, atol=1e-5)
+
+
+def told(*turns: tuple[str, str]) -> tuple[Turn, ...]:
+    return tuple(Turn(question, answer, question) for question, answer in turns)
+
+
+def test_queries_after_their_support_are_judged_as_if_each_were_computed_alone(
+    learner: Learner,
+) -> None:
+    """What an episode's prompts begin with is computed once; losses, summaries and gradients are
+    those of whole prompts, whatever the lengths."""
+    (first, second), episodes = KNOWN[:2], []
+    for support, query in (((first, second), (second, first)), ((second,), (("Why?", "So."),))):
+        taught = frozenset(question for question, _ in support)
+        episodes.append(Episode("label", told(*support), told(*query), (), taught))
+    aside = [Unrelated("aside", learner.encoder.example(user_turn("And you?"), "No."))]
+    batch = encode_batch(episodes, [aside, aside], learner.encoder, room_tokens=200)
+    assert batch.shown
+    found = []
+    for shown in (True, False):
+        learner.zero_grad()
+        episode = lay_out(learner, replace(batch, shown=shown))
+        loss = episode.judge(None).loss
+        (loss + episode.embeddings.square().mean()).backward()
+        gradients = [p.grad for p in learner.model.parameters() if p.grad is not None]
+        assert len(gradients) == len(list(learner.model.parameters()))
+        found.append([loss.detach(), episode.embeddings.detach(), *gradients])
+    for shared, alone in zip(*found, strict=True):
+        torch.testing.assert_close(shared, alone, rtol=1e-3, atol=1e-5)
+    assert not encode_batch(episodes, [aside, aside], learner.encoder).shown
 
 
 def test_correct_rows_need_every_taught_token() -> None:

@@ -93,17 +93,21 @@ def shown(query: Example, example: Example) -> bool:
 
 
 def test_the_in_context_control_sees_the_examples(runs: Runs) -> None:
-    """From the first on, and all of them where they fit."""
+    """From the first on, and as many as fit before each of its task's queries."""
     room = RECIPE["model"]["context_tokens"]
     runs.run(algorithm="in-context")
     for batch in runs.batches:
-        for query, session in zip(batch.query, batch.query_sessions, strict=True):
+        for session in range(batch.count):
+            pairs = zip(batch.query, batch.query_sessions, strict=True)
+            queries = [query for query, owner in pairs if owner == session]
             owners = zip(batch.support, batch.support_sessions, strict=True)
             support = [example for example, owner in owners if owner == session]
-            found = [shown(query, example) for example in support]
+            found = {tuple(shown(query, example) for example in support) for query in queries}
+            assert len(found) == 1
+            (seen,) = found
             longest = max(example.tokens for example in support)
-            assert found[0]
-            assert all(found) or room - longest < query.tokens <= room
+            assert seen[0]
+            assert all(seen) or room - longest < max(q.tokens for q in queries) <= room
     runs.run(algorithm="multitask")
     assert not any(shown(query, b.support[0]) for b in runs.batches for query in b.query)
 
