@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 
 from meta_training.arguments import add_machine_arguments, need, positive, refused
@@ -64,6 +65,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="judge the artifact as served with this sentence encoder, for which `innerloop "
         "calibrate` chose its gate's numbers; report.json is written beside the results",
+    )
+    parser.add_argument(
+        "--gate-margin",
+        type=_margin,
+        default=0.0,
+        metavar="COSINE",
+        help="judge the artifact as served with this setting: how much liker to what was taught "
+        "than its gate asks for a question has to be; report.json is written beside the results",
     )
     parser.add_argument("--multitask", type=Path, help="the multi-task control's artifact")
     parser.add_argument(
@@ -131,6 +140,16 @@ def _picture(text: str) -> Path:
     if path.suffix not in PICTURES:
         raise argparse.ArgumentTypeError(f"expected a file {' or '.join(PICTURES)}, got {text!r}")
     return path
+
+
+def _margin(text: str) -> float:
+    try:
+        margin = float(text)
+    except ValueError:
+        margin = math.nan
+    if not -1 <= margin <= 1:
+        raise argparse.ArgumentTypeError(f"expected a number from -1 to 1, got {text!r}")
+    return margin
 
 
 def _percent(text: str) -> int:

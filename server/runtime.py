@@ -106,6 +106,7 @@ async def running(settings: Settings) -> AsyncIterator[Runtime]:
         )
         store = await stack.enter_async_context(opened)
         artifact = await asyncio.to_thread(load_served, folder, device, settings.encoder)
+        artifact = artifact.stricter(settings.gate_margin)
         replica = None if settings.redis_url is None else replica_of(settings, artifact, store)
         if replica is not None:
             await replica.join(allow_mixed=settings.allow_mixed)
@@ -198,6 +199,7 @@ SHARED_SETTINGS = (
     "completion_lifetime_s",
     "snapshot_precision",
     "recall",
+    "gate_margin",
     "in_context",
     "halvings",
 )

@@ -202,6 +202,14 @@ class Settings(BaseSettings):
     recall: bool = Field(
         True, description="follow what was taught for prompts like the one asked, word by word"
     )
+    gate_margin: float = Field(
+        0,
+        ge=-1,
+        le=1,
+        description="how much liker to what was taught than the model's gate asks for a question "
+        "has to be (cosine): more leaves more other answers as they were, and knows fewer other "
+        "words for what was taught; no effect on models without a gate",
+    )
     in_context: int = Field(
         0,
         ge=0,

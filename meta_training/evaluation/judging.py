@@ -77,17 +77,23 @@ def _judge_all(arguments: argparse.Namespace) -> None:
 
 
 def _judge(arguments: argparse.Namespace, device: torch.device) -> Summary:
+    margin: float = arguments.gate_margin
     artifact = load_artifact(arguments.artifact, device, WEIGHTS, arguments.encoder)
+    if artifact.rule.gate is None and margin:
+        raise EvaluationError(f"{artifact.name} has no gate: judge it without --gate-margin")
+    artifact = artifact.stricter(margin)
     own = None if arguments.tasks is None else read_tasks(arguments.tasks)
     corpus = corpus_of(artifact, arguments.data) if own is None else _own(arguments, own)
     bench = Bench(arguments, artifact, corpus, device)
     cells = bench.cells()
     of_tasks = [] if own is None else [arguments.tasks.stem]
     of_gate = [] if artifact.encoder is None else [artifact.encoder]
+    of_gate += [f"margin-{margin:g}"] if margin else []
     stem = "-".join(["results", *of_tasks, *of_gate])
     results = arguments.results or arguments.artifact.parent / f"{stem}.jsonl"
-    of = f"{identity(artifact)}/{arguments.seed}/{corpus.held_out_digest}"
-    _tell_others(results, f"{identity(artifact)}/{arguments.seed}", of)
+    judged = identity(artifact) + (f"/margin {margin:g}" if margin else "")
+    of = f"{judged}/{arguments.seed}/{corpus.held_out_digest}"
+    _tell_others(results, f"{judged}/{arguments.seed}", of)
     for name in arguments.methods:
         method, suited = bench.method(name), bench.cells_for(name, cells)
         place = of + bench.control(name)
@@ -102,7 +108,7 @@ def _judge(arguments: argparse.Namespace, device: torch.device) -> Summary:
     name = stem.replace("results", "report")
     # A report of some cells does not take the place of one of all, nor one of another gate.
     fewer = bool(known - set(report["cells"]))
-    side = (own, artifact.encoder, arguments.results)
+    side = (own, artifact.encoder, arguments.results, margin or None)
     aside = fewer or any(each is not None for each in side)
     written = (results.parent if aside else arguments.artifact) / f"{name}.json"
     _write(written, report)

@@ -106,6 +106,29 @@ def test_what_cannot_be_calibrated_is_told(
     assert not (artifact / CALIBRATED_FILE).exists()
 
 
+def test_an_artifact_is_judged_with_a_gate_as_strict_as_a_server_would_have(
+    gated: Path, artifact: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cells = ("--cells", "label", "5-way", "1-shot", "--episodes", 2, "--queries", 1)
+    opened = {}
+    for margin in ("-1", "1"):
+        judged = ("--methods", "ours-recall", "--gate-margin", margin, *cells)
+        assert evaluate(gated, data, *judged) == 0
+        name = f"margin-{margin}"
+        report = json.loads((gated.parent / f"report-{name}.json").read_text("utf-8"))
+        (cell,) = [found for key, found in report["cells"].items() if "1-shot" in key]
+        figures = cell["innerloop with recall"]["2 steps"]
+        opened[margin] = figures["opened"]["mean"], figures["opened_else"]["mean"]
+        assert (gated.parent / f"results-{name}.jsonl").exists()
+    assert opened == {"-1": (1, 1), "1": (0, 0)}
+    capsys.readouterr()
+    assert evaluate(artifact, data, "--gate-margin", 0.1, *cells) == 2
+    assert "has no gate: judge it without --gate-margin" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        evaluate(gated, data, "--gate-margin", "much")
+    assert "expected a number from -1 to 1, got 'much'" in capsys.readouterr().err
+
+
 def test_the_encoder_as_a_method_needs_one(
     artifact: Path, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -78,6 +78,21 @@ def test_a_session_survives_the_encoder_coming_and_going(
             assert len(versions) == number + 1, "derived again once"
 
 
+def test_a_gate_is_as_strict_as_the_server_is_told(tmp_path: Path) -> None:
+    """For what was taught before, too, and without deriving anything again."""
+    settings = make_settings(MODELS / "innerloop-tiny", tmp_path)
+    with LiveServer(settings) as server, server.client() as client:
+        teach(client, "shop")
+        assert ask(client, "shop", OTHER_WORDS) == (ANSWER, True)
+    for margin, other_words, far in ((1, False, False), (-1, True, True)):
+        told = settings.model_copy(update={"gate_margin": margin})
+        with LiveServer(told) as server, server.client() as client:
+            assert ask(client, "shop", TAUGHT) == (ANSWER, True)
+            assert ask(client, "shop", OTHER_WORDS)[1] is other_words
+            assert ask(client, "shop", FAR)[1] is far
+            assert len(ok(client.get("/admin/sessions/shop"))["versions"]) == 1
+
+
 def test_a_session_gets_the_gate_that_its_model_did_not_have(tmp_path: Path) -> None:
     model = Path(shutil.copytree(MODELS / "innerloop-tiny", tmp_path / "model"))
     (model / "gate_words.safetensors").unlink()
