@@ -84,16 +84,11 @@ class Artifact:
         """The name of the sentence encoder at its gate, where it was loaded with one."""
         return None if self.rule.encoder is None else self.rule.encoder.name
 
-    def stricter(self, margin: float) -> Artifact:
-        """The same with a gate that opens for what is liker to what was taught, by ``margin``.
-
-        A cosine; below 0 the gate is laxer. Without a gate there is nothing to change.
-        """
-        gate = self.rule.gate
-        if gate is None:
+    def with_margin(self, margin: float) -> Artifact:
+        """The same with a gate of this ``margin``; itself where it has no gate."""
+        if self.rule.gate is None:
             return self
-        gate = replace(gate, threshold=gate.threshold + margin)
-        return replace(self, rule=replace(self.rule, gate=gate))
+        return replace(self, rule=replace(self.rule, gate=replace(self.rule.gate, margin=margin)))
 
     @property
     def transposed(self) -> bool:

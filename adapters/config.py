@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from torch import Tensor
 
@@ -83,6 +83,9 @@ class Mix:
     memory: float
 
 
+LIKEST: Final = 0.99  # that a gate may ask for: less than what was taught itself has
+
+
 @dataclass(frozen=True)
 class Gate:
     """When an adapter answers: the prompt is like enough to what was taught.
@@ -93,6 +96,8 @@ class Gate:
     of asking are known, the likelier one of them is to be like any prompt at all.
     ``mix``: how one of given choices is picked; None: by the model alone.
     ``words`` and ``encoder``: what prompts are compared by beside their summaries.
+    ``margin``: how much liker still a prompt has to be for the adapter to answer, as whoever serves
+    it wants; nothing of the artifact. Choices, dislikes and items in a prompt are as without it.
     """
 
     layer: int
@@ -101,6 +106,7 @@ class Gate:
     mix: Mix | None = None
     words: Words | None = None
     encoder: Encoder | None = None
+    margin: float = 0.0
 
     @property
     def view(self) -> str:
@@ -114,8 +120,8 @@ class Gate:
         return summary + sum(other.width for other in others if other is not None)
 
     def threshold_for(self, prompts: float) -> float:
-        """Least likeness with so many prompts an answer; never so high that none opens."""
-        return min(self.threshold + self.growth * math.log(prompts), 0.99)
+        """Least likeness with so many prompts an answer; never so high that none is enough."""
+        return min(self.threshold + self.growth * math.log(prompts), LIKEST)
 
 
 @dataclass(frozen=True)

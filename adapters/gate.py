@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from adapters.config import Gate, Mix
+from adapters.config import LIKEST, Gate, Mix
 from adapters.prefix import pad
 from adapters.state import Taught
 
@@ -71,7 +71,7 @@ def gate_similarity(taught: Taught, vectors: Tensor) -> Tensor:
 
 
 def threshold_of(gate: Gate, taught: Taught) -> float:
-    """The likeness from which on the adapter that was taught this answers."""
+    """The likeness from which on a prompt is like what was taught."""
     answers = len(taught.fitted[0])
     return gate.threshold_for(len(taught.answered) / answers if answers else 1)
 
@@ -82,7 +82,8 @@ def gate_opens(gate: Gate, taught: Taught, vectors: Tensor) -> Tensor:
     if not len(taught.answered):
         return torch.zeros(len(vectors), dtype=torch.bool)
     near = nearest(taught.answered, vectors)
-    alike = gate_similarity(taught, vectors) >= threshold_of(gate, taught)
+    least = min(threshold_of(gate, taught) + gate.margin, LIKEST)
+    alike = gate_similarity(taught, vectors) >= least
     return (near >= 1 - ROUNDING) | (alike & (near > nearest(taught.left_alone, vectors)))
 
 

@@ -30,7 +30,7 @@ def use_device(name: str) -> torch.device:
 
 
 def in_16_bits(device: torch.device) -> torch.autocast:
-    """Inside, products are in bfloat16 where the device has instructions for them.
+    """Inside, products are in bfloat16 where oneDNN or CUDA says that the device has them.
 
     Elsewhere they stay in float32, which is seven times as fast there.
     """

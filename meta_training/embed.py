@@ -45,7 +45,7 @@ def embed(
     """Train the learner's base, or take up at ``path`` where an earlier call stopped.
 
     Questions of one of ``intents`` attract each other, and so do two views of one of ``turns``.
-    Ctrl-C finishes the step and saves; the same call goes on from there, bit for bit on a CPU.
+    Ctrl-C finishes the step and saves; a second call goes on, bit for bit on the same CPU.
 
     Raises:
         CheckpointError: ``path`` does not fit.

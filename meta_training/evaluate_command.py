@@ -71,8 +71,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_margin,
         default=0.0,
         metavar="COSINE",
-        help="judge the artifact as served with this setting: how much liker to what was taught "
-        "than its gate asks for a question has to be; report.json is written beside the results",
+        help="judge the artifact, not its controls, as served with this setting: how much liker to "
+        "what was taught than its gate asks for a question has to be; report.json is written "
+        "beside the results",
     )
     parser.add_argument("--multitask", type=Path, help="the multi-task control's artifact")
     parser.add_argument(

@@ -223,7 +223,7 @@ def pretrain(
 
     Leaves a Hugging Face folder at ``folder``. Where the recipe has a base, that is loaded, and
     trained on where ``pretrain.steps`` says so.
-    Ctrl-C finishes the step and saves; the same call goes on from there, bit for bit on a CPU.
+    Ctrl-C finishes the step and saves; a second call goes on, bit for bit on the same CPU.
 
     Raises:
         RecipeError: the recipe's base is neither a folder nor to be had from the hub.

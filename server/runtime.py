@@ -106,7 +106,7 @@ async def running(settings: Settings) -> AsyncIterator[Runtime]:
         )
         store = await stack.enter_async_context(opened)
         artifact = await asyncio.to_thread(load_served, folder, device, settings.encoder)
-        artifact = artifact.stricter(settings.gate_margin)
+        artifact = artifact.with_margin(settings.gate_margin)
         replica = None if settings.redis_url is None else replica_of(settings, artifact, store)
         if replica is not None:
             await replica.join(allow_mixed=settings.allow_mixed)
@@ -120,6 +120,9 @@ async def running(settings: Settings) -> AsyncIterator[Runtime]:
             runtime.telemetry.watch_replicas(lambda: replica.live)
         runtime.background.start(replica)
         gate = "no sentence encoder" if artifact.encoder is None else artifact.encoder
+        if settings.gate_margin:
+            known = "without effect: there is none" if artifact.rule.gate is None else "of its gate"
+            logger.info("gate_margin %g, %s", settings.gate_margin, known)
         logger.info("serving %s on %s, with %s at its gate", artifact.name, device, gate)
         stack.enter_context(settled())
         drain_s = 0.0

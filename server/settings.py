@@ -207,8 +207,8 @@ class Settings(BaseSettings):
         ge=-1,
         le=1,
         description="how much liker to what was taught than the model's gate asks for a question "
-        "has to be (cosine): more leaves more other answers as they were, and knows fewer other "
-        "words for what was taught; no effect on models without a gate",
+        "has to be to get a taught answer (cosine): more leaves more other answers as they were, "
+        "and knows fewer other words for what was taught; no effect on models without a gate",
     )
     in_context: int = Field(
         0,

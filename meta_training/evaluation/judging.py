@@ -66,8 +66,11 @@ def _judge_all(arguments: argparse.Namespace) -> None:
     folders = list(dict.fromkeys(arguments.artifacts))
     device = use_device(arguments.device)
     if len(folders) > 1:
-        loaded = [(str(folder), recipe_of(load_artifact(folder))) for folder in folders]
-        check_splits(loaded)
+        loaded = [_with_margin(load_artifact(folder), arguments.gate_margin) for folder in folders]
+        recipes = [recipe_of(artifact) for artifact in loaded]
+        check_splits(
+            [(str(folder), recipe) for folder, recipe in zip(folders, recipes, strict=True)]
+        )
     summaries = []
     for folder in folders:
         own = argparse.Namespace(**vars(arguments), artifact=folder)
@@ -79,19 +82,17 @@ def _judge_all(arguments: argparse.Namespace) -> None:
 def _judge(arguments: argparse.Namespace, device: torch.device) -> Summary:
     margin: float = arguments.gate_margin
     artifact = load_artifact(arguments.artifact, device, WEIGHTS, arguments.encoder)
-    if artifact.rule.gate is None and margin:
-        raise EvaluationError(f"{artifact.name} has no gate: judge it without --gate-margin")
-    artifact = artifact.stricter(margin)
+    artifact = _with_margin(artifact, margin)
     own = None if arguments.tasks is None else read_tasks(arguments.tasks)
     corpus = corpus_of(artifact, arguments.data) if own is None else _own(arguments, own)
     bench = Bench(arguments, artifact, corpus, device)
     cells = bench.cells()
     of_tasks = [] if own is None else [arguments.tasks.stem]
     of_gate = [] if artifact.encoder is None else [artifact.encoder]
-    of_gate += [f"margin-{margin:g}"] if margin else []
+    of_gate += [f"margin-{margin}"] if margin else []
     stem = "-".join(["results", *of_tasks, *of_gate])
     results = arguments.results or arguments.artifact.parent / f"{stem}.jsonl"
-    judged = identity(artifact) + (f"/margin {margin:g}" if margin else "")
+    judged = identity(artifact) + (f"/margin {margin}" if margin else "")
     of = f"{judged}/{arguments.seed}/{corpus.held_out_digest}"
     _tell_others(results, f"{judged}/{arguments.seed}", of)
     for name in arguments.methods:
@@ -105,6 +106,7 @@ def _judge(arguments: argparse.Namespace, device: torch.device) -> Summary:
     known = set(report.get("cells", ()))
     report |= _found(bench, cells, rows, served, report.get("cost", {}))
     report["seed"] = arguments.seed
+    report["gate_margin"] = margin
     name = stem.replace("results", "report")
     # A report of some cells does not take the place of one of all, nor one of another gate.
     fewer = bool(known - set(report["cells"]))
@@ -122,6 +124,12 @@ def _judge(arguments: argparse.Namespace, device: torch.device) -> Summary:
     if arguments.plot is not None:
         _plot(summary, served[1], arguments.plot)
     return summary
+
+
+def _with_margin(artifact: Artifact, margin: float) -> Artifact:
+    if artifact.rule.gate is None and margin:
+        raise EvaluationError(f"{artifact.name} has no gate: judge it without --gate-margin")
+    return artifact.with_margin(margin)
 
 
 def _plot(summary: Summary, steps: str, path: Path) -> None:
@@ -157,8 +165,9 @@ def _found(
 
 def _title(artifact: Artifact) -> str:
     """What a page calls the artifact, whose folder is mostly called artifact."""
-    told = told_recipe(artifact.report, artifact.name)
-    return artifact.name if told is None else f"{told.name}, {told.outer.algorithm}"
+    told, gate = told_recipe(artifact.report, artifact.name), artifact.rule.gate
+    name = artifact.name if told is None else f"{told.name}, {told.outer.algorithm}"
+    return f"{name}, gate margin {gate.margin}" if gate is not None and gate.margin else name
 
 
 def _about(tasks: Path, parts: Sequence[TaskPart], artifact: Artifact) -> dict[str, Any]:

@@ -17,7 +17,8 @@ from meta_training.tasks.episodes import Episode, Turn
 
 @dataclass(frozen=True)
 class Batch:
-    """S episodes in tokens. Each list of examples comes with the session each belongs to."""
+    """S episodes in tokens. Each list of examples comes with the session each belongs to, which
+    count upwards."""
 
     family: str
     support: list[Example]

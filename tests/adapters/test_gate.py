@@ -101,6 +101,23 @@ def test_answers_are_told_apart_by_all_their_tokens() -> None:
     assert answer_number((1, 2, 3)) == numbers[-1]
 
 
+def test_a_margin_is_for_answering_and_for_nothing_else() -> None:
+    taught = taught_three()
+    asked = torch.tensor([[1.0, 0.0, 0.0, 0.0], [0.8, 0.0, 0.0, 0.6], [0.0, 0.0, 0.0, 1.0]])
+    gate = Gate(1, 0.3, 0.1)
+    likeness = gate_similarity(taught, asked)
+    assert float(likeness[1]) == pytest.approx(0.8)
+    for margin, opened in ((0.0, [1, 1, 0]), (0.4, [1, 1, 0]), (0.6, [1, 0, 0]), (2.0, [1, 0, 0])):
+        stricter = replace(gate, margin=margin)
+        assert gate_opens(stricter, taught, asked).tolist() == [bool(each) for each in opened]
+        choices = [[7], [5, 6], [5, 6, 8]]
+        assert torch.equal(
+            choice_likeness(stricter, taught, asked, choices).nan_to_num(),
+            choice_likeness(gate, taught, asked, choices).nan_to_num(),
+        )
+    assert gate_opens(replace(gate, margin=-1.0), taught, asked).all()
+
+
 def test_what_is_far_from_every_key_stays_closed() -> None:
     taught = Taught(torch.eye(4)[:2], torch.tensor([3, 5]), "view")
     far = torch.eye(4)[2:]

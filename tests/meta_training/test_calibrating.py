@@ -110,17 +110,23 @@ def test_an_artifact_is_judged_with_a_gate_as_strict_as_a_server_would_have(
     gated: Path, artifact: Path, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cells = ("--cells", "label", "5-way", "1-shot", "--episodes", 2, "--queries", 1)
+    one_file = ("--results", gated.parent / "margins.jsonl")  # what is of which is told apart there
     opened = {}
-    for margin in ("-1", "1"):
+    for margin, others in (("-1", one_file), ("1", one_file), ("0", one_file), ("1", ())):
         judged = ("--methods", "ours-recall", "--gate-margin", margin, *cells)
-        assert evaluate(gated, data, *judged) == 0
-        name = f"margin-{margin}"
-        report = json.loads((gated.parent / f"report-{name}.json").read_text("utf-8"))
+        assert evaluate(gated, data, *judged, *others) == 0
+        name = "report.json" if margin == "0" else f"report-margin-{float(margin)}.json"
+        report = json.loads((gated.parent / name).read_text("utf-8"))
+        assert report["gate_margin"] == float(margin)
         (cell,) = [found for key, found in report["cells"].items() if "1-shot" in key]
         figures = cell["innerloop with recall"]["2 steps"]
+        assert figures["tasks"] == 2
         opened[margin] = figures["opened"]["mean"], figures["opened_else"]["mean"]
-        assert (gated.parent / f"results-{name}.jsonl").exists()
-    assert opened == {"-1": (1, 1), "1": (0, 0)}
+    assert opened["-1"] == (1, 1)
+    assert opened["1"] == (0, 0)
+    assert opened["0"] not in (opened["-1"], opened["1"])
+    assert (gated.parent / "results-margin-1.0.jsonl").exists()
+    assert "gate margin 1.0" in (gated.parent / "report-margin-1.0.html").read_text("utf-8")
     capsys.readouterr()
     assert evaluate(artifact, data, "--gate-margin", 0.1, *cells) == 2
     assert "has no gate: judge it without --gate-margin" in capsys.readouterr().err

@@ -79,15 +79,21 @@ def test_queries_after_their_support_are_judged_as_if_each_were_computed_alone(
     aside = [Unrelated("aside", learner.encoder.example(user_turn("And you?"), "No."))]
     batch = encode_batch(episodes, [aside, aside], learner.encoder, room_tokens=200)
     assert batch.shown
-    found = []
+    found, computed = [], []
+    embedding = learner.model.get_input_embeddings()
     for shown in (True, False):
         learner.zero_grad()
+        sizes: list[int] = []
+        counting = embedding.register_forward_hook(lambda *call, s=sizes: s.append(call[2].numel()))
         episode = lay_out(learner, replace(batch, shown=shown))
+        counting.remove()
+        computed.append(sum(sizes))
         loss = episode.judge(None).loss
         (loss + episode.embeddings.square().mean()).backward()
         gradients = [p.grad for p in learner.model.parameters() if p.grad is not None]
         assert len(gradients) == len(list(learner.model.parameters()))
         found.append([loss.detach(), episode.embeddings.detach(), *gradients])
+    assert computed[0] < 0.7 * computed[1]
     for shared, alone in zip(*found, strict=True):
         torch.testing.assert_close(shared, alone, rtol=1e-3, atol=1e-5)
     assert not encode_batch(episodes, [aside, aside], learner.encoder).shown
