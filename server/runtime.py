@@ -121,7 +121,7 @@ async def running(settings: Settings) -> AsyncIterator[Runtime]:
         runtime.background.start(replica)
         gate = "no sentence encoder" if artifact.encoder is None else artifact.encoder
         if settings.gate_margin:
-            known = "without effect: there is none" if artifact.rule.gate is None else "of its gate"
+            known = "without effect: it has none" if artifact.rule.gate is None else "at its gate"
             logger.info("gate_margin %g, %s", settings.gate_margin, known)
         logger.info("serving %s on %s, with %s at its gate", artifact.name, device, gate)
         stack.enter_context(settled())
