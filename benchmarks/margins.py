@@ -18,14 +18,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from adapters.artifact import Artifact, load_served
-from adapters.chat import ChatEncoder, user_turn
-from adapters.config import Gate
+from adapters.artifact import load_served
+from adapters.chat import user_turn
 from adapters.gate import answer_number, answer_scores, gate_opens, prompt_vectors, remember
-from adapters.prefix import prefill
 from benchmarks.service_bot import FAQ, RECIPE, Shop, other_words
 from benchmarks.trial import percent, table
 from meta_training.corpus import load_corpus
+from meta_training.learner import Learner
 from meta_training.recipe import load_recipe
 from meta_training.tasks.sources import DataError
 from server.settings import MODELS
@@ -33,45 +32,27 @@ from server.settings import MODELS
 MARGINS = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2)
 
 
-class Eyes:
-    """What a gate sees of questions, the untaught base's summaries with it."""
-
-    def __init__(self, artifact: Artifact, gate: Gate) -> None:
-        """See as the gate of ``artifact`` does."""
-        self._model, self._gate = artifact.model, gate
-        self.encoder = ChatEncoder(artifact.tokenizer)
-
-    def prompts(self, questions: Sequence[str]) -> list[tuple[int, ...]]:
-        """Each question in tokens, up to where adapters begin."""
-        return [self.encoder.prompt(user_turn(question)).prefix for question in questions]
-
-    def summaries(self, prompts: Sequence[Sequence[int]]) -> Tensor:
-        """(B, D) what the base makes of them."""
-        found = prefill(self._model, prompts, self._model.device, self._gate.layer).summaries
-        assert found is not None
-        return found
-
-    def vectors(self, questions: Sequence[str]) -> Tensor:
-        """(B, E) how the gate sees them."""
-        prompts = self.prompts(questions)
-        return prompt_vectors(self._gate, self.summaries(prompts), prompts)
-
-
-def shares(eyes: Eyes, gate: Gate, shop: Shop) -> dict[float, tuple[float, float]]:
+def shares(learner: Learner, shop: Shop) -> dict[float, tuple[float, float]]:
     """By margin, the shares of ``MARGINS``: asked and right, and not taught and yet answered."""
-    prompts = eyes.prompts([question for question, _ in shop.taught])
-    completions = [eyes.encoder.completion(answer) for _, answer in shop.taught]
-    taught = remember(gate, eyes.summaries(prompts), prompts, completions)
+    gate, encoder = learner.gate, learner.encoder
+    assert gate is not None
+
+    def seen(questions: Sequence[str]) -> tuple[Tensor, list[tuple[int, ...]]]:
+        prompts = [encoder.prompt(user_turn(question)).prefix for question in questions]
+        return learner.summaries(prompts), prompts
+
+    completions = [encoder.completion(answer) for _, answer in shop.taught]
+    taught = remember(gate, *seen([question for question, _ in shop.taught]), completions)
     asked = shop.asked["other words"]
-    seen = eyes.vectors([question for question, _ in asked])
-    others = eyes.vectors(list(shop.others))
-    nearest = taught.fitted[0][answer_scores(taught, seen).argmax(1)]
-    wanted = [answer_number(eyes.encoder.completion(answer)) for _, answer in asked]
+    own = prompt_vectors(gate, *seen([question for question, _ in asked]))
+    others = prompt_vectors(gate, *seen(list(shop.others)))
+    nearest = taught.fitted[0][answer_scores(taught, own).argmax(1)]
+    wanted = [answer_number(encoder.completion(answer)) for _, answer in asked]
     right = nearest == torch.tensor(wanted)
     found = {}
     for margin in MARGINS:
         stricter = replace(gate, margin=margin)
-        opened = gate_opens(stricter, taught, seen)
+        opened = gate_opens(stricter, taught, own)
         strayed = gate_opens(stricter, taught, others)
         found[margin] = float((right & opened).float().mean()), float(strayed.float().mean())
     return found
@@ -88,8 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=1)
     parsed = parser.parse_args(argv)
     artifact = load_served(parsed.model, "cpu", parsed.encoder)
-    gate = artifact.rule.gate
-    if gate is None:
+    learner = Learner.from_artifact(artifact)
+    if learner.gate is None:
         print(f"benchmarks.margins: {parsed.model} has no gate", file=sys.stderr)
         return 2
     try:
@@ -99,8 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except DataError as error:
         print(f"benchmarks.margins: {error}", file=sys.stderr)
         return 2
-    eyes = Eyes(artifact, gate)
-    found = [shares(eyes, gate, shop) for shop in tqdm(shops, desc="shops")]
+    found = [shares(learner, shop) for shop in tqdm(shops, desc="shops")]
     rows = [
         [margin, *(percent([one[margin][place] for one in found]) for place in (0, 1))]
         for margin in MARGINS

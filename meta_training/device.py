@@ -29,15 +29,15 @@ def use_device(name: str) -> torch.device:
     return device
 
 
-def in_16_bits(device: torch.device) -> torch.autocast:
+def bfloat16_products(device: torch.device) -> torch.autocast:
     """Inside, products are in bfloat16 where oneDNN or CUDA says that the device has them.
 
     Elsewhere they stay in float32, which is seven times as fast there.
     """
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=_multiplies_16_bits(device))
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=_multiplies_bfloat16(device))
 
 
-def _multiplies_16_bits(device: torch.device) -> bool:
+def _multiplies_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return torch.backends.mkldnn.is_available() and bool(

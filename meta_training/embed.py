@@ -24,7 +24,7 @@ from meta_training.checkpoint import (
     whole_steps,
 )
 from meta_training.contrast import QuestionDraws, contrastive_loss, readouts
-from meta_training.device import in_16_bits
+from meta_training.device import bfloat16_products
 from meta_training.learner import Learner
 from meta_training.pretrain import TextRows, cosine, language_loss
 from meta_training.recipe_parts import EmbedPart
@@ -70,7 +70,7 @@ def embed(
     progress = tqdm(range(done, part.steps), initial=done, total=part.steps, desc="embed")
     with whole_steps() as stop:
         for step in progress:
-            with in_16_bits(learner.device):
+            with bfloat16_products(learner.device):
                 contrast = _contrast(learner, *questions.kinds())
                 views = _contrast(learner, *questions.views())
                 language = language_loss(learner.model, texts.batch(part.language_rows))

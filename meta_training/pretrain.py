@@ -37,7 +37,7 @@ from meta_training.checkpoint import (
     whole_steps,
 )
 from meta_training.corpus import Corpus, training_texts
-from meta_training.device import in_16_bits
+from meta_training.device import bfloat16_products
 from meta_training.recipe import Recipe, RecipeError
 from meta_training.recipe_parts import ModelPart, PretrainPart
 from meta_training.tasks.own import texts_of
@@ -336,7 +336,7 @@ def _step(
     schedule: torch.optim.lr_scheduler.LRScheduler,
 ) -> float:
     optimizer.zero_grad()
-    with in_16_bits(model.device):
+    with bfloat16_products(model.device):
         loss = language_loss(model, ids)
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 
 from adapters.artifact import load_served
-from benchmarks.margins import MARGINS, Eyes, shares
+from benchmarks.margins import MARGINS, shares
 from benchmarks.service_bot import Shop
+from meta_training.learner import Learner
 from server.settings import MODELS
 
 TAUGHT = [
@@ -26,10 +27,9 @@ OTHERS: dict[str, list[str]] = {"Who wrote this song?": [], "Do you ship on Sund
 @torch.no_grad()
 def test_a_larger_margin_opens_for_less_of_both() -> None:
     artifact = load_served(MODELS / "innerloop-tiny", "cpu", "none")
-    gate = artifact.rule.gate
-    assert gate is not None
     shop = Shop("mugs", TAUGHT, {"other words": ASKED}, OTHERS)
-    found = [shares(Eyes(artifact, gate), gate, shop)[margin] for margin in MARGINS]
+    by_margin = shares(Learner.from_artifact(artifact), shop)
+    found = [by_margin[margin] for margin in MARGINS]
     assert found[0] == (1.0, 0.5), "all that is asked, and the question about Sundays"
     for less, more in zip(found[1:], found, strict=False):
         assert less[0] <= more[0]

@@ -66,11 +66,12 @@ def _judge_all(arguments: argparse.Namespace) -> None:
     folders = list(dict.fromkeys(arguments.artifacts))
     device = use_device(arguments.device)
     if len(folders) > 1:
-        loaded = [_with_margin(load_artifact(folder), arguments.gate_margin) for folder in folders]
-        recipes = [recipe_of(artifact) for artifact in loaded]
-        check_splits(
-            [(str(folder), recipe) for folder, recipe in zip(folders, recipes, strict=True)]
-        )
+        margin = arguments.gate_margin
+        loaded = [
+            (str(folder), recipe_of(_with_margin(load_artifact(folder), margin)))
+            for folder in folders
+        ]
+        check_splits(loaded)
     summaries = []
     for folder in folders:
         own = argparse.Namespace(**vars(arguments), artifact=folder)

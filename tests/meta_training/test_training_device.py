@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from adapters.device import DeviceError
 from meta_training.arguments import device_name
 from meta_training.checkpoint import load_checkpoint, save_checkpoint
-from meta_training.device import in_16_bits, on_cpu, use_device, without_cudnn
+from meta_training.device import bfloat16_products, on_cpu, use_device, without_cudnn
 from meta_training.team import backend, own_device
 
 
@@ -123,14 +123,14 @@ def test_names_of_no_device_are_refused(text: str) -> None:
 @pytest.mark.parametrize(
     ("has_instructions", "product"), [(True, torch.bfloat16), (False, torch.float32)]
 )
-def test_products_are_in_16_bits_where_the_processor_has_instructions_for_them(
+def test_products_are_bfloat16_products_where_the_processor_has_instructions_for_them(
     has_instructions: bool, product: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = torch.ops.mkldnn
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
     monkeypatch.setattr(asked, "_is_mkldnn_bf16_supported", lambda: has_instructions)
-    with in_16_bits(torch.device("cpu")):
+    with bfloat16_products(torch.device("cpu")):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype is product
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-    with in_16_bits(torch.device("cpu")):
+    with bfloat16_products(torch.device("cpu")):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype is torch.float32
