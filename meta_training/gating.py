@@ -54,10 +54,10 @@ def calibrate_gate(
     """A threshold that grows with the number of prompts an answer, fitted on validation intents.
 
     For sessions of every shape, the threshold is found with the best mean of two shares: other
-    wordings of taught intents that open the gate, and unrelated questions that do not. A straight
-    line through these over ln n, with n prompts an answer, is the gate. Half the unrelated
-    questions are of the taught intents' own domain, as what a shop's customer asks next, half are
-    of training.
+    wordings of taught intents that open the gate, and questions that nothing was taught for and
+    that do not. These are of the taught intents' own domains, as what a shop's customer asks next;
+    of training, where these domains have no other intents. A straight line through the thresholds
+    over ln n, with n prompts an answer, is the gate.
 
     Raises:
         DataError: fewer than ``LEAST_INTENTS`` validation intents.
@@ -85,8 +85,7 @@ def calibrate_gate(
             akin += [gate_similarity(memory, known[id(i)]) for i in _akin(corpus, taught)]
             far.append(gate_similarity(memory, others))
         sizes.append(math.log(shots))
-        unrelated = [torch.cat(group) for group in (akin, far) if group]
-        thresholds.append(best_threshold(torch.cat(near), unrelated))
+        thresholds.append(best_threshold(torch.cat(near), torch.cat(akin or far)))
     growth, threshold = np.polyfit(sizes, thresholds, 1)
     return replace(
         gate, threshold=round(float(threshold), 3), growth=round(max(0.0, float(growth)), 3)
@@ -184,14 +183,13 @@ def gate_intents(corpus: Corpus) -> list[Intent]:
     return intents
 
 
-def best_threshold(near: Tensor, unrelated: Sequence[Tensor]) -> float:
-    """Threshold t with the highest share of ``near`` >= t plus mean share of a group < t.
+def best_threshold(near: Tensor, others: Tensor) -> float:
+    """Threshold t with the highest share of ``near`` >= t plus share of ``others`` < t.
 
     Youden's J (Youden 1950); of equal ones the lowest, rounded down to three digits.
     """
     candidates = torch.linspace(-1, 1, 2001)
-    opened = 1 - _share_below(near, candidates)
-    closed = torch.stack([_share_below(group, candidates) for group in unrelated]).mean(0)
+    opened, closed = 1 - _share_below(near, candidates), _share_below(others, candidates)
     return round(float(candidates[int((opened + closed).argmax())]), 3)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Sequence
+from typing import Final
 
 from adapters.gate import gate_opens, house_answers, together
 from adapters.recall import OWN, Disliked, disliked, recall
@@ -27,6 +28,10 @@ from server.engine.recorded_step import recorded_step
 from server.engine.slots import UNTAUGHT, Slots
 from server.engine.ticket import Ticket, Writing
 from server.engine.types import EngineLimits
+
+# Adapters copied to the device in a turn while text is written; about as long as the prompts take
+# that a turn computes. Who comes with a burst of sessions waits a turn more, and no text stops.
+LOADS_A_TURN: Final = 2
 
 
 class Traffic:
@@ -55,6 +60,7 @@ class Traffic:
         self._gate = base.gate
         self._rows = limits.rows
         self._patience_s = limits.patience_s
+        self._loads = 0  # adapters copied to the device in this turn
 
     @property
     def placed(self) -> list[Ticket]:
@@ -62,7 +68,11 @@ class Traffic:
         return [*self.admitted, *self.batch.rows, *self.scorer.queue]
 
     def admit(self) -> None:
-        """Give waiting requests a place, oldest first; who needs a busy slot lets others by."""
+        """Give waiting requests a place, oldest first; who waits for a slot lets others by.
+
+        Begins a turn.
+        """
+        self._loads = 0
         placed = self.placed
         for ticket in [ticket for ticket in self.waiting if not ticket.over]:
             columns = max([ticket.columns, *(other.columns for other in placed)])
@@ -134,10 +144,13 @@ class Traffic:
         self.sweep()
 
     def _take_slot(self, ticket: Ticket) -> bool:
-        """Pin the ticket's adapter; false while every slot is pinned by others."""
+        """Pin the ticket's adapter; false while it has to wait for a slot, or its turn for one."""
         if ticket.key is None:
             return True
         assert ticket.state is not None
+        is_load = self._slots.state(ticket.key) is None
+        if is_load and self._loads >= LOADS_A_TURN and self.batch.rows:
+            return False
         try:
             slot = self._slots.acquire(ticket.key, ticket.state)
         except Exception as error:
@@ -145,11 +158,12 @@ class Traffic:
             return False
         if slot is None:
             return False
+        self._loads += is_load
         ticket.slot = slot
         return True
 
     def _has_adapter(self, ticket: Ticket) -> bool:
-        """Turn to the house where it answers; false while every slot is pinned by others."""
+        """Turn to the house where it answers; false where its adapter has to wait for a slot."""
         house, ticket.house = ticket.house, None
         if house is not None and self._is_nearer(house, ticket):
             assert ticket.key is not None

@@ -20,7 +20,6 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
 from transformers import PreTrainedModel
 
 AWAY: Final = torch.device("lazy")
@@ -81,25 +80,27 @@ class _Elsewhere(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        kwargs = dict(kwargs or {})
-        tensors = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
+        tensors: list[Tensor] = []
+        args_here, kwargs_here = _here(args, tensors), _here(kwargs or {}, tensors)
         away = [each for each in tensors if isinstance(each, Away)]
         if 0 < len(away) < len(tensors):
             _check(func, args, tensors)
         goes = isinstance(args[0], Away) if func in COPIES else bool(away)
-        device = kwargs.get("device")
+        device = kwargs_here.get("device")
         if device is not None:
             goes = device.type == AWAY.type
-            kwargs["device"] = torch.device("cpu") if goes else device
+            kwargs_here["device"] = torch.device("cpu") if goes else device
         known = {id(each.here): each for each in away}  # what is changed in place stays itself
 
         def back(value: Any) -> Any:
+            if isinstance(value, (list, tuple)):
+                return type(value)(back(each) for each in value)
             if not isinstance(value, Tensor):
                 return value
             return known[id(value)] if id(value) in known else Away(value)
 
-        found = func(*tree_map(_here, args), **tree_map(_here, kwargs))
-        return tree_map(back, found) if goes else found
+        found = func(*args_here, **kwargs_here)
+        return back(found) if goes else found
 
 
 def _check(func: Any, args: tuple[Any, ...], tensors: list[Tensor]) -> None:
@@ -111,8 +112,16 @@ def _check(func: Any, args: tuple[Any, ...], tensors: list[Tensor]) -> None:
         raise MixedDevicesError(f"{func}: tensors of {shapes} are on the CPU, the others are not")
 
 
-def _here(value: Any) -> Any:
-    return value.here if isinstance(value, Away) else value
+def _here(value: Any, found: list[Tensor]) -> Any:
+    """What an operation was given, with the values that are here; its tensors join ``found``."""
+    if isinstance(value, Tensor):
+        found.append(value)
+        return value.here if isinstance(value, Away) else value
+    if isinstance(value, (list, tuple)):  # `torch.utils._pytree` takes several times as long
+        return type(value)(_here(each, found) for each in value)
+    if isinstance(value, dict):
+        return {name: _here(each, found) for name, each in value.items()}
+    return value
 
 
 @contextmanager
@@ -139,12 +148,4 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
             patch.setattr(PreTrainedModel, "to", tied)
             yield AWAY
     finally:
-        moved = PreTrainedModel.to
-
-    def tied(model: PreTrainedModel, *where: Any) -> PreTrainedModel:
-        """A GPU's parameters stay the same objects when they move; these are others."""
-        moved(model, *where)
-        model.tie_weights()
-        return model
-
-    torch._C._set_only_lift_cpu_tensors(lifts)
+        torch._C._set_only_lift_cpu_tensors(lifts)

@@ -98,7 +98,7 @@ def test_an_outer_loop_is_the_same_elsewhere(
     algorithm: str, finished: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here, away = outer_loops(finished, tmp_path)
-    arguments, outer = ("--algorithm", algorithm), {"steps": 3}
+    arguments, outer = ("--algorithm", algorithm), {"steps": 2}
     assert meta_train(data, here, *arguments, outer=outer) == 0
     with elsewhere(monkeypatch):
         assert meta_train(data, away, *arguments, outer=outer) == 0

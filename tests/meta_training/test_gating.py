@@ -1,10 +1,15 @@
-"""The gate's threshold keeps taught questions in, and others out, each kind of others alike."""
+"""The gate's threshold keeps taught questions in, and a shop's other questions out."""
+
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import Tensor
+from torch.nn.functional import normalize
 
+from meta_training import gating
 from meta_training.evaluation.cells import Cell, TaskDrawer
-from meta_training.gating import MEMORY_TASKS, best_threshold, memory_tasks
+from meta_training.gating import MEMORY_TASKS, best_threshold, calibrate_gate, memory_tasks
 from meta_training.tasks.episodes import unrelated_questions
 from meta_training.tasks.families import Families
 from meta_training.tasks.sources import DataError, Intent
@@ -35,18 +40,49 @@ def test_two_validation_classes_say_nothing_of_memory() -> None:
 
 def test_a_threshold_between_what_can_be_told_apart() -> None:
     near, far = torch.tensor([0.7, 0.8, 0.9]), torch.tensor([0.1, 0.2, 0.6])
-    threshold = best_threshold(near, [far])
+    threshold = best_threshold(near, far)
     assert 0.6 < threshold <= 0.7
 
 
-def test_every_kind_of_unrelated_question_counts_the_same() -> None:
-    """However few of one kind there are, half of the weight is theirs."""
-    near = torch.tensor([0.5] * 6 + [0.9] * 4)
-    akin, far = torch.tensor([0.8, 0.7]), torch.full((1000,), 0.1)
-    assert best_threshold(near, [far]) == pytest.approx(0.101, abs=0.002)
-    assert best_threshold(near, [far, akin]) == pytest.approx(0.101, abs=0.002)
-    assert best_threshold(near, [akin]) > 0.8
-
-
 def test_a_question_at_the_threshold_opens_the_gate() -> None:
-    assert best_threshold(torch.tensor([0.5]), [torch.tensor([0.499])]) == pytest.approx(0.5)
+    assert best_threshold(torch.tensor([0.5]), torch.tensor([0.499])) == pytest.approx(0.5)
+
+
+def calibrated(domains: list[str], monkeypatch: pytest.MonkeyPatch) -> tuple[float, float]:
+    """Threshold and growth where validation intents, all somewhat alike, have these domains."""
+
+    def seen(text: str) -> Tensor:
+        kind, number, wording = text.split()
+        own = torch.zeros(2 + len(domains))
+        if kind == "asked":
+            own[0], own[2 + int(number)] = 0.7, 1.0
+        else:
+            own[1] = 1.0
+        noise = torch.randn(len(own), generator=torch.Generator().manual_seed(int(wording)))
+        return normalize(own + 0.15 * noise, dim=-1)
+
+    monkeypatch.setattr(
+        gating, "_vectors", lambda learner, gate, texts: torch.stack([seen(t) for t in texts])
+    )
+    monkeypatch.setattr(gating, "EPISODES", 10)
+    asked = [
+        Intent("own", domain, f"class {i}", tuple(f"asked {i} {10 * i + j}" for j in range(10)))
+        for i, domain in enumerate(domains)
+    ]
+    trained = Intent("own", "trained", "class", tuple(f"trained 0 {900 + j}" for j in range(50)))
+    corpus = SimpleNamespace(validation_intents=asked, train_intents=[trained], train_personas=[])
+    gate = calibrate_gate(SimpleNamespace(summary_layer=1), corpus, None, 0)  # type: ignore[arg-type]
+    return gate.threshold, gate.growth
+
+
+def test_a_gate_is_calibrated_beside_the_questions_of_the_same_domain(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """They are nearer to what was taught than questions of training are, which stand in for them
+    where there are none."""
+    shop, alone = (
+        calibrated(domains, monkeypatch)
+        for domains in (["shop"] * 7, [f"domain {i}" for i in range(7)])
+    )
+    assert shop[0] > alone[0] + 0.05
+    assert min(shop[1], alone[1]) >= 0

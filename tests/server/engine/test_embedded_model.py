@@ -22,7 +22,7 @@ TAUGHT, ASKED, OTHERS = 5, 3, 3
 
 ENCODER = installed_encoder(FOLDER)
 # Right and kept in each test, looser than the published figures, which are over many tasks.
-LEAST = {None: (0.65, 0.8, 0.5), ENCODER: (0.8, 0.8, 0.75)}
+LEAST = {None: (0.6, 0.85, 0.5), ENCODER: (0.75, 0.9, 0.75)}
 
 
 @pytest.fixture(scope="module", params=list(LEAST))
@@ -61,7 +61,7 @@ def test_five_examples_of_a_shops_answer_are_followed_and_other_answers_stay(
             f"recall {recall}: {share_right:.1%} of {len(right)} right, "
             f"{1 - share_kept:.1%} of {len(kept)} changed"
         )
-        assert share_right >= (least[0] if recall else 0.6)
+        assert share_right >= (least[0] if recall else 0.55)
         assert share_kept >= least[1]
 
 
@@ -99,21 +99,35 @@ async def _teach_ten(artifact: Artifact) -> dict[bool, list[bool]]:
 
 
 async def _teach_the_shop(artifact: Artifact) -> dict[bool, tuple[list[bool], list[bool]]]:
-    """What was right and what was kept, by whether recall was on."""
+    """What was right and what was kept, by whether recall was on; a session for each answer."""
     questions, answers = _shop()
     rng, found = random.Random(0), {False: ([], []), True: ([], [])}
+    texts, others = {}, {}
+    for intent in answers:
+        texts[intent] = rng.sample(questions[intent], TAUGHT + ASKED)
+        names = rng.sample([name for name in answers if name != intent], OTHERS)
+        others[intent] = [rng.choice(questions[name]) for name in names]
+
     async with running(artifact) as engine:
-        for intent, answer in answers.items():
-            texts = rng.sample(questions[intent], TAUGHT + ASKED)
-            state = await _teach(engine, artifact, [(text, answer) for text in texts[:TAUGHT]])
-            names = rng.sample([name for name in answers if name != intent], OTHERS)
-            others = [rng.choice(questions[name]) for name in names]
-            untaught = await _ask_all(engine, artifact, others, intent, None, False)
-            for recall, (right, kept) in found.items():
-                asked = [*texts[TAUGHT:], *others]
-                said = await _ask_all(engine, artifact, asked, intent, state, recall)
-                right += [text == answer for text in said[:ASKED]]
-                kept += [a == b for a, b in zip(said[ASKED:], untaught, strict=True)]
+
+        async def lesson(intent: str) -> AdapterState:
+            pairs = [(text, answers[intent]) for text in texts[intent][:TAUGHT]]
+            return await _teach(engine, artifact, pairs)
+
+        async def ask(intent: str, state: AdapterState, recall: bool) -> None:
+            asked, (right, kept) = texts[intent][TAUGHT:] + others[intent], found[recall]
+            said = await _ask_all(engine, artifact, asked, intent, state, recall)
+            right += [text == answers[intent] for text in said[:ASKED]]
+            kept += [a == b for a, b in zip(said[ASKED:], untaught[intent], strict=True)]
+
+        states = await asyncio.gather(*map(lesson, answers))
+        untaught = {
+            intent: await _ask_all(engine, artifact, others[intent], intent, None, False)
+            for intent in answers
+        }
+        for recall in found:
+            sessions = zip(answers, states, strict=True)
+            await asyncio.gather(*(ask(intent, state, recall) for intent, state in sessions))
     return found
 
 

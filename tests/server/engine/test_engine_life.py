@@ -407,6 +407,43 @@ def test_more_sessions_than_slots_wait_and_nobody_fails(world: World) -> None:
     run(main())
 
 
+@pytest.mark.parametrize("writing", [True, False])
+def test_adapters_are_loaded_a_few_a_turn_while_text_is_written(
+    world: World, monkeypatch: pytest.MonkeyPatch, writing: bool
+) -> None:
+    async def main() -> None:
+        async with running(world.artifact, slots=5, rows=8) as engine:
+            worker = engine._worker
+            admit, load = worker._traffic.admit, worker.slots._load
+            loads: list[int] = []  # of each turn
+
+            def begin_turn() -> None:
+                loads.append(0)
+                admit()
+
+            def count(slot: int, state: AdapterState) -> object:
+                loads[-1] += 1
+                return load(slot, state)
+
+            monkeypatch.setattr(worker._traffic, "admit", begin_turn)
+            monkeypatch.setattr(worker.slots, "_load", count)
+            requests = [world.request("Hi", session) for session in world.states]
+            with holding(engine, decoding=1):
+                if writing:
+                    text = await started(engine, world.request(TEXT, **LONG, seed=1), [])
+                with worker._door:  # the engine takes all in together
+                    answers = asyncio.ensure_future(gather(engine, requests))
+                    await until(lambda: len(worker._inbox) == len(requests))
+                await until(lambda: sum(loads) == len(requests))
+            assert [n for n in loads if n] == ([2, 2, 1] if writing else [5])
+            for request, answer in zip(requests, await answers, strict=True):
+                world.check_greedy(request, answer.tokens)
+            if writing:
+                await text
+
+    run(main())
+
+
 def test_requests_wait_for_room_in_the_kv_memory(world: World) -> None:
     """Two short sequences fit together, a long one only alone; each gets its answer."""
     per_token = sum(form.token_bytes for form in Engine(world.artifact)._base.layers)
