@@ -29,9 +29,9 @@ from server.engine.slots import UNTAUGHT, Slots
 from server.engine.ticket import Ticket, Writing
 from server.engine.types import EngineLimits
 
-# Adapters copied to the device in a turn while text is written; about as long as the prompts take
-# that a turn computes. Who comes with a burst of sessions waits a turn more, and no text stops.
-LOADS_A_TURN: Final = 2
+# Adapters copied to the device in a turn while text is written: fewer would compute the prompts of
+# a burst of sessions a few at a time, all at once would have everybody's text wait.
+LOADS_A_TURN: Final = 4
 
 
 class Traffic:

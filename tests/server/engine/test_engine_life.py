@@ -24,6 +24,7 @@ from server.engine import (
     Finished,
     GenerateRequest,
 )
+from server.engine.traffic import LOADS_A_TURN
 
 TEXT = "Where is my order?"
 LONG = {"max_tokens": 150, "temperature": 2.0}
@@ -435,7 +436,7 @@ def test_adapters_are_loaded_a_few_a_turn_while_text_is_written(
                     answers = asyncio.ensure_future(gather(engine, requests))
                     await until(lambda: len(worker._inbox) == len(requests))
                 await until(lambda: sum(loads) == len(requests))
-            assert [n for n in loads if n] == ([2, 2, 1] if writing else [5])
+            assert [n for n in loads if n] == ([LOADS_A_TURN, 1] if writing else [5])
             for request, answer in zip(requests, await answers, strict=True):
                 world.check_greedy(request, answer.tokens)
             if writing:
